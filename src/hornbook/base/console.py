@@ -1,0 +1,131 @@
+"""What the user sees while work goes on.
+
+In: facts as they come.  Out: a live line on a terminal, plain lines elsewhere, an updated cell in a notebook.
+Rich is imported only where there is a terminal to draw on.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+PLAIN_EVERY_SECONDS = 10.0
+LIVE_EVERY_SECONDS = 0.1
+
+
+def say(text: str = "") -> None:
+    print(text, flush=True)
+
+
+def warn(text: str) -> None:
+    print(f"warning: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
+
+def in_notebook() -> bool:
+    shell = sys.modules.get("IPython")
+    return bool(shell and getattr(shell.get_ipython(), "kernel", None))
+
+
+class Progress:
+    """One line that tells how far the work is. `update` may be called as often as one likes; `note` prints above it."""
+
+    def __init__(self, stream: TextIO | None = None, live: bool | None = None) -> None:
+        self._stream = stream or sys.stdout
+        self._notebook = live is None and in_notebook()
+        self._live = self._stream.isatty() if live is None else live
+        self._width = 0
+        self._shown_at = 0.0
+        self._latest = ""
+        self._handle: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def update(self, text: str) -> None:
+        """Show `text` if the line is due for it."""
+        now = time.monotonic()
+        self._latest = text
+        every = LIVE_EVERY_SECONDS if self._live or self._notebook else PLAIN_EVERY_SECONDS
+        if now - self._shown_at >= every:
+            self._shown_at = now
+            self._show(text)
+
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        if self._live:
+            self._write("\r" + " " * self._width + "\r")
+            self._width = 0
+        self._write(text + "\n")
+
+    def close(self) -> None:
+        if self._latest:
+            self._show(self._latest)
+        if self._live and self._width:
+            self._write("\n")
+        self._latest, self._width = "", 0
+
+    def _show(self, text: str) -> None:
+        if self._notebook:
+            from IPython.display import display
+
+            message = {"text/plain": text}
+            if self._handle is None:
+                self._handle = display(message, raw=True, display_id=True)
+            else:
+                self._handle.update(message, raw=True)
+        elif self._live:
+            import shutil
+
+            text = text[: max(shutil.get_terminal_size().columns - 1, 20)]
+            self._write("\r" + text + " " * max(self._width - len(text), 0))
+            self._width = len(text)
+        else:
+            self._write(text + "\n")
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table: drawn on a terminal, columns set apart by two blanks elsewhere."""
+    cells = [list(headings), *[list(row) for row in rows]]
+    if sys.stdout.isatty():
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+
+        drawn = Table(box=box.SIMPLE_HEAD)
+        for heading in headings:
+            drawn.add_column(heading, overflow="fold")
+        for row in cells[1:]:
+            drawn.add_row(*row)
+        Console().print(drawn)
+        return
+    widths = [max(len(row[column]) for row in cells) for column in range(len(headings))]
+    for row in cells:
+        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def count(number: float) -> str:
+    """1234567 as 1.23M."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(number) >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}" if isinstance(number, float) else str(number)
+
+
+def duration(seconds: float) -> str:
+    """4000 as 1h06m."""
+    whole = round(max(seconds, 0))
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02}m"

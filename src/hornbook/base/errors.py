@@ -1,0 +1,40 @@
+"""Mistakes that have a mend.
+
+In: what is wrong, where, and what to do about it.  Out: one line each, and an exit code.
+Anything that is not one of these is a bug of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+LONGEST_LINE = 200
+
+
+class HornbookError(Exception):
+    """Something that the reader can act on, one line per mistake."""
+
+    exit_code = 1
+
+    def __init__(self, *mistakes: str) -> None:
+        self.mistakes = [one_line(mistake) for mistake in mistakes]
+        super().__init__("\n".join(self.mistakes))
+
+
+class UserError(HornbookError):
+    """The input was at fault: a knob, a file, a text."""
+
+    exit_code = 2
+
+
+class MachineError(HornbookError):
+    """The machine was at fault: a full disk, a failing device."""
+
+    exit_code = 1
+
+
+def one_line(text: str) -> str:
+    """Fold white space, and shorten from the middle, where a long path is least missed."""
+    line = " ".join(text.split())
+    if len(line) <= LONGEST_LINE:
+        return line
+    keep = LONGEST_LINE - 5
+    return f"{line[: keep // 3]} ... {line[-(keep - keep // 3) :]}"

@@ -1,0 +1,320 @@
+"""Everything that Hornbook writes goes through here.
+
+In: bytes, texts, or a staging folder that a library fills.  Out: files that are either whole or absent.
+A file is written beside its final name, fsynced, renamed, and its parent fsynced. A folder is staged the same way, with a
+MANIFEST.json (size and sha256 of every file, and its own hash) written last. Each step that changes the disk passes
+through `_step`, so that a test can kill the process at every single one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from hornbook.base.errors import MachineError, UserError
+
+MANIFEST = "MANIFEST.json"
+_STAGED = ".staged-"
+_DISCARDED = ".discarded-"
+_DISK_ERRORS = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EIO: "the disk fails"}
+T = TypeVar("T")
+
+
+def home() -> Path:
+    """Where prepared data and downloads are kept between runs."""
+    return Path(os.environ.get("HORNBOOK_HOME") or Path.home() / ".cache" / "hornbook")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace `path` by `data`, at once."""
+    staged = _staging_for(path)
+    with disk_trouble_named(path):
+        try:
+            with _opened(staged, "wb") as file:
+                file.write(data)
+            _step("rename", path, lambda: os.replace(staged, path))
+        except BaseException:
+            with contextlib.suppress(OSError):
+                staged.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from disk, or a UserError that names the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: should hold a JSON object")
+    return value
+
+
+def make_folder(path: Path) -> Path:
+    with disk_trouble_named(path):
+        try:
+            _step("mkdir", path, lambda: path.mkdir(parents=True, exist_ok=True))
+        except (FileExistsError, NotADirectoryError):
+            raise UserError(f"{path}: a file stands where a folder should; choose another --out") from None
+        except PermissionError:
+            raise UserError(f"{path}: no permission to write here; choose another --out") from None
+    return path
+
+
+@contextlib.contextmanager
+def staged_folder(final: Path, notes: dict[str, Any] | None = None) -> Iterator[Path]:
+    """A folder to fill in peace; on leaving it is fsynced, hashed, given its MANIFEST.json and its final name."""
+    make_folder(final.parent)
+    staging = _staging_for(final)
+    with disk_trouble_named(final):
+        remove(staging)
+        make_folder(staging)
+        try:
+            yield staging
+            _seal(staging, notes or {})
+            remove(final)
+            _step("rename", final, lambda: os.replace(staging, final))
+        except BaseException:
+            with contextlib.suppress(OSError):
+                remove(staging)
+            raise
+        _sync_folder(final.parent)
+
+
+@contextlib.contextmanager
+def staged_file(final: Path) -> Iterator[Path]:
+    """A path for a library that writes one file by itself; on leaving it is fsynced and takes its final name."""
+    make_folder(final.parent)
+    staging = _staging_for(final)
+    with disk_trouble_named(final):
+        try:
+            yield staging
+            _sync_file(staging)
+            _step("rename", final, lambda: os.replace(staging, final))
+        except BaseException:
+            with contextlib.suppress(OSError):
+                staging.unlink(missing_ok=True)
+            raise
+        _sync_folder(final.parent)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or folder; a folder first loses its name, so that half of it never passes for the whole."""
+    if path.is_symlink() or path.is_file():
+        _step("unlink", path, path.unlink)
+    elif path.is_dir():
+        discarded = path if path.name.startswith(_DISCARDED) else path.with_name(_DISCARDED + path.name)
+        if discarded != path:
+            if discarded.exists():
+                _step("rmtree", discarded, lambda: shutil.rmtree(discarded))
+            _step("rename", path, lambda: os.replace(path, discarded))
+        _step("rmtree", discarded, lambda: shutil.rmtree(discarded))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a crash left half done."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.name.startswith((_STAGED, _DISCARDED)):
+            remove(path)
+
+
+class Log:
+    """A file of JSON lines that only grows, except that a resumed run cuts it back to where its checkpoint was."""
+
+    def __init__(self, path: Path, keep_bytes: int | None = None) -> None:
+        self.path = path
+        make_folder(path.parent)
+        with disk_trouble_named(path):
+            if keep_bytes is not None and path.exists():
+                _step("truncate", path, lambda: os.truncate(path, keep_bytes))
+            self._file: IO[bytes] = _step("open", path, lambda: open(path, "ab" if keep_bytes is not None else "wb"))  # noqa: SIM115
+
+    def write(self, entry: dict[str, Any]) -> None:
+        with disk_trouble_named(self.path):
+            line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+            _step("append", self.path, lambda: (self._file.write(line), self._file.flush()))
+
+    def sync(self) -> int:
+        """Put all lines safely on the disk, and tell how many bytes they are."""
+        with disk_trouble_named(self.path):
+            _step("fsync", self.path, lambda: os.fsync(self._file.fileno()))
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The entries of a log; a last line cut off by a crash is passed over."""
+    if not path.exists():
+        return []
+    entries = []
+    for line in path.read_bytes().split(b"\n"):
+        with contextlib.suppress(ValueError):
+            entry = json.loads(line)
+            if isinstance(entry, dict):
+                entries.append(entry)
+    return entries
+
+
+class BinaryWriter:
+    """A large file written piece by piece into a staged folder, hashed on the way."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.bytes_written = 0
+        self._hash = hashlib.sha256()
+        self._file: IO[bytes] = _step("open", path, lambda: open(path, "wb"))  # noqa: SIM115
+
+    def write(self, data: bytes) -> None:
+        _step("append", self.path, lambda: self._file.write(data))
+        self._hash.update(data)
+        self.bytes_written += len(data)
+
+    def close(self) -> str:
+        """Put it safely on the disk; the sha256 of its bytes."""
+        self._file.flush()
+        _step("fsync", self.path, lambda: os.fsync(self._file.fileno()))
+        self._file.close()
+        return self._hash.hexdigest()
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a sealed folder, in a few words; None when every file is as it was written."""
+    path = folder / MANIFEST
+    if folder.is_symlink() or not folder.is_dir():
+        return "is not a folder"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        own = manifest.pop("sha256")
+        listed: dict[str, Any] = manifest["files"]
+        if own != _hash_of_json(manifest):
+            return f"{MANIFEST} was edited or damaged"
+    except FileNotFoundError:
+        return f"has no {MANIFEST}: it was never finished"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return f"{MANIFEST} is damaged"
+    present = {each.relative_to(folder).as_posix() for each in folder.rglob("*") if not each.is_dir()}
+    for name in sorted(present - set(listed) - {MANIFEST}):
+        return f"{name} does not belong there"
+    for name, facts in sorted(listed.items()):
+        file = folder / name
+        if name not in present:
+            return f"{name} is missing"
+        if file.is_symlink():
+            return f"{name} is a link"
+        if file.stat().st_size != facts["bytes"]:
+            return f"{name} has {file.stat().st_size} bytes instead of {facts['bytes']}"
+        if sha256(file) != facts["sha256"]:
+            return f"{name} has changed since it was written"
+    return None
+
+
+def manifest_notes(folder: Path) -> dict[str, Any]:
+    """What was noted in a sealed folder's manifest when it was written."""
+    notes = read_json(folder / MANIFEST).get("notes", {})
+    return notes if isinstance(notes, dict) else {}
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def free_bytes(path: Path) -> int:
+    """Free space on the disk where `path` is, or will be."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+@contextlib.contextmanager
+def disk_trouble_named(path: Path) -> Iterator[None]:
+    """A full or failing disk becomes one line. Libraries hide the cause in their own errors, so those are searched."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+            what = _DISK_ERRORS[error.errno]
+        elif "No space left on device" in str(error) or f"os error {errno.ENOSPC}" in str(error):
+            what = _DISK_ERRORS[errno.ENOSPC]
+        else:
+            raise
+        raise MachineError(
+            f"{path}: {what}; make room, then go on with: hornbook resume (what was saved before is intact)"
+        ) from error
+
+
+def _staging_for(final: Path) -> Path:
+    # One name for each process, so that two that make the same thing do not meet. The ending stays last: libraries
+    # choose a format by it.
+    return final.with_name(f"{_STAGED}{os.getpid()}-{final.name}")
+
+
+def _step(kind: str, path: Path, act: Callable[[], T]) -> T:
+    """One operation that changes the disk; a test replaces this to crash before, in or after it."""
+    return act()
+
+
+@contextlib.contextmanager
+def _opened(path: Path, mode: str) -> Iterator[IO[bytes]]:
+    file: IO[bytes] = _step("open", path, lambda: open(path, mode))  # noqa: SIM115
+    with file:
+        yield file
+        file.flush()
+        _step("fsync", path, lambda: os.fsync(file.fileno()))
+
+
+def _seal(folder: Path, notes: dict[str, Any]) -> None:
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            _sync_file(path)
+            name = path.relative_to(folder).as_posix()
+            files[name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    manifest: dict[str, Any] = {"notes": notes, "files": files}
+    manifest["sha256"] = _hash_of_json(manifest)
+    with _opened(folder / MANIFEST, "wb") as file:
+        file.write(json.dumps(manifest, indent=2).encode())
+    _sync_folder(folder)
+
+
+def _hash_of_json(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _sync_file(path: Path) -> None:
+    with open(path, "rb") as file:
+        _step("fsync", path, lambda: os.fsync(file.fileno()))
+
+
+def _sync_folder(path: Path) -> None:
+    if sys.platform == "win32":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        _step("fsync", path, lambda: os.fsync(handle))
+    finally:
+        os.close(handle)

@@ -1,0 +1,220 @@
+"""What the machine offers, and what of it to use.
+
+In: what torch reports.  Out: a `Machine`: device, number type, threads, peak rate, memory. Torch is imported inside, so that
+`hornbook --help` need not wait for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from hornbook.base.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+# Dense bf16 peaks in TFLOP/s, by a part of the name that torch reports.
+PEAK_TFLOPS = {
+    "B200": 2250.0,
+    "H200": 989.0,
+    "H100 PCIe": 756.0,
+    "H100": 989.0,
+    "GH200": 989.0,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "L4": 121.0,
+    "RTX 5090": 209.5,
+    "RTX 4090": 165.2,
+    "RTX 3090": 71.0,
+    "A10G": 70.0,
+    "T4": 65.0,
+    "V100": 125.0,
+}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run computes, and in which numbers."""
+
+    device: str
+    dtype: str
+    name: str
+    cores: int
+    threads: int
+    memory_bytes: int
+    peak_flops: float | None
+    can_compile: bool
+
+    @property
+    def torch_device(self) -> torch.device:
+        import torch
+
+        return torch.device(self.device)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        import torch
+
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.dtype]
+
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint records, so that a resume elsewhere can say what differs."""
+        import torch
+
+        versions = {"python": platform.python_version(), "torch": torch.__version__}
+        return {**asdict(self), **versions, "system": platform.platform()}
+
+
+def choose_machine(device: str | None = None, dtype: str | None = None, threads: int | None = None) -> Machine:
+    """The fastest device there is, unless one is named, with bf16 where it is fast in hardware."""
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    kind = device or _best_device()
+    _check_device(kind)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if kind.startswith("cuda"):
+        properties = torch.cuda.get_device_properties(kind)
+        name, memory = properties.name, int(properties.total_memory)
+    else:
+        name, memory = (_processor_name() if kind == "cpu" else platform.machine()), _main_memory()
+    return Machine(
+        device=kind,
+        dtype=dtype or ("bfloat16" if _bf16_is_fast(kind) else "float32"),
+        name=name,
+        cores=cores,
+        threads=torch.get_num_threads(),
+        memory_bytes=memory,
+        peak_flops=_peak_flops(name) if kind.startswith("cuda") else None,
+        can_compile=_can_compile(kind),
+    )
+
+
+def set_float_modes() -> None:
+    """TF32 for what stays in fp32 on CUDA; tiny numbers flushed to zero on CPU, where they are many times slower."""
+    import torch
+
+    torch.set_float32_matmul_precision("high")
+    torch.set_flush_denormal(True)
+
+
+def mix_seed(*parts: object) -> int:
+    """A seed from anything that can be printed: the same parts always give the same seed, others give another."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def peak_memory_bytes(device: str) -> int:
+    """The most memory used so far: on the accelerator, or resident in this process."""
+    import torch
+
+    if device.startswith("cuda"):
+        return int(torch.cuda.max_memory_allocated(device))
+    if device == "mps":
+        return int(torch.mps.driver_allocated_memory())
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def wait_for(device: str) -> None:
+    """Until the accelerator has done what it was given, so that a clock reads true."""
+    import torch
+
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    elif device == "mps":
+        torch.mps.synchronize()
+
+
+@contextlib.contextmanager
+def attention_backend(device: str) -> Iterator[None]:
+    """On Hopper and later, cuDNN's attention before FlashAttention 2, which it outruns there; elsewhere torch's choice."""
+    import torch
+
+    if device.startswith("cuda") and torch.cuda.get_device_capability(device)[0] >= 9:
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]
+        order += [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+        with sdpa_kernel(order, set_priority=True):
+            yield
+    else:
+        yield
+
+
+def _best_device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if torch.backends.mps.is_available():
+        return "mps"
+    return "cpu"
+
+
+def _check_device(kind: str) -> None:
+    import torch
+
+    family, _, index = kind.partition(":")
+    if family not in ("cpu", "cuda", "mps") or (index and not index.isdigit()):
+        raise UserError(f"--train.device: no device is called {kind}; use cpu, cuda, cuda:1 or mps")
+    if family == "cuda" and int(index or 0) >= (torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        raise UserError(f"--train.device: {kind} is not on this machine; leave the knob out, or use cpu")
+    if family == "mps" and not torch.backends.mps.is_available():
+        raise UserError("--train.device: mps is not on this machine; leave the knob out, or use cpu")
+
+
+def _bf16_is_fast(kind: str) -> bool:
+    """CUDA from Ampere on; CPUs with AVX512-BF16 or AMX. Emulated bf16 is slower than fp32, so it is not used."""
+    import torch
+
+    if kind.startswith("cuda"):
+        return bool(torch.cuda.get_device_capability(kind)[0] >= 8)
+    if kind == "cpu":
+        reports = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return any(getattr(torch.cpu, report, lambda: False)() for report in reports)
+    return False
+
+
+def _can_compile(kind: str) -> bool:
+    """Whether torch.compile has what it needs: a C++ compiler on CPU, Triton on CUDA. MPS is left eager."""
+    if kind == "cpu":
+        return any(shutil.which(each) for each in (os.environ.get("CXX") or "g++", "g++", "clang++"))
+    if kind.startswith("cuda"):
+        import importlib.util
+
+        return importlib.util.find_spec("triton") is not None
+    return False
+
+
+def _peak_flops(name: str) -> float | None:
+    for part, tflops in PEAK_TFLOPS.items():
+        if part in name:
+            return tflops * 1e12
+    return None
+
+
+def _processor_name() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _main_memory() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 0

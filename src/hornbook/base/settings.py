@@ -1,0 +1,268 @@
+"""One door for every setting.
+
+In: nested dictionaries from TOML or JSON files, from `--a.b value`, or from Python.
+Out: a frozen, validated `Settings` object, or a `UserError` that tells every mistake at once, one line each.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from hornbook.base.errors import UserError
+
+Tree = dict[str, Any]
+
+
+class Settings(BaseModel):
+    """A frozen group of knobs. `mistakes` names combinations that cannot work, each with the knob to turn."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    def mistakes(self) -> Iterator[tuple[str, str]]:
+        """Yield (knob, what is wrong with it and what to do)."""
+        return iter(())
+
+    @model_validator(mode="after")
+    def _no_mistakes(self) -> Self:
+        found = list(self.mistakes())
+        if found:
+            raise PydanticCustomError("combination", "impossible combination", {"found": found})
+        return self
+
+    def with_(self, **knobs: Any) -> Self:
+        """A copy with some knobs turned, validated again; a dictionary turns knobs inside a group."""
+        return build(type(self), merge(self.model_dump(), knobs))
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def build(kind: type[S], tree: Mapping[str, Any], origins: Mapping[str, str] | None = None) -> S:
+    """Validate `tree` as `kind`. `origins` tells where a knob was written (`run.toml line 3`), for the error line."""
+    lines: list[str] = []
+    remaining = _thaw(tree)
+    while True:
+        try:
+            settings = kind.model_validate(remaining)
+        except ValidationError as error:
+            # Each round takes the wrong knobs out and validates again, so that combinations are checked too.
+            wrong: list[tuple[str, ...]] = []
+            for mistake in error.errors():
+                path = tuple(str(part) for part in mistake["loc"])
+                if mistake["type"] == "combination":
+                    for knob, what in mistake["ctx"]["found"]:
+                        lines.append(_line((*path, *knob.split(".")), what, origins))
+                        wrong.append((*path, *knob.split(".")))
+                else:
+                    path = _existing(remaining, path)
+                    lines.append(_line(path, _explain(kind, path, mistake), origins))
+                    wrong.append(path)
+            if not any([_remove(remaining, path) for path in wrong]):
+                raise UserError(*dict.fromkeys(lines)) from None
+            continue
+        if lines:
+            raise UserError(*dict.fromkeys(lines))
+        return settings
+
+
+def merge(*trees: Mapping[str, Any]) -> Tree:
+    """Nested dictionaries laid over each other, the last one winning."""
+    result: Tree = {}
+    for tree in trees:
+        for key, value in tree.items():
+            if isinstance(value, Mapping) and isinstance(result.get(key), Mapping):
+                result[key] = merge(result[key], value)
+            else:
+                result[key] = merge(value) if isinstance(value, Mapping) else value
+    return result
+
+
+def from_words(kind: type[Settings], words: Sequence[str]) -> Tree:
+    """`--a.b value`, `--a.b=value` and a bare `--a.b` (true) to a tree; values are read by the knob's type."""
+    tree: Tree = {}
+    waiting = list(words)
+    while waiting:
+        word = waiting.pop(0)
+        if not word.startswith("--"):
+            raise UserError(f"{word}: not understood here; knobs are written --section.knob VALUE")
+        name, equals, text = word[2:].partition("=")
+        if not equals:
+            text = waiting.pop(0) if waiting and not waiting[0].startswith("--") else "true"
+        path = name.replace("-", "_").split(".")
+        branch = tree
+        for part in path[:-1]:
+            inner = branch.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise UserError(f"--{name}: both a knob and a group of knobs")
+            branch = inner
+        branch[path[-1]] = _read_value(knob_type(kind, path), text)
+    return tree
+
+
+def from_file(path: Path) -> tuple[Tree, dict[str, str]]:
+    """A TOML or JSON file to a tree, and the line on which each knob was written."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; name a recipe (hornbook recipes) or a .toml file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file; settings are written as TOML or JSON") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        tree = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path}: {error}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: should hold a table of settings")
+    return tree, _lines_of(path, text)
+
+
+def knobs(kind: type[Settings], prefix: str = "") -> Iterator[str]:
+    """Every knob below `kind`, dotted."""
+    for name, field in kind.model_fields.items():
+        inner = _settings_type(field.annotation)
+        if inner is None:
+            yield prefix + name
+        else:
+            yield from knobs(inner, f"{prefix}{name}.")
+
+
+def knob_type(kind: type[Settings], path: Sequence[str]) -> Any:
+    """The annotation of a knob, or None where there is no such knob."""
+    current: type[Settings] | None = kind
+    annotation: Any = None
+    for part in path:
+        if current is None or part not in current.model_fields:
+            return None
+        annotation = current.model_fields[part].annotation
+        current = _settings_type(annotation)
+    return annotation
+
+
+def nearest(name: str, known: Sequence[str]) -> str | None:
+    """The known name that `name` was most likely meant to be."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if not close:  # `lr` for `optim.lr`: compare the last parts
+        by_last = {each.rpartition(".")[2]: each for each in reversed(known)}
+        close = difflib.get_close_matches(name.rpartition(".")[2], list(by_last), n=1, cutoff=0.6)
+        close = [by_last[each] for each in close]
+    return close[0] if close else None
+
+
+def spoken(dotted: str) -> str:
+    """A knob as it is written on the command line."""
+    return "--" + dotted.replace("_", "-")
+
+
+def _line(path: Sequence[str], what: str, origins: Mapping[str, str] | None) -> str:
+    dotted = ".".join(path)
+    where = (origins or {}).get(dotted)
+    return f"{where}: {dotted}: {what}" if where else f"{spoken(dotted)}: {what}"
+
+
+def _explain(kind: type[Settings], path: Sequence[str], mistake: Mapping[str, Any]) -> str:
+    if mistake["type"] == "extra_forbidden":
+        near = nearest(".".join(path), list(knobs(kind)))
+        return "no such knob" + (f"; did you mean {spoken(near)}?" if near else "; see docs/knobs.md")
+    if mistake["type"] == "model_type":
+        return f"a group of knobs, not a value; for example {spoken(next(_below(kind, path)))}"
+    if mistake["type"] == "missing":
+        return "must be given"
+    given = mistake["input"]
+    message = str(mistake["msg"]).removeprefix("Input ").removeprefix("Value error, ")
+    return f"{message}, not {given if isinstance(given, str) else json.dumps(given, default=str)}"
+
+
+def _below(kind: type[Settings], path: Sequence[str]) -> Iterator[str]:
+    start = ".".join(path) + "."
+    return (knob for knob in knobs(kind) if knob.startswith(start))
+
+
+def _existing(tree: Mapping[str, Any], path: tuple[str, ...]) -> tuple[str, ...]:
+    """The part of `path` that is written in `tree`: pydantic adds the branches of a union to it."""
+    for length, part in enumerate(path):
+        if not isinstance(tree, Mapping) or part not in tree:
+            return path[: max(length, 1)]
+        tree = tree[part]
+    return path
+
+
+def _remove(tree: Tree, path: Sequence[str]) -> bool:
+    for part in path[:-1]:
+        branch = tree.get(part)
+        if not isinstance(branch, dict):
+            return tree.pop(part, None) is not None
+        tree = branch
+    return bool(path) and tree.pop(path[-1], tree) is not tree
+
+
+def _thaw(tree: Mapping[str, Any]) -> Tree:
+    return {
+        key: _thaw(value)
+        if isinstance(value, Mapping)
+        else value.model_dump()
+        if isinstance(value, Settings)
+        else value
+        for key, value in tree.items()
+    }
+
+
+def _read_value(annotation: Any, text: str) -> Any:
+    """The value that `text` means for a knob of this type; a text that cannot be read is left for validation to name."""
+    allowed = _union(annotation)
+    if type(None) in allowed and text.lower() in ("none", "auto"):
+        return None
+    if bool in allowed and text.lower() in ("true", "false", "yes", "no", "on", "off"):
+        return text.lower() in ("true", "yes", "on")
+    if int in allowed or float in allowed:
+        for number in (int, float):
+            if number in allowed or number is int:
+                try:
+                    return number(text.replace("_", ""))
+                except ValueError:
+                    continue
+        return text
+    if any(typing.get_origin(each) in (tuple, list) for each in allowed):
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            return [text]
+        return value if isinstance(value, list) else [text]
+    return text
+
+
+def _union(annotation: Any) -> tuple[Any, ...]:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return typing.get_args(annotation)
+    return (annotation,)
+
+
+def _settings_type(annotation: Any) -> type[Settings] | None:
+    for each in _union(annotation):
+        if isinstance(each, type) and issubclass(each, Settings):
+            return each
+    return None
+
+
+def _lines_of(path: Path, text: str) -> dict[str, str]:
+    """Where each TOML key stands; good enough for an error line."""
+    origins: dict[str, str] = {}
+    table = ""
+    for number, line in enumerate(text.splitlines(), start=1):
+        if header := re.match(r"\s*\[([\w.\-]+)\]", line):
+            table = header[1] + "."
+        elif key := re.match(r"\s*\"?([\w.\-]+)\"?\s*[=:]", line):
+            origins[table + key[1]] = f"{path.name} line {number}"
+    return origins

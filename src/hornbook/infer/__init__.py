@@ -1,0 +1,1 @@
+"""A trained model speaks, and is scored."""

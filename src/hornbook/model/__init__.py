@@ -1,0 +1,1 @@
+"""The transformer, and the folder in which it lies on disk."""

@@ -1,0 +1,117 @@
+"""Tokens on disk.
+
+In: a folder that `prepare` wrote.  Out: `Shards`, whose splits are read like one long array of ids.
+Format: `manifest.json` and a tokenizer, beside flat little-endian files `train-00000.bin`, `val-00000.bin`: uint16, or uint32 where the
+vocabulary needs it. The manifest is written last; a folder without one is not shards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hornbook.base import files
+from hornbook.base.errors import UserError
+from hornbook.text.tokenizer import Tokenizer
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Shards:
+    folder: Path
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path) -> Shards:
+        """Read the manifest and see that the files have the sizes it tells; `verify` reads every byte."""
+        if not (folder / MANIFEST).is_file():
+            raise UserError(f"{folder}: not prepared data (no {MANIFEST}); make it with: hornbook prepare TEXT")
+        manifest = files.read_json(folder / MANIFEST)
+        if manifest.get("format_version") != FORMAT_VERSION:
+            raise UserError(f"{folder}: another version of the format; prepare the text again: hornbook prepare TEXT")
+        try:
+            shards = cls(folder, manifest)
+            for name in manifest["splits"]:
+                shards.split(name)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{folder / MANIFEST}: damaged ({error!r}); prepare the text again") from None
+        return shards
+
+    def split(self, name: str) -> TokenArray:
+        return TokenArray.open(self.folder, self.manifest["splits"][name], self.manifest["dtype"])
+
+    def split_facts(self, name: str) -> dict[str, Any]:
+        """Tokens, documents and bytes of text of a split, and what gzip and xz make of it."""
+        facts: dict[str, Any] = self.manifest["splits"][name]
+        return facts
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.load(self.folder)
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.manifest["vocab_size"])
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for the same tokens in the same order, wherever and whenever they were prepared."""
+        return str(self.manifest["fingerprint"])
+
+    def damage(self) -> str | None:
+        """What is wrong with the folder, every byte read; None when nothing is."""
+        for facts in self.manifest["splits"].values():
+            for shard in facts["shards"]:
+                if files.sha256(self.folder / shard["name"]) != shard["sha256"]:
+                    return f"{shard['name']} has changed since it was written"
+        if self.tokenizer.fingerprint != self.manifest["tokenizer_fingerprint"]:
+            return "tokenizer.json has changed since it was written"
+        return None
+
+
+class TokenArray:
+    """The files of a split, memory-mapped, as one array."""
+
+    def __init__(self, parts: list[NDArray[Any]]) -> None:
+        self._parts = parts
+        self._ends = np.cumsum([len(part) for part in parts])
+
+    @classmethod
+    def open(cls, folder: Path, facts: dict[str, Any], dtype: str) -> TokenArray:
+        parts: list[NDArray[Any]] = []
+        for shard in facts["shards"]:
+            path = folder / shard["name"]
+            there = path.stat().st_size if path.is_file() else -1
+            if there != shard["bytes"]:
+                what = "is missing" if there < 0 else f"has {there} bytes instead of {shard['bytes']}"
+                raise UserError(f"{path}: {what}; prepare the text again: hornbook prepare TEXT")
+            if there:
+                parts.append(np.memmap(path, dtype=np.dtype(dtype).newbyteorder("<"), mode="r"))
+        return cls(parts)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def read(self, start: int, length: int) -> NDArray[np.int64]:
+        """`length` ids from place `start`, across the files' borders."""
+        if start < 0 or start + length > len(self):
+            raise IndexError(f"ids {start} to {start + length} of {len(self)}")
+        taken: list[NDArray[Any]] = []
+        part = int(np.searchsorted(self._ends, start, side="right"))
+        while length > 0:
+            first = start - (int(self._ends[part - 1]) if part else 0)
+            piece = self._parts[part][first : first + length]
+            taken.append(piece)
+            start, length, part = start + len(piece), length - len(piece), part + 1
+        return np.concatenate(taken).astype(np.int64) if taken else np.empty(0, np.int64)
+
+    def windows(self, starts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+        """(n,) places to (n, length) ids."""
+        return np.stack([self.read(int(start), length) for start in starts])

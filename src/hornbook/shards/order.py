@@ -1,0 +1,92 @@
+"""Which window of the text is sample number g.
+
+In: the kind of order, a seed, the data's fingerprint, the context, and g.  Out: the place where the window starts.
+A pure function, in constant time and memory: nothing is shuffled, stored or replayed. So the data position of a run is one
+integer, resuming costs nothing, and a rank of many takes its slice of g without asking the others.
+
+- `windows`: the fixed grid of non-overlapping windows, each once an epoch, in an order of its own each epoch
+- `phased`: the same, with the grid shifted by a phase drawn for each epoch, so that epochs cut the text differently
+- `places`: a place drawn at random each time
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hornbook.base.machine import mix_seed
+from hornbook.base.settings import Settings
+
+ROUNDS = 6
+Places = NDArray[np.int64]
+Words = NDArray[np.uint64]
+
+
+class OrderConfig(Settings):
+    kind: Literal["windows", "phased", "places"] = "phased"
+    """How samples are laid over the text."""
+    drop_last: bool = False
+    """Leave out an epoch's last batch where it is not full, rather than fill it from the next epoch."""
+
+
+class SampleOrder:
+    """Sample numbers to places in an array of `tokens` ids; a window reads `context` ids and the one after."""
+
+    def __init__(
+        self, config: OrderConfig, seed: int, fingerprint: str, tokens: int, context: int, batch: int = 1
+    ) -> None:
+        self.kind = config.kind
+        self.context = context
+        self.tokens = tokens
+        room = tokens - (context if config.kind == "phased" else 1)
+        self.windows_per_epoch = max(room // context, 0)
+        if self.kind == "phased" and self.windows_per_epoch == 0 and tokens > context:
+            self.kind, self.windows_per_epoch = "windows", (tokens - 1) // context  # too short a text to shift the grid
+        # With drop_last an epoch ends early, at a whole number of batches.
+        whole = self.windows_per_epoch // batch * batch
+        self.samples_per_epoch = whole if config.drop_last and whole else self.windows_per_epoch
+        self._key = f"{self.kind}/{seed}/{fingerprint}/{context}"
+
+    def epoch_of(self, sample: int) -> int:
+        return sample // self.samples_per_epoch
+
+    def places(self, samples: Places) -> Places:
+        """(n,) sample numbers to (n,) places."""
+        if self.kind == "places":
+            drawn = _mix(samples.astype(np.uint64) ^ np.uint64(mix_seed(self._key)))
+            return (drawn % np.uint64(self.tokens - self.context)).astype(np.int64)
+        epochs, within = np.divmod(samples, self.samples_per_epoch)
+        result = np.empty_like(samples)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            phase = mix_seed(self._key, "phase", epoch) % self.context if self.kind == "phased" else 0
+            shuffled = permute(within[here], self.windows_per_epoch, mix_seed(self._key, "permutation", epoch))
+            result[here] = shuffled * self.context + phase
+        return result
+
+
+def permute(numbers: Places, size: int, key: int) -> Places:
+    """Where a keyed permutation of range(size) takes each number: a Feistel network over a square not smaller than `size`,
+    walked on until it comes back inside."""
+    side = np.uint64(math.isqrt(size - 1) + 1)
+    keys = _mix(np.arange(ROUNDS, dtype=np.uint64) + np.uint64(key))
+    result = numbers.astype(np.uint64)
+    outside = np.ones(len(numbers), dtype=bool)
+    while outside.any():
+        left, right = np.divmod(result[outside], side)
+        for round_key in keys:
+            left, right = right, (left + _mix(right ^ round_key) % side) % side
+        result[outside] = left * side + right
+        outside = result >= size
+    return result.astype(np.int64)
+
+
+def _mix(words: Words) -> Words:
+    """splitmix64's finalizer: every bit of the input moves about half of the output's."""
+    words = (words + np.uint64(0x9E3779B97F4A7C15)).astype(np.uint64)
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))

@@ -1,0 +1,222 @@
+"""Documents become shards.
+
+In: a `Source`, and knobs.  Out: a folder of shards; the one that was made before, where text and knobs are the same.
+The text is read twice: once to learn the vocabulary and to count, once to encode. An end-of-text id follows every document.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import lzma
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from hornbook.base import files
+from hornbook.base.console import Progress, count
+from hornbook.base.errors import UserError
+from hornbook.base.settings import Settings
+from hornbook.shards.format import FORMAT_VERSION, MANIFEST, Shards
+from hornbook.text.corpora import find_source
+from hornbook.text.readers import Document, Source
+from hornbook.text.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
+
+FEW_DOCUMENTS = 64
+BATCH_CHARACTERS = 4_000_000
+TOKENS_PER_SHARD = 100_000_000
+YARDSTICK_BYTES = 8_000_000
+
+
+class ShardsConfig(Settings):
+    val_fraction: float | None = Field(None, gt=0, lt=1)
+    """Share of the text held back for validation; a tenth of a small text, less of a large one, when not given."""
+
+
+@dataclass
+class _SplitWriter:
+    """The files of one split as they grow."""
+
+    name: str
+    folder: Path
+    dtype: np.dtype[Any]
+    tokens: int = 0
+    documents: int = 0
+    text_bytes: int = 0
+    shards: list[dict[str, Any]] = field(default_factory=list)
+    _file: files.BinaryWriter | None = None
+
+    def add(self, ids: list[int], text_bytes: int) -> None:
+        if self._file is None:
+            self._file = files.BinaryWriter(self.folder / f"{self.name}-{len(self.shards):05}.bin")
+        self._file.write(np.asarray(ids, dtype=self.dtype).tobytes())
+        self.tokens += len(ids)
+        self.documents += 1
+        self.text_bytes += text_bytes
+        if self._file.bytes_written >= TOKENS_PER_SHARD * self.dtype.itemsize:
+            self.close_file()
+
+    def close_file(self) -> None:
+        if self._file is not None:
+            digest = self._file.close()
+            facts = {"name": self._file.path.name, "bytes": self._file.bytes_written, "sha256": digest}
+            self.shards.append(facts)
+            self._file = None
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "tokens": self.tokens,
+            "documents": self.documents,
+            "bytes_of_text": self.text_bytes,
+            "shards": self.shards,
+        }
+
+
+def open_or_prepare(
+    data: str, tokenizer: TokenizerConfig, shards: ShardsConfig, progress: Progress | None = None
+) -> Shards:
+    """Shards of a corpus, of the text at a path, or at a folder of shards; prepared now unless they are there."""
+    if (Path(data) / MANIFEST).is_file():
+        return Shards.open(Path(data))
+    source = find_source(data)
+    out = files.home() / "shards" / f"{source.name}-{_recipe_hash(source, tokenizer, shards)[:12]}"
+    if (out / MANIFEST).is_file():
+        try:
+            return Shards.open(out)
+        except UserError:
+            files.remove(out)
+    return prepare(source, tokenizer, shards, out, progress)
+
+
+def prepare(
+    source: Source, tokenizer_config: TokenizerConfig, config: ShardsConfig, out: Path, progress: Progress | None = None
+) -> Shards:
+    """Write the shards of a source into the folder `out`."""
+    progress = progress or Progress(live=False)
+    measured = _measure(source)
+    fraction = config.val_fraction or val_fraction_for(measured.text_bytes)
+    rule = _SplitRule(measured, fraction)
+    progress.update(f"learning a {tokenizer_config.kind} vocabulary from {count(measured.text_bytes)} bytes of {source.name}")
+    texts = _sample_for_vocabulary(source, rule, tokenizer_config.train_bytes)
+    tokenizer = train_tokenizer(tokenizer_config, texts, measured.text_bytes)
+    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
+    with files.staged_folder(out) as staging:
+        tokenizer.save(staging)
+        writers = {name: _SplitWriter(name, staging, dtype) for name in ("train", "val")}
+        val_text: list[bytes] = []
+        done = 0
+        for batch in _batches(rule.split(source.documents())):
+            encoded = tokenizer.encode_batch([document.text for _, document in batch])
+            for (split, document), ids in zip(batch, encoded, strict=True):
+                data = document.text.encode()
+                writers[split].add([*ids, tokenizer.end_of_text], len(data))
+                done += len(data)
+                if split == "val":
+                    val_text.append(data)
+                    val_text = val_text if writers["val"].text_bytes <= YARDSTICK_BYTES else []
+            progress.update(f"preparing {source.name}: {done / max(measured.text_bytes, 1):.0%} of {count(measured.text_bytes)} bytes")
+        for writer in writers.values():
+            writer.close_file()
+        splits = {name: writer.facts() for name, writer in writers.items()}
+        if val_text:
+            splits["val"]["yardsticks"] = _yardsticks(b"".join(val_text))
+        content = [tokenizer.fingerprint, *(each["sha256"] for facts in splits.values() for each in facts["shards"])]
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "name": source.name,
+            "dtype": f"uint{dtype.itemsize * 8}",
+            "vocab_size": tokenizer.vocab_size,
+            "tokenizer": tokenizer_config.kind,
+            "tokenizer_fingerprint": tokenizer.fingerprint,
+            "source_signature": source.signature(),
+            "split_rule": rule.description,
+            "splits": splits,
+            "fingerprint": hashlib.sha256("".join(content).encode()).hexdigest(),
+        }
+        files.write_json(staging / MANIFEST, manifest)
+    return Shards.open(out)
+
+
+def val_fraction_for(text_bytes: int) -> float:
+    """A tenth of a text up to 5 MB, half a megabyte up to 1 GB, and then a two-thousandth."""
+    return max(min(0.1, 500_000 / max(text_bytes, 1)), 0.0005)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    documents: int
+    text_bytes: int
+    characters: int
+
+
+class _SplitRule:
+    """Which split a document belongs to: by the hash of its text, so that it stays there when others are added; with few
+    documents, where hashing would be a lottery, the text's tail."""
+
+    def __init__(self, measured: _Measured, fraction: float) -> None:
+        self._threshold = int(fraction * 2**64)
+        self._tail_from = int(measured.characters * (1 - fraction)) if measured.documents < FEW_DOCUMENTS else None
+        rule = "hash of the document's text" if self._tail_from is None else "tail of the text"
+        self.description = f"{rule}, {fraction:.4g} for validation"
+
+    def split(self, documents: Iterator[Document]) -> Iterator[tuple[str, Document]]:
+        characters = 0
+        for document in documents:
+            if self._tail_from is None:
+                digest = hashlib.sha256(document.text.encode()).digest()
+                yield ("val" if int.from_bytes(digest[:8], "big") < self._threshold else "train"), document
+                continue
+            head = document.text[: max(self._tail_from - characters, 0)]
+            tail = document.text[len(head) :]
+            characters += len(document.text)
+            for split, text in (("train", head), ("val", tail)):
+                if text:
+                    yield split, Document(document.name, text)
+
+
+def _measure(source: Source) -> _Measured:
+    documents = text_bytes = characters = 0
+    for document in source.documents():
+        documents += 1
+        text_bytes += len(document.text.encode())
+        characters += len(document.text)
+    return _Measured(documents, text_bytes, characters)
+
+
+def _sample_for_vocabulary(source: Source, rule: _SplitRule, limit: int) -> Iterator[str]:
+    read = 0
+    for split, document in rule.split(source.documents()):
+        if split == "train":
+            yield document.text
+            read += len(document.text)
+            if read >= limit:
+                return
+
+
+def _batches(pairs: Iterator[tuple[str, Document]]) -> Iterator[list[tuple[str, Document]]]:
+    batch: list[tuple[str, Document]] = []
+    characters = 0
+    for pair in pairs:
+        batch.append(pair)
+        characters += len(pair[1].text)
+        if characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _yardsticks(text: bytes) -> dict[str, float]:
+    """Bits per byte that general compressors need for the same text."""
+    sizes = {"gzip -9": len(gzip.compress(text, 9)), "xz -9": len(lzma.compress(text, preset=9))}
+    return {name: 8 * size / len(text) for name, size in sizes.items()}
+
+
+def _recipe_hash(source: Source, tokenizer: TokenizerConfig, shards: ShardsConfig) -> str:
+    parts = [FORMAT_VERSION, source.signature(), tokenizer.model_dump(), shards.model_dump()]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,224 @@
+"""Text becomes ids, and ids become text again.
+
+In: text, and a kind of tokenizer to learn from it.  Out: ids below `vocab_size`, one of which ends a document.
+The format is Hugging Face's tokenizer.json, so that a model folder speaks to every program that reads it. A kind is one
+function that builds such a tokenizer, and its entry in KINDS. Text that looks like a special token stays text.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from hornbook.base import files
+from hornbook.base.errors import UserError
+from hornbook.base.settings import Settings
+
+if TYPE_CHECKING:
+    import tokenizers
+
+END_OF_TEXT = "<|endoftext|>"
+UNKNOWN = "<|unknown|>"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+class TokenizerConfig(Settings):
+    kind: Literal["bpe", "char", "byte"] = "bpe"
+    """How text is cut into tokens."""
+    vocab_size: int | None = Field(None, ge=257, le=1_000_000)
+    """Entries of a trained vocabulary; chosen from the amount of text when not given. Only for bpe."""
+    train_bytes: int = Field(64_000_000, ge=1)
+    """At most so much text is read to learn the vocabulary from."""
+
+    def mistakes(self) -> Iterator[tuple[str, str]]:
+        if self.vocab_size is not None and self.kind != "bpe":
+            yield "vocab_size", f"a {self.kind} tokenizer has the vocabulary it needs; leave it out, or --tokenizer.kind bpe"
+
+
+class Tokenizer:
+    """A tokenizer.json in memory."""
+
+    def __init__(self, inner: tokenizers.Tokenizer) -> None:
+        inner.encode_special_tokens = True  # "<|endoftext|>" in a text is thirteen characters, not the end of it
+        self._inner = inner
+        end = inner.token_to_id(END_OF_TEXT)
+        if end is None:
+            raise UserError(f"tokenizer.json: has no {END_OF_TEXT} token, which ends a document")
+        self.end_of_text: int = end
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self._inner.get_vocab_size())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self._inner.to_str().encode()).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._inner.encode(text, add_special_tokens=False).ids)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Many texts at once, on all cores."""
+        return [each.ids for each in self._inner.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; special tokens have none."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        pieces = self._piece_bytes
+        return b"".join(pieces[token] for token in ids)
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        """Any bytes, where the vocabulary is the 256 bytes."""
+        table = {piece: token for token, piece in enumerate(self._piece_bytes) if len(piece) == 1}
+        if len(table) != 256:
+            raise UserError("only a byte tokenizer encodes bytes that are not text")
+        return [table[data[place : place + 1]] for place in range(len(data))]
+
+    def stream(self) -> TextStream:
+        return TextStream(self)
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token stands for; none for a special token."""
+        return self._piece_bytes[token]
+
+    def save(self, folder: Path, context: int | None = None) -> None:
+        """Into a staged folder: files that transformers' AutoTokenizer loads with the same ids."""
+        self._inner.save(str(folder / TOKENIZER_FILES[0]))
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": END_OF_TEXT,
+            "eos_token": END_OF_TEXT,
+            "pad_token": END_OF_TEXT,
+            "split_special_tokens": True,
+            "clean_up_tokenization_spaces": False,
+        }
+        if self._inner.token_to_id(UNKNOWN) is not None:
+            settings["unk_token"] = UNKNOWN
+        files.write_json(folder / TOKENIZER_FILES[1], settings | ({"model_max_length": context} if context else {}))
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokenizer:
+        import tokenizers
+
+        path = folder / TOKENIZER_FILES[0]
+        try:
+            return cls(tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise UserError(f"{folder}: has no {TOKENIZER_FILES[0]}") from None
+        except UserError:
+            raise
+        except Exception as error:  # tokenizers raises plain Exceptions
+            raise UserError(f"{path}: not a tokenizer ({error})") from None
+
+    @cached_property
+    def _piece_bytes(self) -> list[bytes]:
+        special = {token for token, added in self._inner.get_added_tokens_decoder().items() if added.special}
+        byte_level = type(self._inner.decoder).__name__ == "ByteLevel"
+        to_byte = {letter: byte for byte, letter in enumerate(byte_letters())}
+        pieces = []
+        for token in range(self.vocab_size):
+            piece = self._inner.id_to_token(token) or ""
+            if token in special:
+                pieces.append(b"")
+            elif byte_level:
+                pieces.append(bytes(to_byte[letter] for letter in piece))
+            else:
+                pieces.append(piece.encode())
+        return pieces
+
+
+class TextStream:
+    """Ids come one by one; text goes out as soon as it is whole characters."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def feed(self, token: int) -> str:
+        return self._decoder.decode(self._tokenizer.piece(token))
+
+    def end(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+def train_tokenizer(config: TokenizerConfig, texts: Iterable[str], total_bytes: int) -> Tokenizer:
+    """Learn a vocabulary from texts."""
+    size = config.vocab_size or vocab_size_for(total_bytes)
+    return Tokenizer(KINDS[config.kind](texts, size))
+
+
+def vocab_size_for(text_bytes: int) -> int:
+    """A power of two near the square root of the text: 1 MB gives 1,024, 12 MB 4,096, 1 GB 32,768."""
+    return int(min(max(2 ** round(math.log2(1.2 * math.sqrt(max(text_bytes, 1)))), 512), 32_768))
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
+    """Byte-level byte-pair encoding: any text goes in and comes out unchanged."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(byte_letters()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def train_char(texts: Iterable[str], _: int) -> tokenizers.Tokenizer:
+    """One id for each character of the texts, in the order of Unicode, and one for all others."""
+    letters = sorted(set().union(*map(set, texts)))
+    return _without_merges([*letters, END_OF_TEXT, UNKNOWN], byte_level=False)
+
+
+def byte_tokenizer(_texts: Iterable[str], _: int) -> tokenizers.Tokenizer:
+    """The id of a byte is its value; nothing is learned."""
+    return _without_merges([*byte_letters(), END_OF_TEXT], byte_level=True)
+
+
+KINDS: dict[str, Callable[[Iterable[str], int], tokenizers.Tokenizer]] = {
+    "bpe": train_bpe,
+    "char": train_char,
+    "byte": byte_tokenizer,
+}
+
+
+def byte_letters() -> list[str]:
+    """GPT-2's printable stand-in for each byte: printable Latin-1 for itself, the others from code point 256 on."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = iter(range(256, 512))
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
+
+
+def _without_merges(entries: list[str], byte_level: bool) -> tokenizers.Tokenizer:
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
+
+    vocabulary = {entry: token for token, entry in enumerate(entries)}
+    unknown = UNKNOWN if UNKNOWN in vocabulary else None
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=unknown, cache_capacity=0))
+    # Cut into pieces first: the model's time grows faster than the length of what it is given.
+    pieces = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]{1,64}"), "isolated")
+    if byte_level:
+        letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pieces, letters])
+        tokenizer.decoder = decoders.ByteLevel()
+    else:
+        tokenizer.pre_tokenizer = pieces
+        tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([entry for entry in (END_OF_TEXT, UNKNOWN) if entry in vocabulary])
+    return tokenizer
