@@ -117,6 +117,22 @@ def staged_file(final: Path) -> Iterator[Path]:
         _sync_folder(final.parent)
 
 
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a second process out of a folder; the lock dies with the process that holds it."""
+    try:
+        import fcntl  # not on Windows
+    except ImportError:
+        yield
+        return
+    with disk_trouble_named(folder), open(folder / ".lock", "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another process is at work in it; wait for it, or choose another --out") from None
+        yield
+
+
 def remove(path: Path) -> None:
     """Delete a file or folder; a folder first loses its name, so that half of it never passes for the whole."""
     if path.is_symlink() or path.is_file():

@@ -1,0 +1,77 @@
+"""A trained model with its tokenizer: what `hornbook.load` hands out.
+
+In: a model folder or a run.  Out: text for a prompt, at once or as it comes, and the score of a text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hornbook.base.errors import UserError
+from hornbook.base.machine import choose_machine
+from hornbook.infer.decode import generate
+from hornbook.infer.sampler import SamplerConfig
+from hornbook.infer.score import Score, score
+from hornbook.model.folder import load_model, resolve
+from hornbook.shards.format import TokenArray
+from hornbook.text.tokenizer import Tokenizer
+
+
+class Speaker:
+    """Generates, streams, scores, encodes and decodes."""
+
+    def __init__(self, folder: Path, device: str | None = None, dtype: str | None = None) -> None:
+        machine = choose_machine(device, dtype or "float32")
+        self.folder = folder
+        self.model = load_model(folder, machine.device, machine.torch_dtype)
+        self.tokenizer = Tokenizer.load(folder)
+        if self.tokenizer.vocab_size != self.model.config.vocab_size:
+            raise UserError(
+                f"{folder}: its tokenizer has {self.tokenizer.vocab_size} entries, its model "
+                f"{self.model.config.vocab_size}; they do not belong together"
+            )
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text)
+
+    def decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids)
+
+    def stream(self, prompt: str = "", *, max_tokens: int = 256, seed: int = 0, **rules: Any) -> Iterator[str]:
+        """The continuation of `prompt`, whole characters as they come. `rules` are SamplerConfig's knobs."""
+        ids = self.encode(prompt) or [self.tokenizer.end_of_text]
+        text = self.tokenizer.stream()
+        chosen = SamplerConfig().with_(**rules)
+        end = self.tokenizer.end_of_text
+        for token in generate(self.model, ids, chosen, seed=seed, max_tokens=max_tokens, end_of_text=end):
+            if piece := text.feed(token):
+                yield piece
+        if rest := text.end():
+            yield rest
+
+    def generate(self, prompt: str = "", *, max_tokens: int = 256, seed: int = 0, **rules: Any) -> str:
+        """The continuation of `prompt`, all at once."""
+        return "".join(self.stream(prompt, max_tokens=max_tokens, seed=seed, **rules))
+
+    def score(self, text: str) -> Score:
+        """Loss, perplexity and bits per byte of a text under the model."""
+        ids = [self.tokenizer.end_of_text, *self.encode(text)]
+        tokens = TokenArray([np.asarray(ids, dtype=np.uint32)])
+        return self.score_tokens(tokens, len(text.encode()))
+
+    def score_tokens(self, tokens: TokenArray, text_bytes: int) -> Score:
+        if len(tokens) < 2:
+            raise UserError("nothing to score: the text is empty")
+        return score(self.model, self.model.head.weight, tokens, self.model.config.context, text_bytes)
+
+    def __repr__(self) -> str:
+        config = self.model.config
+        return f"Speaker({str(self.folder)!r}, {config.n_params():,} parameters, context {config.context})"
+
+
+def load_speaker(path: Path, at: str = "best", device: str | None = None, dtype: str | None = None) -> Speaker:
+    return Speaker(resolve(path, at), device, dtype)

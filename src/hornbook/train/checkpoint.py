@@ -1,0 +1,122 @@
+"""A run's state on disk, so that nothing is ever lost.
+
+In: model, optimizer and the loop's own state after a step.  Out: `checkpoints/step-00001000/`, a model folder with `optimizer.safetensors`, `state.json` and a
+MANIFEST.json over all of it, whole or absent. Restoring takes the newest one that is as it was written.
+There are no random states in it: what is random in a step follows from the run's seed and the step's number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+
+from hornbook.base import files
+from hornbook.base.console import count, warn
+from hornbook.base.errors import MachineError, UserError
+from hornbook.model.folder import (
+    CHECKPOINTS,
+    checkpoint_folders,
+    first_good,
+    load_config,
+    load_weights,
+    read_tensors,
+    save_model,
+    step_of,
+)
+from hornbook.model.gpt import GPT
+from hornbook.text.tokenizer import Tokenizer
+from hornbook.train.optim import Optimizer
+
+OPTIMIZER = "optimizer.safetensors"
+STATE = "state.json"
+# What must be equal for a resumed run to be the same bit for bit.
+SAME_FOR_EXACTNESS = ("device", "dtype", "name", "threads", "torch")
+
+
+@dataclass
+class TrainState:
+    """Where a run is. The next sample's number is all there is to know about its place in the data."""
+
+    step: int = 0
+    sample: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    micro_batch: int = 0
+    compiled: bool = False
+    not_finite_in_a_row: int = 0
+    val_loss: float | None = None
+    evaluated_at: int = 0
+    best_val_loss: float | None = None
+    best_step: int = 0
+    logs: dict[str, int] = field(default_factory=dict)
+
+
+def save_checkpoint(
+    run: Path,
+    run_id: str,
+    model: GPT,
+    tokenizer: Tokenizer,
+    optimizer: Optimizer,
+    state: TrainState,
+    machine: dict[str, Any],
+    keep: int,
+) -> Path:
+    """Write the checkpoint of this step, then let go of those that are neither newest nor best."""
+    folder = run / CHECKPOINTS / f"step-{state.step:08}"
+    evaluated = state.val_loss if state.evaluated_at == state.step else None
+    with files.staged_folder(folder, {"run_id": run_id, "step": state.step, "val_loss": evaluated}) as staging:
+        save_model(model, tokenizer, staging)
+        tensors = {name: tensor.contiguous() for name, tensor in optimizer.tensors().items()}
+        safetensors.torch.save_file(tensors, staging / OPTIMIZER)
+        files.write_json(staging / STATE, {**asdict(state), "machine": machine})
+    for old in checkpoint_folders(run)[keep:]:
+        if step_of(old) != state.best_step:
+            files.remove(old)
+    return folder
+
+
+def newest_checkpoint(run: Path) -> Path:
+    """The newest checkpoint that is whole, after clearing away what a crash left half done."""
+    files.remove_leftovers(run)
+    files.remove_leftovers(run / CHECKPOINTS)
+    return first_good(run, checkpoint_folders(run))
+
+
+def restore(checkpoint: Path, run_id: str, model: GPT, optimizer: Optimizer, machine: dict[str, Any]) -> TrainState:
+    """Put a checkpoint's weights and moments in place, and hand back its state."""
+    if files.manifest_notes(checkpoint).get("run_id") != run_id:
+        raise UserError(f"{checkpoint}: belongs to another run; put this run's own checkpoint there")
+    saved = load_config(checkpoint)
+    if saved != model.config:
+        name = next(name for name in type(saved).model_fields if getattr(saved, name) != getattr(model.config, name))
+        raise UserError(
+            f"{checkpoint}: made with model.{name} = {getattr(saved, name)}, run.json says {getattr(model.config, name)}; "
+            "put run.json back as it was, or train anew"
+        )
+    load_weights(model, checkpoint)
+    try:
+        optimizer.restore(read_tensors(checkpoint / OPTIMIZER))
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{checkpoint / OPTIMIZER}: of another optimizer ({error}); put run.json back as it was") from None
+    values = files.read_json(checkpoint / STATE)
+    for name in SAME_FOR_EXACTNESS:
+        before, now = values["machine"].get(name), machine.get(name)
+        if before != now:
+            warn(f"{name} was {before}, now it is {now}: the run goes on, but not bit for bit as it would have")
+    known = {each.name for each in fields(TrainState)}
+    return TrainState(**{name: value for name, value in values.items() if name in known})
+
+
+def check_room(run: Path, model: GPT, keep: int) -> None:
+    """Tell before the first step that the checkpoints will not fit, rather than after an hour."""
+    # Weights and two moments in fp32; the best one, those kept, and the one being written.
+    needed = 12 * model.config.n_params() * (keep + 2)
+    free = files.free_bytes(run)
+    if free < needed:
+        raise MachineError(
+            f"{run}: its checkpoints need {count(float(needed))} bytes, {count(float(free))} are free; "
+            "make room, choose another --out, or keep fewer with --train.keep-checkpoints 1"
+        )

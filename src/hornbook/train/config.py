@@ -1,0 +1,130 @@
+"""Every knob of a run.
+
+In: a recipe's RunConfig, a file, words from a command line.  Out: one frozen RunConfig, composed from the configs of the stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from pydantic import Field
+
+from hornbook.base.settings import Settings, build, merge
+from hornbook.infer.sampler import SamplerConfig
+from hornbook.model.config import ModelConfig
+from hornbook.shards.order import OrderConfig
+from hornbook.shards.prepare import ShardsConfig
+from hornbook.text.tokenizer import TokenizerConfig
+
+STOPS = ("steps", "epochs", "tokens", "minutes", "target_loss")
+
+
+class OptimConfig(Settings):
+    kind: Literal["muon", "adamw"] = "muon"
+    """Muon for the matrices of the blocks and AdamW for the rest, or AdamW for all."""
+    lr: float = Field(3e-3, gt=0)
+    """AdamW's learning rate."""
+    embedding_lr: float | None = Field(None, gt=0)
+    """AdamW's learning rate for the embedding; `lr` when not given."""
+    matrix_lr: float = Field(0.02, gt=0)
+    """Muon's learning rate."""
+    momentum: float = Field(0.95, ge=0, lt=1)
+    """Muon's memory of past gradients."""
+    weight_decay: float = Field(0.1, ge=0)
+    """How fast matrices shrink, times their learning rate; embeddings under Muon, norms and biases never do."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """AdamW's memory of past gradients."""
+    beta2: float = Field(0.95, ge=0, lt=1)
+    """AdamW's memory of past squared gradients."""
+    eps: float = Field(1e-10, gt=0)
+    """Added to AdamW's root, against division by zero."""
+    clip: float | None = Field(1.0, gt=0)
+    """Gradients longer than this are shortened to it."""
+
+
+class ScheduleConfig(Settings):
+    kind: Literal["trapezoid", "cosine", "constant"] = "trapezoid"
+    """How the learning rate falls: at the end in a line, all along in half a wave, or not at all."""
+    warmup_steps: int = Field(20, ge=0)
+    """Steps over which the learning rate rises from zero."""
+    decay_share: float = Field(0.5, gt=0, le=1)
+    """Share of the run over which a trapezoid falls."""
+    final_share: float = Field(0.0, ge=0, le=1)
+    """What is left of the learning rate at the end."""
+
+
+class SampleConfig(Settings):
+    prompts: tuple[str, ...] = Field(("",), strict=False)
+    """What the model continues while it trains; the empty prompt begins a document."""
+    tokens: int = Field(64, ge=1)
+    """Length of a sample."""
+    rules: SamplerConfig = SamplerConfig()
+
+
+class TrainConfig(Settings):
+    steps: int | None = Field(None, ge=1)
+    """Stop after so many updates."""
+    epochs: float | None = Field(None, gt=0)
+    """Stop when the text was read so many times."""
+    tokens: int | None = Field(None, ge=1)
+    """Stop when so many tokens were read."""
+    minutes: float | None = Field(None, gt=0)
+    """Stop when so much time has passed since the first step, evaluations and saving included."""
+    target_loss: float | None = Field(None, gt=0)
+    """Stop when a step's training loss is not above this."""
+    batch_tokens: int = Field(16_384, ge=1)
+    """Tokens that each update learns from."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Sequences that are computed at once; what fits, when not given."""
+    eval_every_steps: int | None = Field(None, ge=1)
+    """Evaluate every so many steps; ten times in the run when not given."""
+    save_every_steps: int | None = Field(None, ge=1)
+    """Save every so many steps; with each evaluation and every five minutes when not given."""
+    sample_every_steps: int | None = Field(None, ge=1)
+    """Sample every so many steps; with each evaluation when not given."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Newest checkpoints to keep, beside the best one."""
+    device: str | None = None
+    """cpu, cuda, cuda:1 or mps; the fastest there is when not given."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Numbers to compute in; bfloat16 where the machine is fast at it, when not given. Weights are kept in float32."""
+    compile: bool | None = None
+    """Compile the model; where it pays, when not given."""
+    threads: int | None = Field(None, ge=1)
+    """Processor threads; as torch chooses when not given."""
+
+    def mistakes(self) -> Iterator[tuple[str, str]]:
+        if all(getattr(self, stop) is None for stop in STOPS):
+            yield "steps", "nothing says when to stop; give --train.minutes, steps, epochs, tokens or target_loss"
+
+
+class RunConfig(Settings):
+    recipe: str = "custom"
+    """The name under which this was composed."""
+    data: str = "python-stdlib"
+    """A corpus, the path of a text or a folder of texts, or a folder of shards."""
+    seed: int = Field(1, ge=0)
+    """Everything random in a run follows from this."""
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    shards: ShardsConfig = ShardsConfig()
+    order: OrderConfig = OrderConfig()
+    model: ModelConfig = ModelConfig()
+    optim: OptimConfig = OptimConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    sample: SampleConfig = SampleConfig()
+    train: TrainConfig
+
+    @property
+    def sequences(self) -> int:
+        """Sequences in a batch."""
+        return max(self.train.batch_tokens // self.model.context, 1)
+
+
+def override(config: RunConfig, changes: Mapping[str, Any], origins: Mapping[str, str] | None = None) -> RunConfig:
+    """Turn some knobs of a run. A stop that is given replaces those that the run had."""
+    tree = config.model_dump()
+    wanted = changes.get("train")
+    if isinstance(wanted, Mapping) and any(wanted.get(stop) is not None for stop in STOPS):
+        tree["train"] |= dict.fromkeys(STOPS)
+    return build(RunConfig, merge(tree, changes), origins)

@@ -1,0 +1,96 @@
+"""What must not end a run, or must end it well.
+
+In: signals, numbers that are not finite, memory that runs out.  Out: a flag to stop at, a count, a smaller micro-batch.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import torch
+
+from hornbook.base.console import warn
+from hornbook.base.errors import UserError
+
+NON_FINITE_IN_A_ROW = 10
+
+
+class StopSignals:
+    """Ctrl-C and SIGTERM ask for the end: the loop finishes its step, saves, and leaves. A third one leaves at once."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked += 1
+        if self.asked == 1:
+            print("\nstopping: this step is finished and saved first", file=sys.stderr, flush=True)
+        elif self.asked > 2:
+            raise KeyboardInterrupt
+
+
+class NonFiniteGuard:
+    """Steps whose loss or gradient was not finite. Their updates never reached the weights; too many in a row end the run."""
+
+    def __init__(self, in_a_row: int = 0) -> None:
+        self.in_a_row = in_a_row
+
+    def saw(self, step: int, first_sample: int, sequences: int, finite: bool) -> None:
+        if finite:
+            self.in_a_row = 0
+            return
+        self.in_a_row += 1
+        samples = f"samples {first_sample} to {first_sample + sequences - 1}"
+        warn(f"step {step}: loss or gradient is not finite; left out ({samples}), the weights stay as they were")
+        if self.in_a_row >= NON_FINITE_IN_A_ROW:
+            raise UserError(
+                f"step {step}: not finite for {self.in_a_row} steps in a row; lower --optim.lr and --optim.matrix-lr, "
+                "or lengthen --schedule.warmup-steps, and train again"
+            )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Accelerators have an error of their own for it; the CPU's allocator tells it in words."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+def smaller_micro_batch(micro_batch: int, device: torch.device) -> int:
+    """Half as many sequences at once, the batch staying as it is; a UserError where one is too many."""
+    if micro_batch == 1:
+        raise UserError("out of memory with one sequence at a time; lower --model.context, n-layer or n-embd")
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    warn(f"out of memory with {micro_batch} sequences at once; going on with {micro_batch // 2}, the batch stays as it is")
+    return micro_batch // 2
+
+
+def first_micro_batch(
+    sequences: int, context: int, bytes_per_token: int, fixed_bytes: int, device: torch.device, memory_bytes: int
+) -> int:
+    """How many sequences to compute at once: on a CPU few, so that activations stay in its caches; on an accelerator as many as
+    its memory holds."""
+    if device.type == "cpu":
+        tokens = 8192
+    else:
+        tokens = int(max(0.8 * memory_bytes - fixed_bytes, 0) / max(bytes_per_token, 1))
+    micro_batch = sequences
+    while micro_batch > 1 and micro_batch * context > tokens:
+        micro_batch = (micro_batch + 1) // 2
+    return micro_batch

@@ -1,0 +1,238 @@
+"""The training loop.
+
+In: a `Run`, assembled in start.py.  Out: changed weights, and in the run's folder metrics, samples and checkpoints.
+A step reads `sequences` windows of `context` tokens, a micro-batch at a time, and changes the weights once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hornbook.base.console import Progress
+from hornbook.base.machine import Machine, attention_backend, mix_seed
+from hornbook.infer.decode import generate
+from hornbook.infer.score import score
+from hornbook.model.compile import Trunk
+from hornbook.model.gpt import GPT
+from hornbook.model.loss import cross_entropy_sum
+from hornbook.shards.format import Shards
+from hornbook.shards.loader import Loader
+from hornbook.shards.order import SampleOrder
+from hornbook.train.checkpoint import TrainState, save_checkpoint
+from hornbook.train.config import RunConfig
+from hornbook.train.guard import NonFiniteGuard, StopSignals, is_out_of_memory, smaller_micro_batch
+from hornbook.train.metrics import Metrics, StepReading
+from hornbook.train.optim import Optimizer, clip_gradients
+from hornbook.train.precision import WorkingCopy
+from hornbook.train.schedule import lr_factor
+
+EVALUATIONS_IN_A_RUN = 10
+SAVE_EVERY_SECONDS = 300.0
+INTERRUPTED = "interrupted"
+
+
+@dataclass
+class Run:
+    """What the loop works with."""
+
+    config: RunConfig
+    folder: Path
+    run_id: str
+    machine: Machine
+    shards: Shards
+    order: SampleOrder
+    loader: Loader
+    model: GPT  # the weights that are learned, in fp32
+    working: WorkingCopy  # what computes, in the machine's fast numbers
+    make_trunk: Callable[[Run], Trunk]
+    optimizer: Optimizer
+    metrics: Metrics
+    guard: NonFiniteGuard
+    progress: Progress
+    state: TrainState
+    began: float  # when the run's clock would have been started, had the run never been interrupted
+    weights_are_whole: bool = True  # not in the middle of an update
+
+
+def train(run: Run) -> str:
+    """Step until the run is done; how it ended, in a few words."""
+    knobs, state = run.config.train, run.state
+    parameters = list(run.model.parameters())
+    saved_seconds = state.seconds
+    if share_done(run) >= 1:
+        return "nothing left to do"
+
+    with StopSignals() as signals, attention_backend(run.machine.device), saved_if_it_fails(run):
+        trunk = run.make_trunk(run)
+        while True:
+            before = share_done(run)
+            factor = lr_factor(run.config.schedule, state.step, before)
+
+            loss, trunk = gradients(run, trunk)
+            gradient_length = clip_gradients(parameters, run.config.optim.clip)
+            # Decided on the device: what is not finite never reaches the weights, and nobody waits to know.
+            skip = 1 - (loss + gradient_length).isfinite().float()
+            run.weights_are_whole = False
+            run.optimizer.step(factor, skip)
+            run.weights_are_whole = True
+
+            first_sample = state.sample
+            state.step += 1
+            state.sample += run.config.sequences
+            state.tokens += run.config.sequences * run.config.model.context
+            state.seconds = time.monotonic() - run.began
+            after = share_done(run)
+            reading = StepReading(state.step, first_sample, state.tokens, factor, state.seconds, after)
+            run.metrics.launched(reading, loss, gradient_length)
+
+            # Looking and saving change nothing that is learned, so when they happen is free.
+            tenth = int(after * EVALUATIONS_IN_A_RUN) > int(before * EVALUATIONS_IN_A_RUN)
+            evaluating = is_due(state.step, knobs.eval_every_steps, tenth)
+            sampling = is_due(state.step, knobs.sample_every_steps, evaluating)
+            saving = is_due(state.step, knobs.save_every_steps, state.seconds - saved_seconds > SAVE_EVERY_SECONDS)
+            pausing = evaluating or sampling or saving or after >= 1 or signals.asked > 0
+            target_reached = read_numbers(run, everything=pausing or knobs.target_loss is not None)
+
+            ended = ""
+            if target_reached is not None:
+                ended = f"reached target loss: {target_reached:.4f}"
+            elif after >= 1:
+                ended = "done"
+            elif signals.asked:
+                ended = INTERRUPTED
+            if evaluating or (ended and ended != INTERRUPTED):
+                evaluate(run)
+            if sampling or (ended and ended != INTERRUPTED):
+                sample(run)
+            if saving or ended or (evaluating and state.best_step == state.step):
+                save(run)
+                saved_seconds = state.seconds
+            if ended:
+                return ended
+
+
+def gradients(run: Run, trunk: Trunk) -> tuple[torch.Tensor, Trunk]:
+    """The loss of the step's batch, its gradients left on the model. Where memory runs out, again with smaller micro-batches: each
+    is weighed by its tokens, so that they add up to the gradients of the whole batch however it is cut."""
+    state, sequences, context = run.state, run.config.sequences, run.config.model.context
+    while True:
+        try:
+            # All that is random in a step follows from its number, so a resumed run repeats it.
+            torch.manual_seed(mix_seed(run.config.seed, "step", state.step))
+            run.working.refresh()
+            total = torch.zeros((), device=run.machine.torch_device)
+            for first in range(0, sequences, state.micro_batch):
+                count = min(state.micro_batch, sequences - first)
+                ids, targets = run.loader.take(state.sample + first, count)
+                loss = cross_entropy_sum(trunk(ids), run.working.model.head.weight, targets) / (sequences * context)
+                loss.backward()
+                run.working.collect_gradients()
+                total += loss.detach()
+            return total, trunk
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        state.micro_batch = smaller_micro_batch(state.micro_batch, run.machine.torch_device)
+        trunk = run.make_trunk(run)
+
+
+def read_numbers(run: Run, everything: bool) -> float | None:
+    """Write down the numbers that have arrived from the device; the loss that reached the target, if one did."""
+    target = run.config.train.target_loss
+    for reading, loss, gradient_length in run.metrics.arrived(everything):
+        finite = math.isfinite(loss) and math.isfinite(gradient_length)
+        run.guard.saw(reading.step, reading.first_sample, run.config.sequences, finite)
+        if target is not None and loss <= target:
+            return loss
+    return None
+
+
+def evaluate(run: Run) -> None:
+    """Loss, perplexity and bits per byte of the whole validation set."""
+    state = run.state
+    with at_rest(run) as model:
+        validation, text_bytes = run.shards.split("val"), run.shards.split_facts("val")["bytes_of_text"]
+        result = score(model, model.head.weight, validation, run.config.model.context, text_bytes)
+    state.val_loss, state.evaluated_at = result.loss, state.step
+    if state.best_val_loss is None or result.loss < state.best_val_loss:
+        state.best_val_loss, state.best_step = result.loss, state.step
+    run.metrics.evaluated(state.step, state.tokens, time.monotonic() - run.began, result)
+
+
+def sample(run: Run) -> None:
+    """What the model says now."""
+    knobs, tokenizer = run.config.sample, run.shards.tokenizer
+    end = tokenizer.end_of_text
+    with at_rest(run) as model:
+        for prompt in knobs.prompts:
+            ids = tokenizer.encode(prompt) or [end]
+            new = generate(model, ids, knobs.rules, seed=run.config.seed, max_tokens=knobs.tokens, end_of_text=end)
+            run.metrics.sampled(run.state.step, prompt, tokenizer.decode(list(new)))
+
+
+def save(run: Run) -> None:
+    run.state.seconds = time.monotonic() - run.began
+    run.state.not_finite_in_a_row = run.guard.in_a_row
+    run.state.logs = run.metrics.sync()
+    save_checkpoint(
+        run.folder,
+        run.run_id,
+        run.model,
+        run.shards.tokenizer,
+        run.optimizer,
+        run.state,
+        run.machine.facts(),
+        run.config.train.keep_checkpoints,
+    )
+
+
+def share_done(run: Run) -> float:
+    """From 0 to 1, by whichever end is nearest."""
+    knobs, state = run.config.train, run.state
+    shares = [0.0]
+    if knobs.steps is not None:
+        shares.append(state.step / knobs.steps)
+    if knobs.epochs is not None:
+        shares.append(state.sample / (run.order.samples_per_epoch * knobs.epochs))
+    if knobs.tokens is not None:
+        shares.append(state.tokens / knobs.tokens)
+    if knobs.minutes is not None:
+        shares.append(state.seconds / (60 * knobs.minutes))
+    return max(shares)
+
+
+def is_due(step: int, every_steps: int | None, otherwise: bool) -> bool:
+    return step % every_steps == 0 if every_steps is not None else otherwise
+
+
+@contextlib.contextmanager
+def at_rest(run: Run) -> Iterator[GPT]:
+    """The working model with the newest weights and without dropout."""
+    run.working.refresh()
+    run.working.model.eval()
+    yield run.working.model
+    run.working.model.train()
+
+
+@contextlib.contextmanager
+def saved_if_it_fails(run: Run) -> Iterator[None]:
+    """Whatever goes wrong outside an update, the steps before it are kept."""
+    first = run.state.step
+    try:
+        yield
+    except Exception:
+        if run.weights_are_whole and run.state.step > first:
+            with contextlib.suppress(Exception):
+                run.metrics.arrived(everything=True)
+                save(run)
+        raise
+    finally:
+        run.metrics.close()
+        run.progress.close()

@@ -1,0 +1,141 @@
+"""The numbers of a run.
+
+In: what each step measured.  Out: `metrics.jsonl`, one line a step and one an evaluation; the progress line; tokens a second and MFU.
+The loop never waits for a number: on an accelerator it reads those of the step before while the next one runs.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hornbook.base import files
+from hornbook.base.console import Progress, count, duration
+from hornbook.infer.score import Score
+
+METRICS = "metrics.jsonl"
+SAMPLES = "samples.jsonl"
+RATE_OVER_STEPS = 50
+
+
+@dataclass(frozen=True)
+class StepReading:
+    """One step, as the loop knows it when it has launched it."""
+
+    step: int
+    first_sample: int
+    tokens: int
+    lr_factor: float
+    seconds: float
+    progress: float
+
+
+class Metrics:
+    def __init__(
+        self, folder: Path, progress: Progress, flops_per_token: int, peak_flops: float | None, kept: dict[str, int] | None
+    ) -> None:
+        self._log = files.Log(folder / METRICS, (kept or {}).get(METRICS))
+        self._samples = files.Log(folder / SAMPLES, (kept or {}).get(SAMPLES))
+        self._progress = progress
+        self._flops_per_token = flops_per_token
+        self._peak_flops = peak_flops
+        self._waiting: deque[tuple[StepReading, torch.Tensor, Any]] = deque()
+        self._recent: deque[tuple[float, int]] = deque(maxlen=RATE_OVER_STEPS)
+        self._val_loss: float | None = None
+        self.losses: dict[int, float] = {}
+
+    def launched(self, reading: StepReading, loss: torch.Tensor, gradient_length: torch.Tensor) -> None:
+        """A step is under way; its numbers start towards the host."""
+        numbers = torch.stack([loss.float(), gradient_length.float()])
+        event = None
+        if numbers.is_cuda:
+            numbers = torch.empty(2, pin_memory=True).copy_(numbers, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        elif numbers.device.type != "cpu":
+            numbers = numbers.cpu()
+        self._waiting.append((reading, numbers, event))
+
+    def arrived(self, everything: bool = False) -> list[tuple[StepReading, float, float]]:
+        """Steps whose numbers are here, as (reading, loss, gradient length), now written down; on an accelerator the newest is
+        left for the next call, unless `everything` is wanted."""
+        done = []
+        while self._waiting:
+            reading, numbers, event = self._waiting[0]
+            if event is not None:
+                if len(self._waiting) == 1 and not everything:
+                    break
+                event.synchronize()
+            self._waiting.popleft()
+            loss, length = numbers.tolist()
+            self._write_step(reading, loss, length)
+            done.append((reading, loss, length))
+        return done
+
+    def evaluated(self, step: int, tokens: int, seconds: float, score: Score) -> None:
+        self._val_loss = score.loss
+        self._log.write(
+            {
+                "step": step,
+                "tokens": tokens,
+                "val_loss": score.loss,
+                "val_perplexity": score.perplexity,
+                "val_bits_per_byte": score.bits_per_byte,
+                "seconds": round(seconds, 3),
+            }
+        )
+        bits = f"{score.bits_per_byte:.3f} bits per byte"
+        self._progress.note(f"step {step}: validation loss {score.loss:.4f}, perplexity {score.perplexity:.1f}, {bits}")
+
+    def sampled(self, step: int, prompt: str, text: str) -> None:
+        self._samples.write({"step": step, "prompt": prompt, "text": text})
+        shown = (prompt + text).strip().replace("\n", "\n  | ")
+        self._progress.note(f"  | {shown}")
+
+    def sync(self) -> dict[str, int]:
+        """Put the logs safely on the disk; their lengths, to which a resume cuts them back."""
+        return {METRICS: self._log.sync(), SAMPLES: self._samples.sync()}
+
+    def close(self) -> None:
+        self._log.close()
+        self._samples.close()
+
+    def tokens_per_second(self) -> float:
+        if len(self._recent) < 2:
+            return 0.0
+        (began, first), (ended, last) = self._recent[0], self._recent[-1]
+        return (last - first) / max(ended - began, 1e-9)
+
+    def mfu(self) -> float | None:
+        """The share of the accelerator's peak that the model's own arithmetic reaches."""
+        return self.tokens_per_second() * self._flops_per_token / self._peak_flops if self._peak_flops else None
+
+    def _write_step(self, reading: StepReading, loss: float, length: float) -> None:
+        self._recent.append((reading.seconds, reading.tokens))
+        entry = {
+            "step": reading.step,
+            "tokens": reading.tokens,
+            "loss": loss,
+            "gradient_length": length,
+            "lr_factor": reading.lr_factor,
+            "seconds": round(reading.seconds, 3),
+        }
+        self._log.write(entry)
+        self._progress.update(self._line(reading, loss))
+
+    def _line(self, reading: StepReading, loss: float) -> str:
+        parts = [f"step {reading.step}", f"loss {loss:.3f}"]
+        if self._val_loss is not None:
+            parts.append(f"val {self._val_loss:.3f}")
+        if rate := self.tokens_per_second():
+            parts.append(f"{count(rate)} tokens/s")
+        if mfu := self.mfu():
+            parts.append(f"{mfu:.0%} MFU")
+        if reading.progress > 0:
+            left = reading.seconds * (1 - reading.progress) / reading.progress
+            parts += [f"{min(reading.progress, 1):.0%}", f"{duration(left)} left"]
+        return "  ".join(parts)

@@ -1,0 +1,59 @@
+"""Muon: momentum whose every direction is made equally long.
+
+In: gradients of matrices.  Out: updates that are nearly orthogonal.
+Matrices of one shape are stacked and orthogonalised together: a few large products instead of many small ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+
+import torch
+
+# Coefficients of five Newton-Schulz steps that take singular values from (0, 1] to about 1 (Keller Jordan's quintic).
+QUINTIC = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ_STEPS = 5
+
+
+class Muon:
+    def __init__(
+        self, named: dict[str, torch.nn.Parameter], momentum: float, weight_decay: float, compute: torch.dtype
+    ) -> None:
+        self._momentum = momentum
+        self._weight_decay = weight_decay
+        self._compute = compute
+        self.buffers = {name: torch.zeros_like(parameter) for name, parameter in named.items()}
+        by_shape: dict[torch.Size, list[str]] = defaultdict(list)
+        for name, parameter in named.items():
+            by_shape[parameter.shape].append(name)
+        self._named = named
+        self._stacks = list(by_shape.values())
+
+    @torch.no_grad()
+    def step(self, lr: float, skip: torch.Tensor) -> None:
+        """One update; where `skip` is 1, none, and the momentum stays as it was."""
+        keep = 1 - skip
+        for names in self._stacks:
+            parameters = [self._named[name] for name in names]
+            buffers = [self.buffers[name] for name in names]
+            gradients = [torch.where(skip > 0, 0.0, parameter.grad) for parameter in parameters]  # type: ignore[arg-type]
+            torch._foreach_lerp_(buffers, gradients, [(1 - self._momentum) * keep] * len(names))
+            ahead = torch._foreach_lerp(gradients, buffers, self._momentum)  # Nesterov's look ahead
+            rows, columns = parameters[0].shape
+            updates = orthogonalised(torch.stack(list(ahead)), self._compute)
+            updates *= -lr * math.sqrt(max(1.0, rows / columns)) * keep
+            torch._foreach_mul_(parameters, 1 - lr * self._weight_decay * keep)
+            torch._foreach_add_(parameters, list(updates.unbind()))
+
+
+def orthogonalised(matrices: torch.Tensor, compute: torch.dtype = torch.float32) -> torch.Tensor:
+    """(n, rows, columns) to matrices with the same directions, all singular values near 1."""
+    x = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    turned = x.shape[-2] > x.shape[-1]
+    x = (x.mT if turned else x).to(compute)
+    a, b, c = QUINTIC
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        squared = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(squared, squared, squared, beta=b, alpha=c), x, beta=a)
+    return (x.mT if turned else x).to(matrices.dtype)

@@ -1,0 +1,43 @@
+"""Compute in bf16, learn in fp32.
+
+In: the model whose weights are learned, in fp32.  Out: a working copy in the machine's fast numbers, cast once a step rather
+than at every layer, and its gradients, added up in fp32.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from hornbook.model.gpt import GPT
+
+
+class WorkingCopy:
+    def __init__(self, master: GPT, dtype: torch.dtype) -> None:
+        self._masters = list(master.parameters())
+        self.shares_weights = dtype == torch.float32
+        self.model = master if self.shares_weights else copy.deepcopy(master).to(dtype)
+        self._workers = list(self.model.parameters())
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Take over the newest weights, and forget all gradients."""
+        if not self.shares_weights:
+            torch._foreach_copy_(self._workers, self._masters)
+        for parameter in self._masters + self._workers:
+            parameter.grad = None
+
+    @torch.no_grad()
+    def collect_gradients(self) -> None:
+        """Add the gradients of a micro-batch to the masters'."""
+        if self.shares_weights:
+            return
+        fresh = [worker.grad for worker in self._workers]
+        if self._masters[0].grad is None:
+            for master, gradient in zip(self._masters, fresh, strict=True):
+                master.grad = gradient.float() if gradient is not None else torch.zeros_like(master)
+        else:
+            torch._foreach_add_([master.grad for master in self._masters], [g.float() for g in fresh if g is not None])
+        for worker in self._workers:
+            worker.grad = None

@@ -1,0 +1,240 @@
+"""How a run begins, and begins again.
+
+In: a RunConfig, or the folder of a run.  Out: an assembled `Run`, handed to the loop, and how it ended.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hornbook.base import files
+from hornbook.base.console import Progress, count
+from hornbook.base.errors import UserError
+from hornbook.base.machine import Machine, choose_machine, peak_memory_bytes, set_float_modes
+from hornbook.base.settings import build
+from hornbook.model.compile import Trunk, compiled_or_eager
+from hornbook.model.config import ModelConfig
+from hornbook.model.folder import RUN, checkpoint_folders
+from hornbook.model.gpt import GPT
+from hornbook.model.loss import PIECE_LOGITS
+from hornbook.shards.format import Shards
+from hornbook.shards.loader import Loader
+from hornbook.shards.order import SampleOrder
+from hornbook.shards.prepare import open_or_prepare
+from hornbook.train import loop
+from hornbook.train.checkpoint import TrainState, check_room, newest_checkpoint, restore
+from hornbook.train.config import STOPS, RunConfig, override
+from hornbook.train.guard import NonFiniteGuard, first_micro_batch
+from hornbook.train.metrics import Metrics
+from hornbook.train.optim import Optimizer
+from hornbook.train.precision import WorkingCopy
+
+MAY_CHANGE = {*STOPS, "device", "threads"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    folder: Path
+    reason: str
+    step: int
+    seconds: float
+    tokens_per_second: float
+    mfu: float | None
+    peak_memory_bytes: int
+
+    @property
+    def interrupted(self) -> bool:
+        return self.reason == loop.INTERRUPTED
+
+
+def fit(config: RunConfig, folder: Path, progress: Progress | None = None) -> Outcome:
+    """Train a model from nothing into a new run folder."""
+    if checkpoint_folders(folder):
+        raise UserError(f"{folder}: holds a run already; go on with it: hornbook resume {folder} (or choose another --out)")
+    progress = progress or Progress()
+    machine = choose_machine(config.train.device, config.train.dtype, config.train.threads)
+    shards = open_or_prepare(config.data, config.tokenizer, config.shards, progress)
+    config = fitted_to(shards, config)
+    record = {
+        "run_id": uuid.uuid4().hex,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "config": config.model_dump(),
+        "data": {"folder": str(shards.folder.resolve()), "fingerprint": shards.fingerprint},
+    }
+    files.make_folder(folder)
+    with files.locked(folder):
+        files.remove_leftovers(folder)
+        return _train(config, folder, record, shards, machine, None, progress)
+
+
+def resume(folder: Path, changes: Mapping[str, Any] | None = None, progress: Progress | None = None) -> Outcome:
+    """Go on with a run from its newest good checkpoint. `changes` may move where it stops."""
+    if not (folder / RUN).is_file():
+        raise UserError(f"{folder}: no run to go on with (no {RUN}); begin one: hornbook train --out {folder}")
+    record = files.read_json(folder / RUN)
+    try:
+        config = build(RunConfig, record["config"])
+        shards = Shards.open(Path(record["data"]["folder"]))
+        fingerprint = record["data"]["fingerprint"]
+    except (KeyError, TypeError):
+        raise UserError(f"{folder / RUN}: damaged; train again into another --out") from None
+    if shards.fingerprint != fingerprint:
+        raise UserError(f"{shards.folder}: not the data that this run began with; train on it into another --out")
+    changes = changes or {}
+    fixed = (set(changes) - {"train"}) | (set(changes.get("train", {})) - MAY_CHANGE)
+    if fixed:
+        may = ", ".join(sorted(MAY_CHANGE))
+        raise UserError(f"{min(fixed)}: a run keeps the settings that it began with, except --train. {may}")
+    config = override(config, changes)
+    machine = choose_machine(config.train.device, config.train.dtype, config.train.threads)
+    with files.locked(folder):
+        checkpoint = newest_checkpoint(folder)
+        record["config"] = config.model_dump()
+        return _train(config, folder, record, shards, machine, checkpoint, progress or Progress())
+
+
+def fitted_to(shards: Shards, config: RunConfig) -> RunConfig:
+    """The config with the vocabulary of its data, or a UserError where the two do not go together."""
+    context, there = config.model.context, len(shards.split("train"))
+    if there <= context:
+        smaller = max(there // 2, 2)
+        raise UserError(
+            f"{config.data}: only {there} tokens to train on, --model.context {context} needs more than that; "
+            f"take a longer text, or --model.context {smaller}"
+        )
+    if len(shards.split("val")) < 2:
+        raise UserError(f"{config.data}: no text left for validation; take a longer text, or raise --shards.val-fraction")
+    if config.model.vocab_size not in (None, shards.vocab_size):
+        raise UserError(
+            f"--model.vocab-size: {config.model.vocab_size}, but the tokenizer has {shards.vocab_size} entries; "
+            "leave it out, or set --tokenizer.vocab-size"
+        )
+    return override(config, {"model": {"vocab_size": shards.vocab_size}})
+
+
+def _train(
+    config: RunConfig,
+    folder: Path,
+    record: dict[str, Any],
+    shards: Shards,
+    machine: Machine,
+    checkpoint: Path | None,
+    progress: Progress,
+) -> Outcome:
+    """Assemble the run, from nothing or from a checkpoint, and let the loop have it."""
+    device, tokens = machine.torch_device, shards.split("train")
+    set_float_modes()
+    torch.manual_seed(config.seed)
+    model = GPT(config.model).to(device).train()
+    optimizer = Optimizer(model, config.optim, machine.torch_dtype)
+    check_room(folder, model, config.train.keep_checkpoints)
+    state = TrainState(micro_batch=_micro_batch(config, machine))
+    if checkpoint is not None:
+        state = restore(checkpoint, record["run_id"], model, optimizer, machine.facts())
+    files.write_json(folder / RUN, record | {"machine": machine.facts()})
+    order = SampleOrder(
+        config.order, config.seed, shards.fingerprint, len(tokens), config.model.context, config.sequences
+    )
+    flops = config.model.flops_per_token()
+    run = loop.Run(
+        config=config,
+        folder=folder,
+        run_id=record["run_id"],
+        machine=machine,
+        shards=shards,
+        order=order,
+        loader=Loader(tokens, order, device),
+        model=model,
+        working=WorkingCopy(model, machine.torch_dtype),
+        make_trunk=_make_trunk,
+        optimizer=optimizer,
+        metrics=Metrics(folder, progress, flops, machine.peak_flops, state.logs if checkpoint else None),
+        guard=NonFiniteGuard(state.not_finite_in_a_row),
+        progress=progress,
+        state=state,
+        began=time.monotonic() - state.seconds,
+    )
+    _introduce(run, checkpoint)
+    reason = loop.train(run)
+    return Outcome(
+        folder=folder,
+        reason=reason,
+        step=state.step,
+        seconds=state.seconds,
+        tokens_per_second=run.metrics.tokens_per_second(),
+        mfu=run.metrics.mfu(),
+        peak_memory_bytes=peak_memory_bytes(machine.device),
+    )
+
+
+def _micro_batch(config: RunConfig, machine: Machine) -> int:
+    model = config.model
+    weights_and_moments = 20 * model.n_params()
+    logits = 12 * PIECE_LOGITS.get(machine.torch_device.type, 0)
+    return config.train.micro_batch or first_micro_batch(
+        config.sequences,
+        model.context,
+        _activation_bytes_per_token(model, machine),
+        weights_and_moments + logits,
+        machine.torch_device,
+        machine.memory_bytes,
+    )
+
+
+def _activation_bytes_per_token(model: ModelConfig, machine: Machine) -> int:
+    """What backward needs of a token: about sixteen widths of the stream and six of the MLP for each block."""
+    return model.n_layer * (16 * model.n_embd + 6 * model.width_of_mlp) * machine.torch_dtype.itemsize
+
+
+def _make_trunk(run: loop.Run) -> Trunk:
+    wanted = run.config.train.compile
+    if wanted is None:
+        wanted = run.machine.can_compile and _compiling_pays(run)
+    run.state.compiled = wanted
+    if not wanted:
+        return run.working.model
+    return compiled_or_eager(run.working.model, (run.state.micro_batch, run.config.model.context))
+
+
+def _compiling_pays(run: loop.Run) -> bool:
+    """Compiling costs about a minute; a run must be long enough to win it back."""
+    knobs = run.config.train
+    if knobs.minutes is not None and knobs.minutes < 10:
+        return False
+    ends = [run.order.samples_per_epoch * knobs.epochs * run.config.model.context] if knobs.epochs else []
+    ends += [knobs.steps * knobs.batch_tokens] if knobs.steps else []
+    ends += [knobs.tokens] if knobs.tokens else []
+    if not ends:
+        return True
+    seconds = min(ends) * run.config.model.flops_per_token() / (run.machine.peak_flops or 5e11) / 0.4
+    return seconds > 600
+
+
+def _introduce(run: loop.Run, checkpoint: Path | None) -> None:
+    config, machine, shards = run.config, run.machine, run.shards
+    model = config.model
+    train, val = shards.split_facts("train"), shards.split_facts("val")
+    if checkpoint is not None:
+        run.progress.note(f"going on from {checkpoint}, step {run.state.step}")
+    run.progress.note(
+        f"data      {shards.manifest['name']}: {count(train['tokens'])} tokens to train on, {count(val['tokens'])} to validate, "
+        f"{shards.manifest['tokenizer']} vocabulary of {shards.vocab_size:,}"
+    )
+    run.progress.note(
+        f"model     {count(model.n_params())} parameters: {model.n_layer} layers, {model.n_head} heads, width {model.n_embd}, "
+        f"context {model.context}"
+    )
+    run.progress.note(
+        f"training  {config.sequences * model.context:,} tokens a step ({config.sequences} x {model.context}), "
+        f"on {machine.name}, {machine.dtype}" + (f", {machine.threads} threads" if machine.device == "cpu" else "")
+    )
+    run.progress.note(f"run       {run.folder} (Ctrl-C stops and saves)")
