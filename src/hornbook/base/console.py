@@ -30,7 +30,8 @@ def in_notebook() -> bool:
 
 
 class Progress:
-    """One line that tells how far the work is. `update` may be called as often as one likes; `note` prints above it."""
+    """One line that tells how far the work is. `update` may be called as often as one likes; `note` prints above
+    it."""
 
     def __init__(self, stream: TextIO | None = None, live: bool | None = None) -> None:
         self._stream = stream or sys.stdout
@@ -44,7 +45,9 @@ class Progress:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def update(self, text: str) -> None:

@@ -1,9 +1,9 @@
 """Everything that Hornbook writes goes through here.
 
 In: bytes, texts, or a staging folder that a library fills.  Out: files that are either whole or absent.
-A file is written beside its final name, fsynced, renamed, and its parent fsynced. A folder is staged the same way, with a
-MANIFEST.json (size and sha256 of every file, and its own hash) written last. Each step that changes the disk passes
-through `_step`, so that a test can kill the process at every single one.
+A file is written beside its final name, fsynced, renamed, and its parent fsynced. A folder is staged the same way,
+with a MANIFEST.json (size and sha256 of every file, and its own hash) written last. Each step that changes the disk
+passes through `_step`, so that a test can kill the process at every single one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ from hornbook.base.errors import MachineError, UserError
 MANIFEST = "MANIFEST.json"
 _STAGED = ".staged-"
 _DISCARDED = ".discarded-"
-_DISK_ERRORS = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EIO: "the disk fails"}
+_DISK_ERRORS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EIO: "the disk fails",
+}
 T = TypeVar("T")
 
 
@@ -129,7 +133,9 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{folder}: another process is at work in it; wait for it, or choose another --out") from None
+            raise UserError(
+                f"{folder}: another process is at work in it; wait for it, or choose another --out"
+            ) from None
         yield
 
 
@@ -268,7 +274,8 @@ def free_bytes(path: Path) -> int:
 
 @contextlib.contextmanager
 def disk_trouble_named(path: Path) -> Iterator[None]:
-    """A full or failing disk becomes one line. Libraries hide the cause in their own errors, so those are searched."""
+    """A full or failing disk becomes one line. Libraries hide the cause in their own errors, so those are
+    searched."""
     try:
         yield
     except Exception as error:

@@ -1,7 +1,7 @@
 """What the machine offers, and what of it to use.
 
-In: what torch reports.  Out: a `Machine`: device, number type, threads, peak rate, memory. Torch is imported inside, so that
-`hornbook --help` need not wait for it.
+In: what torch reports.  Out: a `Machine`: device, number type, threads, peak rate, memory. Torch is imported inside,
+so that `hornbook --help` need not wait for it.
 """
 
 from __future__ import annotations
@@ -139,7 +139,8 @@ def wait_for(device: str) -> None:
 
 @contextlib.contextmanager
 def attention_backend(device: str) -> Iterator[None]:
-    """On Hopper and later, cuDNN's attention before FlashAttention 2, which it outruns there; elsewhere torch's choice."""
+    """On Hopper and later, cuDNN's attention before FlashAttention 2, which it outruns there; elsewhere torch's
+    choice."""
     import torch
 
     if device.startswith("cuda") and torch.cuda.get_device_capability(device)[0] >= 9:

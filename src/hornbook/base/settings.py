@@ -27,7 +27,9 @@ Tree = dict[str, Any]
 class Settings(BaseModel):
     """A frozen group of knobs. `mistakes` names combinations that cannot work, each with the knob to turn."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     def mistakes(self) -> Iterator[tuple[str, str]]:
         """Yield (knob, what is wrong with it and what to do)."""
@@ -68,7 +70,8 @@ def build(kind: type[S], tree: Mapping[str, Any], origins: Mapping[str, str] | N
                     path = _existing(remaining, path)
                     lines.append(_line(path, _explain(kind, path, mistake), origins))
                     wrong.append(path)
-            if not any([_remove(remaining, path) for path in wrong]):
+            taken_out = [_remove(remaining, path) for path in wrong]
+            if not any(taken_out):
                 raise UserError(*dict.fromkeys(lines)) from None
             continue
         if lines:
@@ -139,6 +142,17 @@ def knobs(kind: type[Settings], prefix: str = "") -> Iterator[str]:
             yield from knobs(inner, f"{prefix}{name}.")
 
 
+def described(kind: type[Settings], prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Every knob as (name on the command line, default, what it is for)."""
+    for name, field in kind.model_fields.items():
+        inner = _settings_type(field.annotation)
+        if inner is not None:
+            yield from described(inner, f"{prefix}{name}.")
+        else:
+            default = "auto" if field.default is None else json.dumps(field.default)
+            yield spoken(prefix + name), default, " ".join((field.description or "").split())
+
+
 def knob_type(kind: type[Settings], path: Sequence[str]) -> Any:
     """The annotation of a knob, or None where there is no such knob."""
     current: type[Settings] | None = kind
@@ -174,6 +188,10 @@ def _line(path: Sequence[str], what: str, origins: Mapping[str, str] | None) -> 
 
 def _explain(kind: type[Settings], path: Sequence[str], mistake: Mapping[str, Any]) -> str:
     if mistake["type"] == "extra_forbidden":
+        inside = mistake["input"]
+        while isinstance(inside, Mapping) and inside:  # a misspelt group: what was meant shows in the knob inside it
+            path = (*path, str(next(iter(inside))))
+            inside = inside[path[-1]]
         near = nearest(".".join(path), list(knobs(kind)))
         return "no such knob" + (f"; did you mean {spoken(near)}?" if near else "; see docs/knobs.md")
     if mistake["type"] == "model_type":
@@ -220,7 +238,8 @@ def _thaw(tree: Mapping[str, Any]) -> Tree:
 
 
 def _read_value(annotation: Any, text: str) -> Any:
-    """The value that `text` means for a knob of this type; a text that cannot be read is left for validation to name."""
+    """The value that `text` means for a knob of this type; a text that cannot be read is left for validation to
+    name."""
     allowed = _union(annotation)
     if type(None) in allowed and text.lower() in ("none", "auto"):
         return None

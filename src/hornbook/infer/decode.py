@@ -2,9 +2,10 @@
 
 In: a model, the prompt's ids, rules.  Out: new ids, one by one.
 
-The window rule: a model sees at most `context` tokens. When a text outgrows it, the window jumps forward by half a context and the
-text goes on; tokens before the window are forgotten. The start depends on the length alone (`window_start`), so generation with the cache equals generation
-without it, and a prompt longer than the context is cut where the same text, had it been generated, would have been.
+The window rule: a model sees at most `context` tokens. When a text outgrows it, the window jumps forward by half a
+context and the text goes on; tokens before the window are forgotten. The start depends on the length alone
+(`window_start`), so generation with the cache equals generation without it, and a prompt longer than the context is
+cut where the same text, had it been generated, would have been.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from hornbook.infer.sampler import SamplerConfig, next_tokens
+from hornbook.infer.config import SamplerConfig
+from hornbook.infer.sampler import next_tokens
 from hornbook.model.attention import KVCache
 from hornbook.model.gpt import GPT
 

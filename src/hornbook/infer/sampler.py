@@ -1,8 +1,8 @@
 """Logits become a token.
 
 In: logits (B, V), rules, a seed for each sequence, and the position.  Out: one id for each sequence, (B,).
-The rules apply in this order: temperature, top-k, top-p, min-p. The noise is drawn from seed and position alone, so that the same seed gives the same text however
-sequences were batched.
+The rules apply in this order: temperature, top-k, top-p, min-p. The noise is drawn from seed and position alone, so
+that the same seed gives the same text however sequences were batched.
 """
 
 from __future__ import annotations
@@ -10,24 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from pydantic import Field
 
 from hornbook.base.machine import mix_seed
-from hornbook.base.settings import Settings
-
-
-class SamplerConfig(Settings):
-    temperature: float = Field(0.8, ge=0)
-    """Below 1 the likely becomes likelier; 0 always takes the likeliest."""
-    top_k: int | None = Field(None, ge=1)
-    """Only the k likeliest tokens."""
-    top_p: float | None = Field(0.95, gt=0, le=1)
-    """Only the likeliest tokens that together have this probability."""
-    min_p: float | None = Field(None, ge=0, le=1)
-    """Only tokens that have this share of the likeliest one's probability."""
-
-
-GREEDY = SamplerConfig(temperature=0.0, top_p=None)
+from hornbook.infer.config import SamplerConfig
 
 
 def next_tokens(logits: torch.Tensor, rules: SamplerConfig, seeds: Sequence[int], position: int) -> torch.Tensor:

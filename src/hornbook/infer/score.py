@@ -1,8 +1,8 @@
 """How well a model knows a text.
 
 In: a model, and ids.  Out: loss, perplexity, and bits per byte of text, over all of it.
-The text is cut into windows of the context, and every token but the very first is predicted once, from what stands before it in its window. The result does
-not depend on how windows are batched.
+The text is cut into windows of the context, and every token but the very first is predicted once, from what stands
+before it in its window. The result does not depend on how windows are batched.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ import numpy as np
 
 from hornbook.base.errors import UserError
 from hornbook.base.machine import choose_machine
+from hornbook.infer.config import SamplerConfig
 from hornbook.infer.decode import generate
-from hornbook.infer.sampler import SamplerConfig
 from hornbook.infer.score import Score, score
 from hornbook.model.folder import load_model, resolve
 from hornbook.shards.format import TokenArray

@@ -1,7 +1,7 @@
 """torch.compile where it works, eager where it does not.
 
-In: a model, and the shape of its training batches.  Out: a callable that gives the hidden states. Compilation must never stop a training run: any
-failure is one warning, and eager goes on.
+In: a model, and the shape of its training batches.  Out: a callable that gives the hidden states. Compilation must
+never stop a training run: any failure is one warning, and eager goes on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ Trunk = Callable[[torch.Tensor], torch.Tensor]
 
 
 def compiled_or_eager(model: GPT, shape: tuple[int, int], quiet: bool = False) -> Trunk:
-    """The model's forward, compiled for batches of one shape and tried out forwards and backwards; other shapes run eager."""
+    """The model's forward, compiled for batches of one shape and tried out forwards and backwards; other shapes run
+    eager."""
     began = time.monotonic()
     try:
         logging.getLogger("torch").setLevel(logging.ERROR)

@@ -1,8 +1,8 @@
 """The shape of a model, and what it implies.
 
 In: knobs.  Out: a `ModelConfig`, its parameter count and its FLOPs per token, without building anything.
-Two presets: `classic` is GPT-2 as transformers' `gpt2` knows it, `modern` is the shape that it calls `qwen3`. They differ only in the values
-of these fields; nothing else asks which one a model is.
+Two presets: `classic` is GPT-2 as transformers' `gpt2` knows it, `modern` is the shape that it calls `qwen3`. They
+differ only in the values of these fields; nothing else asks which one a model is.
 """
 
 from __future__ import annotations
@@ -58,9 +58,15 @@ class ModelConfig(Settings):
 
     def mistakes(self) -> Iterator[tuple[str, str]]:
         if self.head_width is None and self.n_embd % self.n_head:
-            yield "n_head", f"{self.n_head} heads do not divide a width of {self.n_embd}; take {self._nearest_heads()}"
+            yield (
+                "n_head",
+                f"{self.n_head} heads do not divide a width of {self.n_embd}; take {self._nearest_heads()}",
+            )
         elif self.positions == "rotary" and self.width_of_head % 2:
-            yield "n_head", f"rotary positions need an even head width, not {self.width_of_head}; take another n_head"
+            yield (
+                "n_head",
+                f"rotary positions need an even head width, not {self.width_of_head}; take another n_head",
+            )
         if self.n_head % self.kv_heads:
             yield "n_kv_head", f"{self.kv_heads} does not divide the {self.n_head} attention heads"
 
@@ -105,8 +111,8 @@ class ModelConfig(Settings):
         return total
 
     def flops_per_token(self, context: int | None = None) -> int:
-        """Forward and backward of one token in training: 6 for each parameter that multiplies, and the attention's own
-        12 x layers x heads' width x context."""
+        """Forward and backward of one token in training: 6 for each parameter that multiplies, and the attention's
+        own 12 x layers x heads' width x context."""
         multiplied = self.n_params(embeddings=False) + self.known_vocab_size * self.n_embd
         return 6 * multiplied + 12 * self.n_layer * self.n_head * self.width_of_head * (context or self.context)
 

@@ -1,8 +1,9 @@
 """A model on disk.
 
 In: a GPT and its tokenizer.  Out: a Hugging Face folder, and back.
-`config.json` names a model type of transformers where there is one of exactly this shape, so that AutoModelForCausalLM loads the folder by its path alone;
-our own ModelConfig stands in it under "hornbook", where transformers keeps and ignores it. A shape that has no such type is saved as model type `hornbook`.
+`config.json` names a model type of transformers where there is one of exactly this shape, so that
+AutoModelForCausalLM loads the folder by its path alone; our own ModelConfig stands in it under "hornbook", where
+transformers keeps and ignores it. A shape that has no such type is saved as model type `hornbook`.
 """
 
 from __future__ import annotations
@@ -56,7 +57,11 @@ def save_model(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
     kind = next((kind for kind, shape in SHAPES.items() if shape.fits(config)), "hornbook")
     end = tokenizer.end_of_text
     ids = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
-    description: dict[str, Any] = {"model_type": kind, "vocab_size": config.known_vocab_size, "dtype": "float32"}
+    description: dict[str, Any] = {
+        "model_type": kind,
+        "vocab_size": config.known_vocab_size,
+        "dtype": "float32",
+    }
     if kind in SHAPES:
         description |= {"architectures": [SHAPES[kind].architecture], "tie_word_embeddings": config.tied}
         description |= SHAPES[kind].describe(config)
@@ -122,7 +127,8 @@ def read_tensors(path: Path) -> Tensors:
 
 
 def resolve(path: Path, at: str = "best") -> Path:
-    """The model folder that is meant: `path` itself, or of a run the best, the newest, or the checkpoint of a step."""
+    """The model folder that is meant: `path` itself, or of a run the best, the newest, or the checkpoint of a
+    step."""
     if not path.exists():
         raise UserError(f"{path}: no such model or run; hornbook train makes one")
     if (path / CONFIG).is_file():

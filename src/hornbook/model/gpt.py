@@ -21,8 +21,8 @@ from hornbook.model.loss import cross_entropy_sum
 class Block(nn.Module):
     """The stream passes through unchanged; attention and MLP each read it and add to it.
 
-        x ──┬── norm ── attention ──(+)──┬── norm ── MLP ──(+)──
-            └────────────────────────┘   └──────────────────┘
+    x ──┬── norm ── attention ──(+)──┬── norm ── MLP ──(+)──
+        └────────────────────────┘   └──────────────────┘
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:

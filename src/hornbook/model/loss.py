@@ -1,8 +1,8 @@
 """Cross-entropy of the next token, without ever holding all logits.
 
 In: hidden states (N, C), the head's weight (V, C), targets (N,).  Out: the sum of the losses, in fp32.
-At GPT-2's vocabulary the logits of a batch are larger than everything else together. So tokens go through the head a piece at a time, and each piece
-leaves its gradients behind while its logits are still in the processor's cache.
+At GPT-2's vocabulary the logits of a batch are larger than everything else together. So tokens go through the head a
+piece at a time, and each piece leaves its gradients behind while its logits are still in the processor's cache.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-# Logits held at once. On a CPU, so many that they stay in its cache.
-PIECE_LOGITS = {"cpu": 2**21, "cuda": 2**28}
+# Logits held at once: on CUDA, or elsewhere, where they should stay in the processor's cache.
+PIECE_LOGITS = {True: 2**28, False: 2**21}
 # CUDA's fast kernels want a multiple of this; the vocabulary is padded for the product alone, and stored nowhere.
 VOCAB_MULTIPLE = 64
 
 
 def cross_entropy_sum(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """The summed loss; an ignored target is -1."""
-    loss: torch.Tensor = _CrossEntropySum.apply(hidden.flatten(0, -2), weight, targets.flatten())
+    loss: torch.Tensor = _CrossEntropySum.apply(  # type: ignore[no-untyped-call]
+        hidden.flatten(0, -2), weight, targets.flatten()
+    )
     return loss
 
 
@@ -37,9 +39,7 @@ class _CrossEntropySum(torch.autograd.Function):
     """Forward computes the gradients as well; backward only scales them."""
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         needs_gradients = any(ctx.needs_input_grad[:2])
         vocab_size = weight.shape[0]
         if weight.is_cuda and vocab_size % VOCAB_MULTIPLE:
@@ -71,7 +71,7 @@ class _CrossEntropySum(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
         scale = upstream.to(hidden_gradient.dtype)
         return hidden_gradient * scale, weight_gradient * scale, None
@@ -80,5 +80,5 @@ class _CrossEntropySum(torch.autograd.Function):
 def _pieces(
     hidden: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    rows = max(PIECE_LOGITS.get(hidden.device.type, PIECE_LOGITS["cuda"]) // weight.shape[0], 16)
+    rows = max(PIECE_LOGITS[hidden.is_cuda] // weight.shape[0], 16)
     return list(zip(hidden.split(rows), targets.split(rows), strict=True))

@@ -1,1 +1,53 @@
-"""Named runs: functions that return a RunConfig."""
+"""Named runs. A recipe is a function that returns a RunConfig, and its entry in RECIPES.
+
+In: a name, a file, or the text that a user brings, and knobs.  Out: the RunConfig to train.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hornbook.base.errors import UserError
+from hornbook.base.settings import from_file, merge, nearest
+from hornbook.recipes import modern
+from hornbook.shards.format import is_shards
+from hornbook.text.corpora import CORPORA, find_source
+from hornbook.train.config import RunConfig, override
+
+RECIPES: dict[str, Callable[[], RunConfig]] = {
+    "demo": modern.demo,
+    "demo-classic": modern.demo_classic,
+}
+DEFAULT = "demo"
+
+
+def compose(named: RunConfig | str | None, knobs: Mapping[str, Any]) -> RunConfig:
+    """The run that is meant: a recipe by name, a .toml or .json file, sizes chosen for a text, or the default; with
+    knobs turned."""
+    if isinstance(named, RunConfig):
+        return override(named, knobs)
+    if named is None:
+        data = knobs.get("data")
+        if isinstance(data, str) and data not in CORPORA and not is_shards(Path(data)):
+            return override(_for_own_text(data), knobs)
+        named = DEFAULT
+    if named.endswith((".toml", ".json")):
+        tree, origins = from_file(Path(named))
+        base = _recipe(str(tree.get("recipe", DEFAULT)))
+        return override(base, merge(tree, {"recipe": Path(named).stem}, knobs), origins)
+    return override(_recipe(named), knobs)
+
+
+def _recipe(name: str) -> RunConfig:
+    if name not in RECIPES:
+        near = nearest(name, list(RECIPES))
+        raise UserError(f"{name}: no such recipe; " + (f"did you mean {near}?" if near else "see: hornbook recipes"))
+    return RECIPES[name]()
+
+
+def _for_own_text(data: str) -> RunConfig:
+    from hornbook.base.machine import choose_machine
+
+    return modern.own_text(data, find_source(data).bytes_on_disk(), choose_machine().device != "cpu")

@@ -1,27 +1,77 @@
-"""Our own best settings, small to large.
+"""Our own best settings.
 
-In: nothing, or the text that a user brings.  Out: a RunConfig. A recipe is one function and its entry in RECIPES.
+In: nothing, or the amount of text that a user brings.  Out: a RunConfig.
 """
 
 from __future__ import annotations
 
-from hornbook.model.config import modern
-from hornbook.shards.order import OrderConfig
-from hornbook.train.config import OptimConfig, RunConfig, SampleConfig, ScheduleConfig, TrainConfig
-from hornbook.text.tokenizer import TokenizerConfig
+from hornbook.model.config import classic, modern
+from hornbook.text.tokenizer import TokenizerConfig, vocab_size_for
+from hornbook.train.config import STOPS, OptimConfig, RunConfig, SampleConfig, TrainConfig
+
+# The smallest text (in tokens) for a size: layers, heads, width, context.
+LADDER = (
+    (0, (3, 2, 128, 128)),
+    (200_000, (4, 3, 192, 256)),
+    (2_000_000, (6, 4, 256, 256)),
+    (50_000_000, (8, 8, 512, 512)),
+    (500_000_000, (12, 12, 768, 1024)),
+)
+BYTE_TEXT = 100_000
+TOKENS_TO_SEE = 10_000_000
 
 
 def demo() -> RunConfig:
-    """Three minutes on a laptop: the standard library of Python."""
+    """Three minutes on a laptop, on Python's own sources: the modern shape."""
     return RunConfig(
         recipe="demo",
         data="python-stdlib",
         tokenizer=TokenizerConfig(kind="bpe", vocab_size=4096),
         model=modern(n_layer=4, n_head=3, n_embd=192, context=256),
-        optim=OptimConfig(),
         train=TrainConfig(minutes=3, batch_tokens=4096),
         sample=SampleConfig(prompts=("def ",)),
     )
 
 
-RECIPES = {"demo": demo}
+def demo_classic() -> RunConfig:
+    """The same three minutes with GPT-2's shape and AdamW, for comparison."""
+    return demo().with_(
+        recipe="demo-classic",
+        model=classic(n_layer=4, n_head=3, n_embd=192, context=256).model_dump(),
+        optim=OptimConfig(kind="adamw", lr=1e-3).model_dump(),
+    )
+
+
+def own_text(data: str, text_bytes: int, accelerated: bool) -> RunConfig:
+    """Sizes from the amount of text: a vocabulary, a model about as large as the text can fill, and so many readings
+    that ten million tokens are seen, but no more than twenty. Without an accelerator the model stays at the third
+    size."""
+    small = text_bytes < BYTE_TEXT
+    tokenizer = TokenizerConfig(
+        kind="byte" if small else "bpe", vocab_size=None if small else vocab_size_for(text_bytes)
+    )
+    tokens = text_bytes if small else text_bytes // 3
+    ladder = LADDER if accelerated else LADDER[:3]
+    n_layer, n_head, n_embd, context = [sizes for least, sizes in ladder if tokens >= least][-1]
+    context = max(min(context, tokens // 16), 8)
+    epochs = min(max(TOKENS_TO_SEE / max(tokens, 1), 1.0), 20.0)
+    return RunConfig(
+        recipe="own-text",
+        data=data,
+        tokenizer=tokenizer,
+        model=modern(
+            n_layer=n_layer, n_head=n_head, n_embd=n_embd, context=context, dropout=0.1 if epochs > 4 else 0.0
+        ),
+        train=TrainConfig(epochs=round(epochs, 1), batch_tokens=min(4096, max(tokens // 8, context))),
+    )
+
+
+def why_these_sizes(config: RunConfig) -> str:
+    """What `own_text` chose, in one line."""
+    model, tokenizer = config.model, config.tokenizer
+    vocabulary = f"{tokenizer.kind} vocabulary" + (f" of {tokenizer.vocab_size:,}" if tokenizer.vocab_size else "")
+    ends = [f"{value:g} {stop}" for stop in STOPS if (value := getattr(config.train, stop)) is not None]
+    return (
+        f"sizes chosen from the amount of text: {vocabulary}, {model.n_layer} layers of width {model.n_embd}, "
+        f"context {model.context}, {', '.join(ends)}; any --knob changes any of it"
+    )

@@ -1,8 +1,8 @@
 """Tokens on disk.
 
 In: a folder that `prepare` wrote.  Out: `Shards`, whose splits are read like one long array of ids.
-Format: `manifest.json` and a tokenizer, beside flat little-endian files `train-00000.bin`, `val-00000.bin`: uint16, or uint32 where the
-vocabulary needs it. The manifest is written last; a folder without one is not shards.
+Format: `manifest.json` and a tokenizer, beside flat little-endian files `train-00000.bin`, `val-00000.bin`: uint16,
+or uint32 where the vocabulary needs it. The manifest is written last; a folder without one is not shards.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 
 
+def is_shards(folder: Path) -> bool:
+    return (folder / MANIFEST).is_file()
+
+
 @dataclass(frozen=True)
 class Shards:
     folder: Path
@@ -31,7 +35,7 @@ class Shards:
     @classmethod
     def open(cls, folder: Path) -> Shards:
         """Read the manifest and see that the files have the sizes it tells; `verify` reads every byte."""
-        if not (folder / MANIFEST).is_file():
+        if not is_shards(folder):
             raise UserError(f"{folder}: not prepared data (no {MANIFEST}); make it with: hornbook prepare TEXT")
         manifest = files.read_json(folder / MANIFEST)
         if manifest.get("format_version") != FORMAT_VERSION:

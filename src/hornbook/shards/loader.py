@@ -1,8 +1,8 @@
 """Batches on the device.
 
-In: the training split, its order, and the number of the next sample.  Out: pairs of (inputs, targets), each (n, context), on the device.
-The copy to an accelerator is asynchronous, and the accelerator is still busy with the step before when the next batch is asked
-for, so it never waits for the disk.
+In: the training split, its order, and the number of the next sample.  Out: pairs of (inputs, targets), each (n,
+context), on the device. The copy to an accelerator is asynchronous, and the accelerator is still busy with the step
+before when the next batch is asked for, so it never waits for the disk.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ class Loader:
 def split_windows(windows: torch.Tensor, device: torch.device) -> Batch:
     """(n, context + 1) ids to inputs and the targets one place on."""
     if device.type == "cuda":
-        windows = windows.pin_memory().to(device, non_blocking=True)
-    else:
-        windows = windows.to(device)
+        windows = windows.pin_memory()
+    windows = windows.to(device, non_blocking=True)
     return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()

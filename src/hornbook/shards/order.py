@@ -1,8 +1,8 @@
 """Which window of the text is sample number g.
 
 In: the kind of order, a seed, the data's fingerprint, the context, and g.  Out: the place where the window starts.
-A pure function, in constant time and memory: nothing is shuffled, stored or replayed. So the data position of a run is one
-integer, resuming costs nothing, and a rank of many takes its slice of g without asking the others.
+A pure function, in constant time and memory: nothing is shuffled, stored or replayed. So the data position of a run
+is one integer, resuming costs nothing, and a rank of many takes its slice of g without asking the others.
 
 - `windows`: the fixed grid of non-overlapping windows, each once an epoch, in an order of its own each epoch
 - `phased`: the same, with the grid shifted by a phase drawn for each epoch, so that epochs cut the text differently
@@ -44,7 +44,10 @@ class SampleOrder:
         room = tokens - (context if config.kind == "phased" else 1)
         self.windows_per_epoch = max(room // context, 0)
         if self.kind == "phased" and self.windows_per_epoch == 0 and tokens > context:
-            self.kind, self.windows_per_epoch = "windows", (tokens - 1) // context  # too short a text to shift the grid
+            self.kind, self.windows_per_epoch = (
+                "windows",
+                (tokens - 1) // context,
+            )  # too short a text to shift the grid
         # With drop_last an epoch ends early, at a whole number of batches.
         whole = self.windows_per_epoch // batch * batch
         self.samples_per_epoch = whole if config.drop_last and whole else self.windows_per_epoch
@@ -69,8 +72,8 @@ class SampleOrder:
 
 
 def permute(numbers: Places, size: int, key: int) -> Places:
-    """Where a keyed permutation of range(size) takes each number: a Feistel network over a square not smaller than `size`,
-    walked on until it comes back inside."""
+    """Where a keyed permutation of range(size) takes each number: a Feistel network over a square not smaller than
+    `size`, walked on until it comes back inside."""
     side = np.uint64(math.isqrt(size - 1) + 1)
     keys = _mix(np.arange(ROUNDS, dtype=np.uint64) + np.uint64(key))
     result = numbers.astype(np.uint64)

@@ -1,7 +1,8 @@
 """Documents become shards.
 
 In: a `Source`, and knobs.  Out: a folder of shards; the one that was made before, where text and knobs are the same.
-The text is read twice: once to learn the vocabulary and to count, once to encode. An end-of-text id follows every document.
+The text is read twice: once to learn the vocabulary and to count, once to encode. An end-of-text id follows every
+document.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from hornbook.base import files
 from hornbook.base.console import Progress, count
 from hornbook.base.errors import UserError
 from hornbook.base.settings import Settings
-from hornbook.shards.format import FORMAT_VERSION, MANIFEST, Shards
+from hornbook.shards.format import FORMAT_VERSION, MANIFEST, Shards, is_shards
 from hornbook.text.corpora import find_source
 from hornbook.text.readers import Document, Source
-from hornbook.text.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
+from hornbook.text.tokenizer import TokenizerConfig, train_tokenizer
 
 FEW_DOCUMENTS = 64
 BATCH_CHARACTERS = 4_000_000
@@ -36,6 +37,13 @@ YARDSTICK_BYTES = 8_000_000
 class ShardsConfig(Settings):
     val_fraction: float | None = Field(None, gt=0, lt=1)
     """Share of the text held back for validation; a tenth of a small text, less of a large one, when not given."""
+
+
+class PrepareConfig(Settings):
+    """The knobs of a preparation by itself."""
+
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    shards: ShardsConfig = ShardsConfig()
 
 
 @dataclass
@@ -81,11 +89,11 @@ def open_or_prepare(
     data: str, tokenizer: TokenizerConfig, shards: ShardsConfig, progress: Progress | None = None
 ) -> Shards:
     """Shards of a corpus, of the text at a path, or at a folder of shards; prepared now unless they are there."""
-    if (Path(data) / MANIFEST).is_file():
+    if is_shards(Path(data)):
         return Shards.open(Path(data))
     source = find_source(data)
-    out = files.home() / "shards" / f"{source.name}-{_recipe_hash(source, tokenizer, shards)[:12]}"
-    if (out / MANIFEST).is_file():
+    out = default_folder(source, tokenizer, shards)
+    if is_shards(out):
         try:
             return Shards.open(out)
         except UserError:
@@ -93,15 +101,28 @@ def open_or_prepare(
     return prepare(source, tokenizer, shards, out, progress)
 
 
+def default_folder(source: Source, tokenizer: TokenizerConfig, shards: ShardsConfig) -> Path:
+    """A place in the cache for just this text and these knobs: when one changes, so does the place."""
+    parts = [FORMAT_VERSION, source.signature(), tokenizer.model_dump(), shards.model_dump()]
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return files.home() / "shards" / f"{source.name}-{digest[:12]}"
+
+
 def prepare(
-    source: Source, tokenizer_config: TokenizerConfig, config: ShardsConfig, out: Path, progress: Progress | None = None
+    source: Source,
+    tokenizer_config: TokenizerConfig,
+    config: ShardsConfig,
+    out: Path,
+    progress: Progress | None = None,
 ) -> Shards:
     """Write the shards of a source into the folder `out`."""
     progress = progress or Progress(live=False)
     measured = _measure(source)
     fraction = config.val_fraction or val_fraction_for(measured.text_bytes)
     rule = _SplitRule(measured, fraction)
-    progress.update(f"learning a {tokenizer_config.kind} vocabulary from {count(measured.text_bytes)} bytes of {source.name}")
+    progress.update(
+        f"learning a {tokenizer_config.kind} vocabulary from {count(measured.text_bytes)} bytes of {source.name}"
+    )
     texts = _sample_for_vocabulary(source, rule, tokenizer_config.train_bytes)
     tokenizer = train_tokenizer(tokenizer_config, texts, measured.text_bytes)
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
@@ -119,13 +140,17 @@ def prepare(
                 if split == "val":
                     val_text.append(data)
                     val_text = val_text if writers["val"].text_bytes <= YARDSTICK_BYTES else []
-            progress.update(f"preparing {source.name}: {done / max(measured.text_bytes, 1):.0%} of {count(measured.text_bytes)} bytes")
+            share = done / max(measured.text_bytes, 1)
+            progress.update(f"preparing {source.name}: {share:.0%} of {count(measured.text_bytes)} bytes")
         for writer in writers.values():
             writer.close_file()
         splits = {name: writer.facts() for name, writer in writers.items()}
         if val_text:
             splits["val"]["yardsticks"] = _yardsticks(b"".join(val_text))
-        content = [tokenizer.fingerprint, *(each["sha256"] for facts in splits.values() for each in facts["shards"])]
+        content = [
+            tokenizer.fingerprint,
+            *(each["sha256"] for facts in splits.values() for each in facts["shards"]),
+        ]
         manifest = {
             "format_version": FORMAT_VERSION,
             "name": source.name,
@@ -155,8 +180,8 @@ class _Measured:
 
 
 class _SplitRule:
-    """Which split a document belongs to: by the hash of its text, so that it stays there when others are added; with few
-    documents, where hashing would be a lottery, the text's tail."""
+    """Which split a document belongs to: by the hash of its text, so that it stays there when others are added; with
+    few documents, where hashing would be a lottery, the text's tail."""
 
     def __init__(self, measured: _Measured, fraction: float) -> None:
         self._threshold = int(fraction * 2**64)
@@ -215,8 +240,3 @@ def _yardsticks(text: bytes) -> dict[str, float]:
     """Bits per byte that general compressors need for the same text."""
     sizes = {"gzip -9": len(gzip.compress(text, 9)), "xz -9": len(lzma.compress(text, preset=9))}
     return {name: 8 * size / len(text) for name, size in sizes.items()}
-
-
-def _recipe_hash(source: Source, tokenizer: TokenizerConfig, shards: ShardsConfig) -> str:
-    parts = [FORMAT_VERSION, source.signature(), tokenizer.model_dump(), shards.model_dump()]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

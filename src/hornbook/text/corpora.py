@@ -24,7 +24,11 @@ class Corpus:
 def _python_stdlib() -> Source:
     """The standard library of the Python that runs this, its tests and bundled packages left out."""
     root = Path(sysconfig.get_path("stdlib"))
-    return Source("python-stdlib", root, tuple(walk(root, (".py",), PASSED_OVER | {"test", "tests", "idle_test", "_bundled"})))
+    return Source(
+        "python-stdlib",
+        root,
+        tuple(walk(root, (".py",), PASSED_OVER | {"test", "tests", "idle_test", "_bundled"})),
+    )
 
 
 CORPORA = {

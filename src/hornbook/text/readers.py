@@ -1,6 +1,7 @@
 """Files become documents.
 
-In: a file, or a folder that is walked in a fixed order.  Out: `Document`s: a name and its text, UTF-8, line ends as `\\n`.
+In: a file, or a folder that is walked in a fixed order.  Out: `Document`s: a name and its text, UTF-8, line ends as
+`\\n`.
 """
 
 from __future__ import annotations
@@ -67,6 +68,18 @@ def source_from_path(path: Path) -> Source:
     if not files:
         raise UserError(f"{path}: no {', '.join(TEXT_ENDINGS)} files in this folder; name one that has them, or a file")
     return Source(path.resolve().name, path, files)
+
+
+def joined(sources: list[Source]) -> Source:
+    """Several sources, one after another."""
+    if len(sources) == 1:
+        return sources[0]
+    root = Path(os.path.commonpath([source.root.resolve() for source in sources]))
+    return Source(
+        "+".join(source.name for source in sources),
+        root,
+        tuple(p.resolve() for s in sources for p in s.files),
+    )
 
 
 def walk(folder: Path, endings: tuple[str, ...], passed_over: set[str] = PASSED_OVER) -> list[Path]:

@@ -1,8 +1,8 @@
 """Text becomes ids, and ids become text again.
 
 In: text, and a kind of tokenizer to learn from it.  Out: ids below `vocab_size`, one of which ends a document.
-The format is Hugging Face's tokenizer.json, so that a model folder speaks to every program that reads it. A kind is one
-function that builds such a tokenizer, and its entry in KINDS. Text that looks like a special token stays text.
+The format is Hugging Face's tokenizer.json, so that a model folder speaks to every program that reads it. A kind is
+one function that builds such a tokenizer, and its entry in KINDS. Text that looks like a special token stays text.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ class TokenizerConfig(Settings):
 
     def mistakes(self) -> Iterator[tuple[str, str]]:
         if self.vocab_size is not None and self.kind != "bpe":
-            yield "vocab_size", f"a {self.kind} tokenizer has the vocabulary it needs; leave it out, or --tokenizer.kind bpe"
+            yield (
+                "vocab_size",
+                f"a {self.kind} tokenizer has the vocabulary it needs; leave it out, or --tokenizer.kind bpe",
+            )
 
 
 class Tokenizer:
@@ -199,7 +202,11 @@ KINDS: dict[str, Callable[[Iterable[str], int], tokenizers.Tokenizer]] = {
 
 def byte_letters() -> list[str]:
     """GPT-2's printable stand-in for each byte: printable Latin-1 for itself, the others from code point 256 on."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     others = iter(range(256, 512))
     return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
 

@@ -1,8 +1,9 @@
 """A run's state on disk, so that nothing is ever lost.
 
-In: model, optimizer and the loop's own state after a step.  Out: `checkpoints/step-00001000/`, a model folder with `optimizer.safetensors`, `state.json` and a
-MANIFEST.json over all of it, whole or absent. Restoring takes the newest one that is as it was written.
-There are no random states in it: what is random in a step follows from the run's seed and the step's number.
+In: model, optimizer and the loop's own state after a step.  Out: `checkpoints/step-00001000/`, a model folder with
+`optimizer.safetensors`, `state.json` and a MANIFEST.json over all of it, whole or absent. Restoring takes the newest
+one that is as it was written. There are no random states in it: what is random in a step follows from the run's seed
+and the step's number.
 """
 
 from __future__ import annotations
@@ -93,14 +94,16 @@ def restore(checkpoint: Path, run_id: str, model: GPT, optimizer: Optimizer, mac
     if saved != model.config:
         name = next(name for name in type(saved).model_fields if getattr(saved, name) != getattr(model.config, name))
         raise UserError(
-            f"{checkpoint}: made with model.{name} = {getattr(saved, name)}, run.json says {getattr(model.config, name)}; "
-            "put run.json back as it was, or train anew"
+            f"{checkpoint}: made with model.{name} {getattr(saved, name)}, but run.json says "
+            f"{getattr(model.config, name)}; put run.json back as it was, or train anew"
         )
     load_weights(model, checkpoint)
     try:
         optimizer.restore(read_tensors(checkpoint / OPTIMIZER))
     except (KeyError, ValueError) as error:
-        raise UserError(f"{checkpoint / OPTIMIZER}: of another optimizer ({error}); put run.json back as it was") from None
+        raise UserError(
+            f"{checkpoint / OPTIMIZER}: of another optimizer ({error}); put run.json back as it was"
+        ) from None
     values = files.read_json(checkpoint / STATE)
     for name in SAME_FOR_EXACTNESS:
         before, now = values["machine"].get(name), machine.get(name)

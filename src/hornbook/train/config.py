@@ -1,6 +1,7 @@
 """Every knob of a run.
 
-In: a recipe's RunConfig, a file, words from a command line.  Out: one frozen RunConfig, composed from the configs of the stages.
+In: a recipe's RunConfig, a file, words from a command line.  Out: one frozen RunConfig, composed from the configs of
+the stages.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from hornbook.base.settings import Settings, build, merge
-from hornbook.infer.sampler import SamplerConfig
+from hornbook.infer.config import SamplerConfig
 from hornbook.model.config import ModelConfig
 from hornbook.shards.order import OrderConfig
 from hornbook.shards.prepare import ShardsConfig
@@ -88,7 +89,8 @@ class TrainConfig(Settings):
     device: str | None = None
     """cpu, cuda, cuda:1 or mps; the fastest there is when not given."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Numbers to compute in; bfloat16 where the machine is fast at it, when not given. Weights are kept in float32."""
+    """Numbers to compute in; bfloat16 where the machine is fast at it, when not given. Weights are kept in
+    float32."""
     compile: bool | None = None
     """Compile the model; where it pays, when not given."""
     threads: int | None = Field(None, ge=1)
@@ -96,7 +98,10 @@ class TrainConfig(Settings):
 
     def mistakes(self) -> Iterator[tuple[str, str]]:
         if all(getattr(self, stop) is None for stop in STOPS):
-            yield "steps", "nothing says when to stop; give --train.minutes, steps, epochs, tokens or target_loss"
+            yield (
+                "steps",
+                "nothing says when to stop; give --train.minutes, steps, epochs, tokens or target_loss",
+            )
 
 
 class RunConfig(Settings):

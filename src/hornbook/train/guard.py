@@ -1,6 +1,7 @@
 """What must not end a run, or must end it well.
 
-In: signals, numbers that are not finite, memory that runs out.  Out: a flag to stop at, a count, a smaller micro-batch.
+In: signals, numbers that are not finite, memory that runs out.  Out: a flag to stop at, a count, a smaller
+micro-batch.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from hornbook.base.console import warn
 from hornbook.base.errors import UserError
 
 NON_FINITE_IN_A_ROW = 10
+CPU_TOKENS = 8192
 
 
 class StopSignals:
-    """Ctrl-C and SIGTERM ask for the end: the loop finishes its step, saves, and leaves. A third one leaves at once."""
+    """Ctrl-C and SIGTERM ask for the end: the loop finishes its step, saves, and leaves. A third one leaves at
+    once."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -32,7 +35,9 @@ class StopSignals:
                 self._before[number] = signal.signal(number, self._ask)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -45,7 +50,8 @@ class StopSignals:
 
 
 class NonFiniteGuard:
-    """Steps whose loss or gradient was not finite. Their updates never reached the weights; too many in a row end the run."""
+    """Steps whose loss or gradient was not finite. Their updates never reached the weights; too many in a row end the
+    run."""
 
     def __init__(self, in_a_row: int = 0) -> None:
         self.in_a_row = in_a_row
@@ -77,19 +83,18 @@ def smaller_micro_batch(micro_batch: int, device: torch.device) -> int:
         raise UserError("out of memory with one sequence at a time; lower --model.context, n-layer or n-embd")
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    warn(f"out of memory with {micro_batch} sequences at once; going on with {micro_batch // 2}, the batch stays as it is")
+    warn(
+        f"out of memory with {micro_batch} sequences at once; going on with {micro_batch // 2}, "
+        "the batch stays as it is"
+    )
     return micro_batch // 2
 
 
-def first_micro_batch(
-    sequences: int, context: int, bytes_per_token: int, fixed_bytes: int, device: torch.device, memory_bytes: int
-) -> int:
-    """How many sequences to compute at once: on a CPU few, so that activations stay in its caches; on an accelerator as many as
-    its memory holds."""
+def first_micro_batch(sequences: int, context: int, device: torch.device, room: int, bytes_per_token: int) -> int:
+    """How many sequences to compute at once: as many as there is room for, and on a CPU few, for its caches' sake."""
+    tokens = room // max(bytes_per_token, 1)
     if device.type == "cpu":
-        tokens = 8192
-    else:
-        tokens = int(max(0.8 * memory_bytes - fixed_bytes, 0) / max(bytes_per_token, 1))
+        tokens = min(tokens, CPU_TOKENS)
     micro_batch = sequences
     while micro_batch > 1 and micro_batch * context > tokens:
         micro_batch = (micro_batch + 1) // 2

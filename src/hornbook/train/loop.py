@@ -119,8 +119,9 @@ def train(run: Run) -> str:
 
 
 def gradients(run: Run, trunk: Trunk) -> tuple[torch.Tensor, Trunk]:
-    """The loss of the step's batch, its gradients left on the model. Where memory runs out, again with smaller micro-batches: each
-    is weighed by its tokens, so that they add up to the gradients of the whole batch however it is cut."""
+    """The loss of the step's batch, its gradients left on the model. Where memory runs out, again with smaller
+    micro-batches: each is weighed by its tokens, so that they add up to the gradients of the whole batch however it
+    is cut."""
     state, sequences, context = run.state, run.config.sequences, run.config.model.context
     while True:
         try:

@@ -1,7 +1,8 @@
 """The numbers of a run.
 
-In: what each step measured.  Out: `metrics.jsonl`, one line a step and one an evaluation; the progress line; tokens a second and MFU.
-The loop never waits for a number: on an accelerator it reads those of the step before while the next one runs.
+In: what each step measured.  Out: `metrics.jsonl`, one line a step and one an evaluation; the progress line; tokens a
+second and MFU. The loop never waits for a number: on an accelerator it reads those of the step before while the next
+one runs.
 """
 
 from __future__ import annotations
@@ -36,7 +37,12 @@ class StepReading:
 
 class Metrics:
     def __init__(
-        self, folder: Path, progress: Progress, flops_per_token: int, peak_flops: float | None, kept: dict[str, int] | None
+        self,
+        folder: Path,
+        progress: Progress,
+        flops_per_token: int,
+        peak_flops: float | None,
+        kept: dict[str, int] | None,
     ) -> None:
         self._log = files.Log(folder / METRICS, (kept or {}).get(METRICS))
         self._samples = files.Log(folder / SAMPLES, (kept or {}).get(SAMPLES))
@@ -61,8 +67,8 @@ class Metrics:
         self._waiting.append((reading, numbers, event))
 
     def arrived(self, everything: bool = False) -> list[tuple[StepReading, float, float]]:
-        """Steps whose numbers are here, as (reading, loss, gradient length), now written down; on an accelerator the newest is
-        left for the next call, unless `everything` is wanted."""
+        """Steps whose numbers are here, as (reading, loss, gradient length), now written down; on an accelerator the
+        newest is left for the next call, unless `everything` is wanted."""
         done = []
         while self._waiting:
             reading, numbers, event = self._waiting[0]

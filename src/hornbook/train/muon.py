@@ -35,7 +35,7 @@ class Muon:
         """One update; where `skip` is 1, none, and the momentum stays as it was."""
         keep = 1 - skip
         for names in self._stacks:
-            parameters = [self._named[name] for name in names]
+            parameters: list[torch.Tensor] = [self._named[name] for name in names]
             buffers = [self.buffers[name] for name in names]
             gradients = [torch.where(skip > 0, 0.0, parameter.grad) for parameter in parameters]  # type: ignore[arg-type]
             torch._foreach_lerp_(buffers, gradients, [(1 - self._momentum) * keep] * len(names))
@@ -44,7 +44,7 @@ class Muon:
             updates = orthogonalised(torch.stack(list(ahead)), self._compute)
             updates *= -lr * math.sqrt(max(1.0, rows / columns)) * keep
             torch._foreach_mul_(parameters, 1 - lr * self._weight_decay * keep)
-            torch._foreach_add_(parameters, list(updates.unbind()))
+            torch._foreach_add_(parameters, updates.unbind())
 
 
 def orthogonalised(matrices: torch.Tensor, compute: torch.dtype = torch.float32) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Compute in bf16, learn in fp32.
 
-In: the model whose weights are learned, in fp32.  Out: a working copy in the machine's fast numbers, cast once a step rather
-than at every layer, and its gradients, added up in fp32.
+In: the model whose weights are learned, in fp32.  Out: a working copy in the machine's fast numbers, cast once a step
+rather than at every layer, and its gradients, added up in fp32.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from hornbook.model.gpt import GPT
 
 class WorkingCopy:
     def __init__(self, master: GPT, dtype: torch.dtype) -> None:
-        self._masters = list(master.parameters())
+        self._masters: list[torch.Tensor] = list(master.parameters())
         self.shares_weights = dtype == torch.float32
         self.model = master if self.shares_weights else copy.deepcopy(master).to(dtype)
-        self._workers = list(self.model.parameters())
+        self._workers: list[torch.Tensor] = list(self.model.parameters())
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -33,11 +33,7 @@ class WorkingCopy:
         """Add the gradients of a micro-batch to the masters'."""
         if self.shares_weights:
             return
-        fresh = [worker.grad for worker in self._workers]
-        if self._masters[0].grad is None:
-            for master, gradient in zip(self._masters, fresh, strict=True):
-                master.grad = gradient.float() if gradient is not None else torch.zeros_like(master)
-        else:
-            torch._foreach_add_([master.grad for master in self._masters], [g.float() for g in fresh if g is not None])
-        for worker in self._workers:
+        for master, worker in zip(self._masters, self._workers, strict=True):
+            assert worker.grad is not None
+            master.grad = worker.grad.float() if master.grad is None else master.grad.add_(worker.grad)
             worker.grad = None

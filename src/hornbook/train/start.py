@@ -15,12 +15,11 @@ from typing import Any
 import torch
 
 from hornbook.base import files
-from hornbook.base.console import Progress, count
+from hornbook.base.console import Progress, count, say
 from hornbook.base.errors import UserError
 from hornbook.base.machine import Machine, choose_machine, peak_memory_bytes, set_float_modes
 from hornbook.base.settings import build
 from hornbook.model.compile import Trunk, compiled_or_eager
-from hornbook.model.config import ModelConfig
 from hornbook.model.folder import RUN, checkpoint_folders
 from hornbook.model.gpt import GPT
 from hornbook.model.loss import PIECE_LOGITS
@@ -59,7 +58,9 @@ class Outcome:
 def fit(config: RunConfig, folder: Path, progress: Progress | None = None) -> Outcome:
     """Train a model from nothing into a new run folder."""
     if checkpoint_folders(folder):
-        raise UserError(f"{folder}: holds a run already; go on with it: hornbook resume {folder} (or choose another --out)")
+        raise UserError(
+            f"{folder}: holds a run already; go on with it: hornbook resume {folder} (or choose another --out)"
+        )
     progress = progress or Progress()
     machine = choose_machine(config.train.device, config.train.dtype, config.train.threads)
     shards = open_or_prepare(config.data, config.tokenizer, config.shards, progress)
@@ -102,6 +103,18 @@ def resume(folder: Path, changes: Mapping[str, Any] | None = None, progress: Pro
         return _train(config, folder, record, shards, machine, checkpoint, progress or Progress())
 
 
+def free_folder(config: RunConfig, parent: Path = Path("runs")) -> Path:
+    """Where a run goes that was given no --out: runs/NAME, or runs/NAME-2 and so on where there is a run already."""
+    name = Path(config.data).resolve().stem if config.recipe == "own-text" else config.recipe
+    folder, number = parent / name, 1
+    while checkpoint_folders(folder):
+        taken, number = folder, number + 1
+        folder = parent / f"{name}-{number}"
+    if number > 1:
+        say(f"{taken} is there already (to go on with it: hornbook resume {taken}); this is a new run, {folder}")
+    return folder
+
+
 def fitted_to(shards: Shards, config: RunConfig) -> RunConfig:
     """The config with the vocabulary of its data, or a UserError where the two do not go together."""
     context, there = config.model.context, len(shards.split("train"))
@@ -112,7 +125,9 @@ def fitted_to(shards: Shards, config: RunConfig) -> RunConfig:
             f"take a longer text, or --model.context {smaller}"
         )
     if len(shards.split("val")) < 2:
-        raise UserError(f"{config.data}: no text left for validation; take a longer text, or raise --shards.val-fraction")
+        raise UserError(
+            f"{config.data}: no text left for validation; take a longer text, or raise --shards.val-fraction"
+        )
     if config.model.vocab_size not in (None, shards.vocab_size):
         raise UserError(
             f"--model.vocab-size: {config.model.vocab_size}, but the tokenizer has {shards.vocab_size} entries; "
@@ -177,22 +192,16 @@ def _train(
 
 
 def _micro_batch(config: RunConfig, machine: Machine) -> int:
+    """What the user says, or what should fit; where it does not, the loop halves it."""
+    if config.train.micro_batch is not None:
+        return min(config.train.micro_batch, config.sequences)
     model = config.model
-    weights_and_moments = 20 * model.n_params()
-    logits = 12 * PIECE_LOGITS.get(machine.torch_device.type, 0)
-    return config.train.micro_batch or first_micro_batch(
-        config.sequences,
-        model.context,
-        _activation_bytes_per_token(model, machine),
-        weights_and_moments + logits,
-        machine.torch_device,
-        machine.memory_bytes,
-    )
-
-
-def _activation_bytes_per_token(model: ModelConfig, machine: Machine) -> int:
-    """What backward needs of a token: about sixteen widths of the stream and six of the MLP for each block."""
-    return model.n_layer * (16 * model.n_embd + 6 * model.width_of_mlp) * machine.torch_dtype.itemsize
+    # Weights, gradients and two moments in fp32, and the working copy; then the logits of a piece, three times.
+    fixed = 20 * model.n_params() + 12 * PIECE_LOGITS[machine.torch_device.type == "cuda"]
+    # What backward needs of a token: about sixteen widths of the stream and six of the MLP for each block.
+    per_token = model.n_layer * (16 * model.n_embd + 6 * model.width_of_mlp) * machine.torch_dtype.itemsize
+    room = int(0.8 * machine.memory_bytes) - fixed
+    return first_micro_batch(config.sequences, model.context, machine.torch_device, room, per_token)
 
 
 def _make_trunk(run: loop.Run) -> Trunk:
@@ -220,21 +229,19 @@ def _compiling_pays(run: loop.Run) -> bool:
 
 
 def _introduce(run: loop.Run, checkpoint: Path | None) -> None:
-    config, machine, shards = run.config, run.machine, run.shards
-    model = config.model
+    config, model, machine, shards = run.config, run.config.model, run.machine, run.shards
     train, val = shards.split_facts("train"), shards.split_facts("val")
-    if checkpoint is not None:
-        run.progress.note(f"going on from {checkpoint}, step {run.state.step}")
-    run.progress.note(
-        f"data      {shards.manifest['name']}: {count(train['tokens'])} tokens to train on, {count(val['tokens'])} to validate, "
-        f"{shards.manifest['tokenizer']} vocabulary of {shards.vocab_size:,}"
-    )
-    run.progress.note(
-        f"model     {count(model.n_params())} parameters: {model.n_layer} layers, {model.n_head} heads, width {model.n_embd}, "
-        f"context {model.context}"
-    )
-    run.progress.note(
+    threads = f", {machine.threads} threads" if machine.device == "cpu" else ""
+    lines = [
+        f"data      {shards.manifest['name']}: {count(train['tokens'])} tokens to train on, "
+        f"{count(val['tokens'])} to validate, {shards.manifest['tokenizer']} vocabulary of {shards.vocab_size:,}",
+        f"model     {count(model.n_params())} parameters: {model.n_layer} layers, {model.n_head} heads, "
+        f"width {model.n_embd}, context {model.context}",
         f"training  {config.sequences * model.context:,} tokens a step ({config.sequences} x {model.context}), "
-        f"on {machine.name}, {machine.dtype}" + (f", {machine.threads} threads" if machine.device == "cpu" else "")
-    )
-    run.progress.note(f"run       {run.folder} (Ctrl-C stops and saves)")
+        f"on {machine.name}, {machine.dtype}{threads}",
+        f"run       {run.folder} (Ctrl-C stops and saves)",
+    ]
+    if checkpoint is not None:
+        lines.append(f"going on from {checkpoint}, step {run.state.step}")
+    for line in lines:
+        run.progress.note(line)

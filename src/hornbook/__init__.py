@@ -1,0 +1,91 @@
+"""Hornbook trains GPT-style language models from scratch. From Python:
+
+    run = hornbook.fit("demo", train={"minutes": 1})   # or data="my-text.txt"
+    run.loss_curve()                                   # shown in a notebook
+    model = run.model()                                # or hornbook.load("runs/demo")
+    print(model.generate("def "))
+
+Nothing heavy is imported until one of these is called.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from hornbook.infer.speaker import Speaker
+    from hornbook.shards.format import Shards
+    from hornbook.train.config import RunConfig
+
+__all__ = ["TrainedRun", "fit", "load", "prepare_text"]
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run folder, and how the run in it ended."""
+
+    folder: Path
+    ended: str
+
+    def model(self, at: str = "best") -> Speaker:
+        """The trained model; `at` names its checkpoint: best, newest, or a step."""
+        return load(self.folder, at)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every step and every evaluation, as written."""
+        from hornbook.base.files import read_log
+
+        return read_log(self.folder / "metrics.jsonl")
+
+    def loss_curve(self) -> Figure:
+        from hornbook.report.curves import Curves, loss_figure
+
+        return loss_figure(Curves.read(self.folder))
+
+    def perplexity_curve(self) -> Figure:
+        from hornbook.report.curves import Curves, perplexity_figure
+
+        return perplexity_figure(Curves.read(self.folder))
+
+    def resume(self, **train: Any) -> TrainedRun:
+        """Go on, until a new end: `run.resume(minutes=10)`."""
+        from hornbook.train.start import resume
+
+        return TrainedRun(self.folder, resume(self.folder, {"train": train}).reason)
+
+
+def fit(config: RunConfig | str | None = None, *, out: str | Path | None = None, **knobs: Any) -> TrainedRun:
+    """Train a model from nothing.
+
+    `config` is a recipe's name or a RunConfig; with `data=PATH` and no recipe, sizes are chosen from the amount of
+    text. Knobs are nested as in a file: `fit("demo", seed=2, model={"n_layer": 2}, train={"minutes": 1})`.
+    """
+    from hornbook.recipes import compose
+    from hornbook.train.start import fit as fit_run
+    from hornbook.train.start import free_folder
+
+    composed = compose(config, knobs)
+    folder = Path(out) if out is not None else free_folder(composed)
+    return TrainedRun(folder, fit_run(composed, folder).reason)
+
+
+def load(path: str | Path, at: str = "best", device: str | None = None) -> Speaker:
+    """A trained model, from a run or a model folder: it generates, streams, scores, encodes and decodes."""
+    from hornbook.infer.speaker import load_speaker
+
+    return load_speaker(Path(path), at, device)
+
+
+def prepare_text(data: str | Path, *, out: str | Path | None = None, **knobs: Any) -> Shards:
+    """Text to tokens on disk: `prepare_text("my-text.txt", tokenizer={"kind": "bpe"})`. `data` may also be a corpus's
+    name."""
+    from hornbook.shards.prepare import PrepareConfig, default_folder, prepare
+    from hornbook.text.corpora import find_source
+
+    source, config = find_source(str(data)), PrepareConfig().with_(**knobs)
+    folder = Path(out) if out is not None else default_folder(source, config.tokenizer, config.shards)
+    return prepare(source, config.tokenizer, config.shards, folder)

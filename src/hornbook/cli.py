@@ -1,0 +1,400 @@
+"""The commands.
+
+In: words.  Out: one call each, its result printed, and an exit code: 0 done, 2 the user's input was at fault, 1 ours
+or the machine's, 130 interrupted with the work saved. What a command needs is imported when it runs, so that --help
+need not wait for torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hornbook.base.errors import HornbookError, UserError, one_line
+
+if TYPE_CHECKING:
+    from hornbook.train.start import Outcome
+
+ABOUT = """\
+hornbook trains GPT-style language models from scratch.
+
+  hornbook train [RECIPE | FILE.toml] [--data CORPUS|PATH] [--out runs/NAME] [--any.knob VALUE ...]
+  hornbook resume   runs/NAME              go on with a run that was stopped
+  hornbook generate runs/NAME|MODEL        let a model speak: --prompt "Once upon a time"
+  hornbook eval     runs/NAME|MODEL        loss, perplexity and bits per byte: --data TEXT
+  hornbook report   runs/NAME...           draw the curves
+  hornbook prepare  CORPUS|PATH...         text to tokens on disk
+  hornbook verify   PATH                   is every byte as it was written?
+  hornbook recipes                         the runs that have a name
+  hornbook corpora                         the texts that have a name
+
+`hornbook train` alone trains a small model in three minutes. `hornbook COMMAND --help` tells more.
+"""
+INTERRUPTED = 130
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if words is None else words)
+    # Threads that wait by spinning make torch ten times slower wherever another program wants a core.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    try:
+        if not words or words[0] in ("-h", "--help", "help"):
+            print(ABOUT, end="")
+            return 0
+        if words[0] == "--version":
+            from importlib.metadata import version
+
+            print(f"hornbook {version('hornbook')}")
+            return 0
+        if words[0] not in COMMANDS:
+            import difflib
+
+            near = difflib.get_close_matches(words[0], COMMANDS, n=1)
+            raise UserError(
+                f"{words[0]}: no such command; " + (f"did you mean {near[0]}?" if near else "see hornbook --help")
+            )
+        return COMMANDS[words[0]](words[1:])
+    except HornbookError as error:
+        for mistake in error.mistakes:
+            print(f"error: {mistake}", file=sys.stderr)
+        if os.environ.get("HORNBOOK_DEBUG"):
+            traceback.print_exc()
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull)  # noqa: SIM115
+        return 0
+    except Exception as error:
+        if os.environ.get("HORNBOOK_DEBUG"):
+            raise
+        what = one_line(f"{type(error).__name__}: {error}")
+        print(
+            f"error: {what}\nThis is a bug of ours, or of the machine. HORNBOOK_DEBUG=1 shows where.",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _train(words: list[str]) -> int:
+    if _asks_help(words):
+        _print_knobs()
+        return 0
+    as_json = _take_flag(words, "--json")
+    named = words.pop(0) if words and not words[0].startswith("-") else None
+    from hornbook.base.settings import from_words
+    from hornbook.recipes import compose
+    from hornbook.recipes.modern import why_these_sizes
+    from hornbook.train.config import RunConfig
+
+    knobs = from_words(RunConfig, words)
+    out = knobs.pop("out", None)
+    config = compose(named, knobs)
+    if config.recipe == "own-text":
+        print(why_these_sizes(config))
+    from hornbook.train.start import fit, free_folder
+
+    return _conclude(fit(config, Path(str(out)) if out is not None else free_folder(config)), as_json)
+
+
+def _resume(words: list[str]) -> int:
+    if _asks_help(words):
+        print(
+            "hornbook resume runs/NAME [--train.minutes N | --train.steps N | ...] [--json]\n\n"
+            "Go on with a run from its newest good checkpoint."
+        )
+        return 0
+    as_json = _take_flag(words, "--json")
+    if not words or words[0].startswith("-"):
+        raise UserError("resume: name the run to go on with: hornbook resume runs/NAME")
+    from hornbook.base.settings import from_words
+    from hornbook.train.config import RunConfig
+    from hornbook.train.start import resume
+
+    return _conclude(resume(Path(words[0]), from_words(RunConfig, words[1:])), as_json)
+
+
+def _conclude(outcome: Outcome, as_json: bool) -> int:
+    """Draw the curves, tell what was reached, let the model speak, and say what to try next."""
+    from hornbook.base import files
+    from hornbook.base.console import duration, say
+    from hornbook.infer.speaker import load_speaker
+    from hornbook.model.folder import RUN
+    from hornbook.report.curves import draw
+    from hornbook.shards.format import Shards
+
+    run = outcome.folder
+    pictures = draw(run)
+    evaluated = [each for each in files.read_log(run / "metrics.jsonl") if "val_loss" in each]
+    best = min(evaluated, key=lambda each: float(each["val_loss"]), default=None)
+    if as_json:
+        facts = {
+            "run": str(run),
+            "ended": outcome.reason,
+            "step": outcome.step,
+            "seconds": round(outcome.seconds, 1),
+        }
+        print(json.dumps(facts | {"best": best}))
+        return INTERRUPTED if outcome.interrupted else 0
+    if outcome.interrupted:
+        say(f"\nstopped at step {outcome.step}, all of it saved; go on with: hornbook resume {run}")
+        return INTERRUPTED
+    record = files.read_json(run / RUN)
+    shards = Shards.open(Path(record["data"]["folder"]))
+    say(f"\n{outcome.reason} after {outcome.step:,} steps and {duration(outcome.seconds)}")
+    if best:
+        say(f"\n  validation loss   {best['val_loss']:.4f} at step {best['step']:,}")
+        say(f"  perplexity        {best['val_perplexity']:.1f}")
+        say(f"  bits per byte     {best['val_bits_per_byte']:.3f}")
+        for program, bits in shards.split_facts("val").get("yardsticks", {}).items():
+            say(f"  for scale         {bits:.3f} by {program}, on the same text")
+    speaker = load_speaker(run, device="cpu")
+    prompts = record["config"]["sample"]["prompts"]
+    for number in range(3):
+        prompt = prompts[number % len(prompts)]
+        say(f"\n--- continuation {number + 1} of 3, from {prompt!r}")
+        print(prompt, end="", flush=True)
+        _print_stream(speaker.stream(prompt, max_tokens=96, seed=number))
+    said = (prompts[0] or "Once upon a time").replace('"', "'")
+    say(f"\nrun       {run}")
+    for picture in pictures:
+        say(f"picture   {picture}")
+    say("\nnext:")
+    say(f'  hornbook generate {run} --prompt "{said}"')
+    say(f"  hornbook resume {run} --train.minutes {2 * max(round(outcome.seconds / 60), 1)}")
+    say("  hornbook train --data PATH/TO/YOUR/TEXT")
+    return 0
+
+
+def _prepare(words: list[str]) -> int:
+    from hornbook.base.console import Progress, count, say
+    from hornbook.base.settings import build, from_words
+    from hornbook.shards.prepare import PrepareConfig, default_folder, prepare
+    from hornbook.text.corpora import find_source
+    from hornbook.text.readers import joined
+
+    if _asks_help(words):
+        print(
+            "hornbook prepare CORPUS|PATH... [--out FOLDER] [--json] [--tokenizer.kind bpe|char|byte]\n"
+            "                 [--tokenizer.vocab-size N] [--shards.val-fraction F]\n\nText to tokens on disk."
+        )
+        return 0
+    as_json = _take_flag(words, "--json")
+    names = []
+    while words and not words[0].startswith("-"):
+        names.append(words.pop(0))
+    if not names:
+        raise UserError("prepare: name a corpus or a path: hornbook prepare python-stdlib")
+    given = from_words(PrepareConfig, words)
+    chosen = given.pop("out", None)
+    knobs = build(PrepareConfig, given)
+    source = joined([find_source(name) for name in names])
+    out = Path(str(chosen)) if chosen is not None else default_folder(source, knobs.tokenizer, knobs.shards)
+    with Progress() as progress:
+        shards = prepare(source, knobs.tokenizer, knobs.shards, out, progress)
+    if as_json:
+        print(json.dumps({"folder": str(out), **shards.manifest}))
+        return 0
+    for name, facts in shards.manifest["splits"].items():
+        size = count(float(facts["bytes_of_text"]))
+        say(f"{name:6} {facts['documents']:,} documents, {size} bytes, {facts['tokens']:,} tokens")
+    say(f"shards {out}\nnext:  hornbook train --data {out}")
+    return 0
+
+
+def _eval(words: list[str]) -> int:
+    parser = _parser("eval", "Loss, perplexity and bits per byte of a text under a model.")
+    parser.add_argument("model", type=Path, metavar="runs/NAME|MODEL")
+    parser.add_argument("--data", help="a corpus, a text, or shards; a run's own validation text when not given")
+    given = _with_model_options(parser, words)
+    from hornbook.base.console import say
+    from hornbook.infer.evaluate import evaluate
+
+    result = evaluate(given.model, given.data, given.at, given.device)
+    if given.json:
+        print(json.dumps(result))
+        return 0
+    say(f"text           {result['text']}")
+    say(f"model          {result['model']}")
+    say(f"loss           {result['loss']:.4f} nats per token, over {result['tokens']:,} tokens")
+    say(f"perplexity     {result['perplexity']:.2f}")
+    say(f"bits per byte  {result['bits_per_byte']:.4f}")
+    return 0
+
+
+def _generate(words: list[str]) -> int:
+    parser = _parser("generate", "Let a model continue a prompt.")
+    parser.add_argument("model", type=Path, metavar="runs/NAME|MODEL")
+    parser.add_argument("--prompt", default="", help="what to continue; the beginning of a document when not given")
+    parser.add_argument("--max-tokens", type=int, default=256)
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same text")
+    for rule, kind in (("temperature", float), ("top-k", int), ("top-p", float), ("min-p", float)):
+        parser.add_argument(f"--{rule}", type=kind)
+    given = _with_model_options(parser, words)
+    from hornbook.infer.speaker import load_speaker
+
+    names = ("temperature", "top_k", "top_p", "min_p")
+    rules = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
+    if given.max_tokens < 1:
+        raise UserError(f"--max-tokens: should be at least 1, not {given.max_tokens}")
+    speaker = load_speaker(given.model, given.at, given.device)
+    stream = speaker.stream(given.prompt, max_tokens=given.max_tokens, seed=given.seed, **rules)
+    if given.json:
+        print(json.dumps({"prompt": given.prompt, "text": "".join(stream), "seed": given.seed}, ensure_ascii=False))
+        return 0
+    print(given.prompt, end="", flush=True)
+    _print_stream(stream)
+    return 0
+
+
+def _report(words: list[str]) -> int:
+    parser = _parser("report", "Draw the curves of runs; of several, also their comparison.")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="runs/NAME")
+    given = _parse(parser, words)
+    from hornbook.base.console import say
+    from hornbook.report.curves import compare, draw
+
+    for run in given.runs:
+        for picture in draw(run):
+            say(str(picture))
+    if len(given.runs) > 1:
+        say(str(compare(given.runs, given.runs[0].parent / "comparison.png")))
+    return 0
+
+
+def _recipes(words: list[str]) -> int:
+    given = _with_json(_parser("recipes", "The runs that have a name."), words)
+    from hornbook.base.console import count, table
+    from hornbook.recipes import RECIPES
+
+    rows = []
+    for name, recipe in RECIPES.items():
+        config = recipe()
+        vocab_size = config.model.vocab_size or config.tokenizer.vocab_size
+        shape = config.model.with_(vocab_size=vocab_size)
+        rows.append((name, shape.n_params(), config.data, (recipe.__doc__ or "").strip()))
+    if given.json:
+        print(json.dumps([dict(zip(("name", "parameters", "data", "about"), row, strict=True)) for row in rows]))
+    else:
+        table(
+            ("recipe", "parameters", "data", "what it is"),
+            [(n, count(float(p)), d, a) for n, p, d, a in rows],
+        )
+    return 0
+
+
+def _corpora(words: list[str]) -> int:
+    given = _with_json(_parser("corpora", "The texts that have a name."), words)
+    from hornbook.base.console import count, table
+    from hornbook.text.corpora import CORPORA
+
+    rows = []
+    for corpus in CORPORA.values():
+        source = corpus.locate()
+        rows.append((corpus.name, len(source.files), source.bytes_on_disk(), corpus.licence, corpus.about))
+    if given.json:
+        print(json.dumps([dict(zip(("name", "files", "bytes", "licence", "about"), row, strict=True)) for row in rows]))
+    else:
+        shown = [
+            (name, f"{number:,}", count(float(size)), licence, about) for name, number, size, licence, about in rows
+        ]
+        table(("corpus", "files", "bytes", "licence", "what it is"), shown)
+    return 0
+
+
+def _verify(words: list[str]) -> int:
+    parser = _parser("verify", "Is every byte of a run, a checkpoint or a folder of shards as it was written?")
+    parser.add_argument("path", type=Path)
+    given = _with_json(parser, words)
+    from hornbook.base.console import say
+    from hornbook.report.verify import verify
+
+    found = verify(given.path)
+    if given.json:
+        print(json.dumps({str(folder): damage or "good" for folder, damage in found.items()}))
+    else:
+        for folder, damage in found.items():
+            say(f"{'damaged' if damage else 'good':8} {folder}" + (f": {damage}" if damage else ""))
+    return 1 if any(found.values()) else 0
+
+
+COMMANDS = {
+    "train": _train,
+    "resume": _resume,
+    "prepare": _prepare,
+    "eval": _eval,
+    "generate": _generate,
+    "report": _report,
+    "recipes": _recipes,
+    "corpora": _corpora,
+    "verify": _verify,
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with its complaints in our form."""
+
+    def error(self, message: str) -> Any:
+        raise UserError(f"{self.prog.removeprefix('hornbook ')}: {message}; see {self.prog} --help")
+
+
+def _parser(command: str, about: str) -> _Parser:
+    return _Parser(prog=f"hornbook {command}", description=about, allow_abbrev=False)
+
+
+def _parse(parser: _Parser, words: list[str]) -> argparse.Namespace:
+    return parser.parse_args(words)
+
+
+def _with_json(parser: _Parser, words: list[str]) -> argparse.Namespace:
+    parser.add_argument("--json", action="store_true", help="print JSON, for a script to read")
+    return _parse(parser, words)
+
+
+def _with_model_options(parser: _Parser, words: list[str]) -> argparse.Namespace:
+    parser.add_argument("--at", default="best", help="which checkpoint of a run: best, newest, or a step")
+    parser.add_argument("--device", help="cpu, cuda, mps; the fastest there is when not given")
+    return _with_json(parser, words)
+
+
+def _asks_help(words: list[str]) -> bool:
+    return "-h" in words or "--help" in words
+
+
+def _take_flag(words: list[str], flag: str) -> bool:
+    there = flag in words
+    while flag in words:
+        words.remove(flag)
+    return there
+
+
+def _print_stream(pieces: Any) -> None:
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+
+
+def _print_knobs() -> None:
+    from hornbook.base.settings import described
+    from hornbook.train.config import RunConfig
+
+    print(
+        "hornbook train [RECIPE | FILE.toml] [--data CORPUS|PATH] [--out runs/NAME] [--json] [--any.knob VALUE ...]\n"
+    )
+    print(
+        "With no recipe: the demo's. With --data PATH and no recipe: sizes from the amount of text.\n"
+        "Every knob, and its default where no recipe sets it:\n"
+    )
+    for knob, default, about in described(RunConfig):
+        print(f"  {knob} ({default})\n      {about}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,221 @@
+"""The curves of a run.
+
+In: run folders, of which only run.json and metrics.jsonl are read.  Out: `loss.png` and `perplexity.png` in each, fit
+for a paper.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hornbook.base import files
+from hornbook.base.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TRAIN, VALIDATION = "#7a9cc6", "#c0392b"
+PALETTE = ("#c0392b", "#2c6fbb", "#2e8b57", "#8e44ad", "#d68910", "#16a085", "#7f8c8d")
+STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "savefig.dpi": 160,
+}
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The numbers of a run, as columns."""
+
+    name: str
+    steps: list[int]
+    losses: list[float]
+    tokens_per_step: float
+    val_steps: list[int]
+    val_losses: list[float]
+
+    @classmethod
+    def read(cls, run: Path) -> Curves:
+        entries = files.read_log(run / "metrics.jsonl")
+        trained = [each for each in entries if "loss" in each and math.isfinite(each["loss"])]
+        evaluated = [each for each in entries if "val_loss" in each and math.isfinite(each["val_loss"])]
+        if not trained:
+            raise UserError(f"{run}: no metrics to draw yet; is it the folder of a run?")
+        return cls(
+            name=run.name,
+            steps=[each["step"] for each in trained],
+            losses=[each["loss"] for each in trained],
+            tokens_per_step=trained[-1]["tokens"] / trained[-1]["step"],
+            val_steps=[each["step"] for each in evaluated],
+            val_losses=[each["val_loss"] for each in evaluated],
+        )
+
+    def smoothed(self) -> list[float]:
+        """The losses as a running mean over about a fiftieth of the run, begun without a lag."""
+        memory = 1 - 1 / max(len(self.losses) / 50, 1)
+        mean, weight, result = 0.0, 0.0, []
+        for loss in self.losses:
+            mean, weight = memory * mean + (1 - memory) * loss, memory * weight + (1 - memory)
+            result.append(mean / weight)
+        return result
+
+
+def draw(run: Path) -> list[Path]:
+    """Draw a run's pictures into its folder."""
+    curves = Curves.read(run)
+    return [
+        _save(loss_figure(curves), run / "loss.png"),
+        _save(perplexity_figure(curves), run / "perplexity.png"),
+    ]
+
+
+def compare(runs: list[Path], out: Path) -> Path:
+    """The validation losses of several runs in one picture, over tokens, which runs of different batch sizes
+    share."""
+    figure, axes = _figure()
+    for colour, run in zip(PALETTE * (len(runs) // len(PALETTE) + 1), runs, strict=False):
+        curves = Curves.read(run)
+        tokens = [step * curves.tokens_per_step for step in curves.val_steps]
+        axes.plot(
+            tokens,
+            curves.val_losses,
+            color=colour,
+            linewidth=1.8,
+            marker="o",
+            markersize=3.5,
+            label=curves.name,
+        )
+    axes.set_xlabel("tokens seen")
+    axes.set_ylabel("validation loss (nats per token)")
+    axes.xaxis.set_major_formatter(_token_format())
+    axes.legend()
+    return _save(figure, out)
+
+
+def loss_figure(curves: Curves) -> Figure:
+    """Both losses over steps, with tokens on a second axis above."""
+    figure, axes = _figure()
+    axes.plot(curves.steps, curves.losses, color=TRAIN, alpha=0.3, linewidth=0.7)
+    axes.plot(curves.steps, curves.smoothed(), color=TRAIN, linewidth=1.8, label="training")
+    if curves.val_steps:
+        axes.plot(
+            curves.val_steps,
+            curves.val_losses,
+            color=VALIDATION,
+            linewidth=1.8,
+            marker="o",
+            markersize=4,
+            label="validation",
+        )
+        _mark_lowest(axes, curves.val_steps, curves.val_losses, "{:.3f}")
+    _fit_height(axes, curves)
+    _label(axes, curves, "loss (nats per token)")
+    return figure
+
+
+def perplexity_figure(curves: Curves) -> Figure:
+    """Both perplexities, on a logarithmic scale."""
+    figure, axes = _figure()
+    axes.plot(
+        curves.steps,
+        [_perplexity(loss) for loss in curves.smoothed()],
+        color=TRAIN,
+        linewidth=1.8,
+        label="training",
+    )
+    if curves.val_steps:
+        values = [_perplexity(loss) for loss in curves.val_losses]
+        axes.plot(
+            curves.val_steps,
+            values,
+            color=VALIDATION,
+            linewidth=1.8,
+            marker="o",
+            markersize=4,
+            label="validation",
+        )
+        _mark_lowest(axes, curves.val_steps, values, "{:.1f}")
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.4g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    _label(axes, curves, "perplexity")
+    return figure
+
+
+def _figure() -> tuple[Figure, Axes]:
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 4.3), layout="constrained")
+        FigureCanvasAgg(figure)  # draws without a screen, and leaves the user's own figures alone
+        return figure, figure.add_subplot()
+
+
+def _label(axes: Axes, curves: Curves, height: str) -> None:
+    axes.set_title(curves.name, loc="left", fontsize=10, color="#555555")
+    axes.set_xlabel("step")
+    axes.set_ylabel(height)
+    axes.set_xlim(0, max(curves.steps[-1], 1))
+    each = curves.tokens_per_step
+
+    def to_tokens(step: Any) -> Any:
+        return step * each
+
+    def to_steps(tokens: Any) -> Any:
+        return tokens / each
+
+    above = axes.secondary_xaxis("top", functions=(to_tokens, to_steps))
+    above.set_xlabel("tokens seen")
+    above.xaxis.set_major_formatter(_token_format())
+    axes.legend(loc="upper right")
+
+
+def _token_format() -> Any:
+    from matplotlib.ticker import EngFormatter
+
+    return EngFormatter(sep="")
+
+
+def _fit_height(axes: Axes, curves: Curves) -> None:
+    """A single wild step must not press the rest of the curve flat."""
+    shown = curves.smoothed() + curves.val_losses
+    low, high = min(shown), max(shown)
+    axes.set_ylim(low - 0.06 * (high - low) - 1e-3, high + 0.06 * (high - low) + 1e-3)
+
+
+def _mark_lowest(axes: Axes, steps: list[int], values: list[float], form: str) -> None:
+    lowest = min(range(len(values)), key=values.__getitem__)
+    axes.annotate(
+        form.format(values[lowest]),
+        (steps[lowest], values[lowest]),
+        xytext=(0, 9),
+        textcoords="offset points",
+        ha="right" if lowest == len(values) - 1 else "center",
+        color=VALIDATION,
+        fontweight="bold",
+    )
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(min(loss, 700.0))
+
+
+def _save(figure: Figure, out: Path) -> Path:
+    with files.staged_file(out) as staging:
+        figure.savefig(staging)
+    return out

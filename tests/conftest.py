@@ -1,0 +1,65 @@
+"""What the tests share: a cache of their own, real text where it is at hand, and a run small enough for a second."""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hornbook.base.settings import merge
+from hornbook.train.config import RunConfig, override
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hornbook_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that no other run of the tests, and no user, has filled."""
+    home = tmp_path_factory.mktemp("home")
+    os.environ["HORNBOOK_HOME"] = str(home)
+    return home
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real text: $HORNBOOK_TEST_DATA, or shared/data beside the project."""
+    folder = Path(os.environ.get("HORNBOOK_TEST_DATA") or ROOT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no test data: set HORNBOOK_TEST_DATA to a folder with it (looked in {folder.name})")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def some_text() -> str:
+    """About 100 kB of Python's own sources, on every machine."""
+    library = Path(sysconfig.get_path("stdlib"))
+    return "".join((library / name).read_text() for name in ("textwrap.py", "heapq.py", "bisect.py", "shlex.py"))
+
+
+@pytest.fixture(scope="session")
+def text_file(some_text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "some.txt"
+    path.write_text(some_text)
+    return path
+
+
+@pytest.fixture
+def tiny(text_file: Path) -> Callable[..., RunConfig]:
+    """A run of a few fast steps in fp32; keyword arguments turn knobs, nested as in a file."""
+    base: dict[str, Any] = {
+        "data": str(text_file),
+        "tokenizer": {"kind": "byte"},
+        "model": {"n_layer": 2, "n_head": 2, "n_embd": 32, "context": 32},
+        "schedule": {"warmup_steps": 2},
+        "sample": {"tokens": 4},
+        "train": {"steps": 6, "batch_tokens": 256, "dtype": "float32", "compile": False, "device": "cpu"},
+    }
+
+    def build(**knobs: Any) -> RunConfig:
+        return override(RunConfig.model_validate({"train": {"steps": 1}}), merge(base, knobs))
+
+    return build
