@@ -7,6 +7,7 @@ piece at a time, and each piece leaves its gradients behind while its logits are
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,10 +17,11 @@ import torch.nn.functional as F
 PIECE_LOGITS = {True: 2**28, False: 2**21}
 # CUDA's fast kernels want a multiple of this; the vocabulary is padded for the product alone, and stored nowhere.
 VOCAB_MULTIPLE = 64
+SMALLEST_PROBABILITY = 1e-37
 
 
 def cross_entropy_sum(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The summed loss; an ignored target is -1."""
+    """The summed loss of states (..., C) that should have led to targets (...)."""
     loss: torch.Tensor = _CrossEntropySum.apply(  # type: ignore[no-untyped-call]
         hidden.flatten(0, -2), weight, targets.flatten()
     )
@@ -29,10 +31,12 @@ def cross_entropy_sum(hidden: torch.Tensor, weight: torch.Tensor, targets: torch
 @torch.no_grad()
 def token_losses(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """The loss of each token, in fp32, in the shape of `targets`."""
-    pieces = []
-    for states, wanted in _pieces(hidden.flatten(0, -2), targets.flatten(), weight):
-        pieces.append(F.cross_entropy((states @ weight.T).float(), wanted, ignore_index=-1, reduction="none"))
-    return torch.cat(pieces).view(targets.shape)
+    states, wanted = hidden.flatten(0, -2), targets.flatten()
+    losses = [
+        F.cross_entropy((states[piece] @ weight.T).float(), wanted[piece], reduction="none")
+        for piece in _pieces(len(wanted), weight)
+    ]
+    return torch.cat(losses).view(targets.shape)
 
 
 class _CrossEntropySum(torch.autograd.Function):
@@ -40,45 +44,36 @@ class _CrossEntropySum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        needs_gradients = any(ctx.needs_input_grad[:2])
         vocab_size = weight.shape[0]
         if weight.is_cuda and vocab_size % VOCAB_MULTIPLE:
             weight = F.pad(weight, (0, 0, 0, -vocab_size % VOCAB_MULTIPLE))
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        hidden_gradient = torch.empty_like(hidden) if needs_gradients else None
+        hidden_gradient = torch.empty_like(hidden)
         # Summed over many pieces, so in fp32 whatever the weight is in.
-        weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if needs_gradients else None
-        done = 0
-        for states, wanted in _pieces(hidden, targets, weight):
-            logits = (states @ weight.T).float()  # (n, V)
-            if weight.shape[0] > vocab_size:
-                logits[:, vocab_size:] = float("-inf")
-            counted = wanted >= 0
-            wanted = wanted.clamp(min=0)[:, None]
-            log_sum = logits.logsumexp(dim=-1, keepdim=True)
-            losses = log_sum - logits.gather(1, wanted)
-            total += torch.where(counted, losses.squeeze(1), 0.0).sum()
-            if hidden_gradient is not None and weight_gradient is not None:
-                # d loss / d logits = softmax - one-hot
-                gradient = logits.sub_(log_sum).exp_()
-                gradient.scatter_add_(1, wanted, torch.full_like(losses, -1.0))
-                gradient = (gradient * counted[:, None]).to(states.dtype)
-                torch.mm(gradient, weight, out=hidden_gradient[done : done + len(states)])
-                weight_gradient += gradient.T @ states
-            done += len(states)
-        if hidden_gradient is not None and weight_gradient is not None:
-            ctx.save_for_backward(hidden_gradient, weight_gradient[:vocab_size].to(weight.dtype))
+        weight_gradient = torch.zeros_like(weight, dtype=torch.float32)
+        for piece in _pieces(len(targets), weight):
+            states, wanted = hidden[piece], targets[piece, None]
+            logits = states @ weight.T  # (n, V)
+            logits[:, vocab_size:] = float("-inf")
+            # In place, and in the numbers that the model computes in: a pass over the logits costs more than the
+            # product.
+            probabilities = torch.softmax(logits, dim=-1, out=logits)
+            likelihood = probabilities.gather(1, wanted)
+            total -= likelihood.float().clamp(min=SMALLEST_PROBABILITY).log().sum()
+            # d loss / d logits = probabilities - one-hot
+            gradient = probabilities.scatter_(1, wanted, likelihood - 1)
+            torch.mm(gradient, weight, out=hidden_gradient[piece])
+            weight_gradient += gradient.T @ states
+        ctx.save_for_backward(hidden_gradient, weight_gradient[:vocab_size])
         return total
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
         scale = upstream.to(hidden_gradient.dtype)
-        return hidden_gradient * scale, weight_gradient * scale, None
+        return hidden_gradient * scale, (weight_gradient * upstream).to(hidden_gradient.dtype), None
 
 
-def _pieces(
-    hidden: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    rows = max(PIECE_LOGITS[hidden.is_cuda] // weight.shape[0], 16)
-    return list(zip(hidden.split(rows), targets.split(rows), strict=True))
+def _pieces(tokens: int, weight: torch.Tensor) -> Iterator[slice]:
+    rows = max(PIECE_LOGITS[weight.is_cuda] // weight.shape[0], 16)
+    return (slice(first, min(first + rows, tokens)) for first in range(0, tokens, rows))
