@@ -57,21 +57,19 @@ class ModelConfig(Settings):
     """How weights begin; modern starts output projections at zero, so that a block first does nothing."""
 
     def mistakes(self) -> Iterator[tuple[str, str]]:
-        if self.head_width is None and self.n_embd % self.n_head:
-            yield (
-                "n_head",
-                f"{self.n_head} heads do not divide a width of {self.n_embd}; take {self._nearest_heads()}",
-            )
-        elif self.positions == "rotary" and self.width_of_head % 2:
-            yield (
-                "n_head",
-                f"rotary positions need an even head width, not {self.width_of_head}; take another n_head",
-            )
+        # Rotary positions turn the numbers of a head in pairs.
+        pair, even = (2, "even ") if self.positions == "rotary" else (1, "")
+        if self.head_width is not None:
+            if self.head_width % pair:
+                yield "head_width", f"rotary positions need an even head width, not {self.head_width}"
+        elif self.n_embd % pair:
+            yield "n_embd", f"rotary positions need an even head width, so an even n_embd, not {self.n_embd}"
+        elif self.n_embd % (self.n_head * pair):
+            possible = [n for n in range(1, self.n_embd + 1) if self.n_embd % (n * pair) == 0]
+            near = min(possible, key=lambda n: abs(n - self.n_head))
+            yield "n_head", f"{self.n_head} heads of equal {even}width do not make up n_embd {self.n_embd}; take {near}"
         if self.n_head % self.kv_heads:
             yield "n_kv_head", f"{self.kv_heads} does not divide the {self.n_head} attention heads"
-
-    def _nearest_heads(self) -> int:
-        return min((n for n in range(1, self.n_embd + 1) if self.n_embd % n == 0), key=lambda n: abs(n - self.n_head))
 
     @property
     def known_vocab_size(self) -> int:
@@ -98,10 +96,11 @@ class ModelConfig(Settings):
         """Parameters, each counted once; without embeddings, what the blocks and the last norm hold."""
         width, head, mlp = self.n_embd, self.width_of_head, self.width_of_mlp
         queries, keys_values = self.n_head * head, 2 * self.kv_heads * head
-        norm = width * (2 if self.norm == "layernorm" and self.bias else 1)
+        per_norm = 2 if self.norm == "layernorm" and self.bias else 1
+        norm, head_norms = width * per_norm, 2 * head * per_norm if self.qk_norm else 0
         attention = width * (queries + keys_values) + queries * width
         matrices = 3 if self.activation == "swiglu" else 2
-        block = attention + matrices * width * mlp + 2 * norm + (2 * head if self.qk_norm else 0)
+        block = attention + matrices * width * mlp + 2 * norm + head_norms
         if self.bias:
             block += queries + keys_values + width + (matrices - 1) * mlp + width
         total = self.n_layer * block + norm

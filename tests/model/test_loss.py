@@ -1,0 +1,125 @@
+"""Judged by torch's own cross-entropy in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hornbook.model.loss import PIECE_LOGITS, cross_entropy_sum, token_losses
+
+GPT2_VOCABULARY = 50_257
+
+
+def batch(rows: int, width: int, vocab_size: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(rows + vocab_size)
+    hidden = torch.randn(rows, width, generator=generator).to(dtype).requires_grad_()
+    weight = torch.randn(vocab_size, width, generator=generator).to(dtype).requires_grad_()
+    return hidden, weight, torch.randint(vocab_size, (rows,), generator=generator)
+
+
+def judged(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, upstream: float
+) -> tuple[torch.Tensor, ...]:
+    """The loss and both gradients, all logits at once."""
+    hidden, weight = (each.detach().double().requires_grad_() for each in (hidden, weight))
+    loss = F.cross_entropy(hidden @ weight.T, targets, reduction="sum")
+    return loss.detach(), *torch.autograd.grad(loss * upstream, (hidden, weight))
+
+
+def off_by(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((ours.double() - theirs).norm() / theirs.norm())
+
+
+@pytest.mark.parametrize(
+    ("rows", "width", "vocab_size"),
+    [(1, 4, 2), (37, 8, 257), (1001, 12, 5003), (100, 8, GPT2_VOCABULARY)],
+    ids=["smallest", "one piece", "several pieces", "large vocabulary"],
+)
+@pytest.mark.parametrize("upstream", [1.0, 1 / 768, -2.5])
+def test_loss_and_gradients_are_those_of_cross_entropy(rows: int, width: int, vocab_size: int, upstream: float) -> None:
+    hidden, weight, targets = batch(rows, width, vocab_size)
+    loss = cross_entropy_sum(hidden, weight, targets)
+    (loss * upstream).backward()
+    theirs = judged(hidden, weight, targets, upstream)
+    assert hidden.grad is not None
+    assert weight.grad is not None
+    assert off_by(loss.detach(), theirs[0]) < 1e-5
+    assert off_by(hidden.grad, theirs[1]) < 1e-5
+    assert off_by(weight.grad, theirs[2]) < 1e-5
+
+
+def test_in_bf16_loss_and_gradients_stay_near_those_of_float64() -> None:
+    hidden, weight, targets = batch(1001, 16, 5003, torch.bfloat16)
+    loss = cross_entropy_sum(hidden, weight, targets)
+    loss.backward()
+    theirs = judged(hidden, weight, targets, 1.0)
+    assert hidden.grad is not None
+    assert weight.grad is not None
+    assert off_by(loss.detach(), theirs[0]) < 1e-3
+    assert off_by(hidden.grad, theirs[1]) < 1e-2
+    assert off_by(weight.grad, theirs[2]) < 1e-2
+
+
+def test_a_batch_keeps_its_shape_in_its_gradient() -> None:
+    flat, weight, targets = batch(24, 8, 50)
+    hidden = flat.detach().view(2, 3, 4, 8).requires_grad_()
+    cross_entropy_sum(hidden, weight, targets.view(2, 3, 4)).backward()
+    cross_entropy_sum(flat, weight, targets).backward()
+    assert hidden.grad is not None
+    assert flat.grad is not None
+    assert torch.equal(hidden.grad.view(24, 8), flat.grad)
+
+
+def test_an_unlikely_target_counts_in_full() -> None:
+    hidden, weight, targets = batch(10, 8, 50)
+    hidden = (hidden.detach() * 5).requires_grad_()
+    loss = cross_entropy_sum(hidden, weight, targets)
+    likelihoods = (hidden @ weight.T).softmax(dim=-1).gather(1, targets[:, None])
+    assert likelihoods.min() < 1e-20, "the case is meant to hold very unlikely targets"
+    assert off_by(loss.detach(), judged(hidden, weight, targets, 1.0)[0]) < 1e-5
+
+
+def test_logits_far_beyond_what_probabilities_can_hold_still_teach() -> None:
+    hidden, weight, targets = batch(10, 8, 50)
+    hidden = (hidden.detach() * 100).requires_grad_()
+    loss = cross_entropy_sum(hidden, weight, targets)
+    loss.backward()
+    assert loss.isfinite()
+    assert hidden.grad is not None
+    assert off_by(hidden.grad, judged(hidden, weight, targets, 1.0)[1]) < 1e-5
+
+
+def test_losses_of_tokens_are_those_of_cross_entropy() -> None:
+    hidden, weight, targets = batch(90, 8, GPT2_VOCABULARY)
+    ours = token_losses(hidden.view(9, 10, 8), weight, targets.view(9, 10))
+    theirs = F.cross_entropy(hidden.double() @ weight.double().T, targets, reduction="none")
+    assert ours.shape == (9, 10)
+    assert torch.allclose(ours.flatten().double(), theirs, rtol=1e-5, atol=1e-6)
+
+
+class Largest(TorchDispatchMode):
+    """The most elements of any tensor that an operation hands out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        for each in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(each, torch.Tensor):
+                self.elements = max(self.elements, each.numel())
+        return out
+
+
+def test_the_logits_of_a_large_vocabulary_never_exist_all_at_once() -> None:
+    hidden, weight, targets = batch(300, 8, GPT2_VOCABULARY)
+    with Largest() as learning:
+        cross_entropy_sum(hidden, weight, targets).backward()
+    with Largest() as scoring:
+        token_losses(hidden, weight, targets)
+    assert PIECE_LOGITS[False] < 300 * GPT2_VOCABULARY / 4
+    assert weight.numel() < learning.elements <= PIECE_LOGITS[False]
+    assert weight.numel() < scoring.elements <= PIECE_LOGITS[False]
