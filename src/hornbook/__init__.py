@@ -21,7 +21,21 @@ if TYPE_CHECKING:
     from hornbook.shards.format import Shards
     from hornbook.train.config import RunConfig
 
-__all__ = ["TrainedRun", "fit", "load", "prepare_text"]
+__all__ = ["Picture", "TrainedRun", "fit", "load", "prepare_text"]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A matplotlib figure that a notebook shows by itself."""
+
+    figure: Figure
+
+    def _repr_png_(self) -> bytes:
+        import io
+
+        data = io.BytesIO()
+        self.figure.savefig(data, format="png", dpi=110)
+        return data.getvalue()
 
 
 @dataclass(frozen=True)
@@ -41,15 +55,16 @@ class TrainedRun:
 
         return read_log(self.folder / "metrics.jsonl")
 
-    def loss_curve(self) -> Figure:
+    def loss_curve(self) -> Picture:
+        """Training and validation loss over steps and tokens."""
         from hornbook.report.curves import Curves, loss_figure
 
-        return loss_figure(Curves.read(self.folder))
+        return Picture(loss_figure(Curves.read(self.folder)))
 
-    def perplexity_curve(self) -> Figure:
+    def perplexity_curve(self) -> Picture:
         from hornbook.report.curves import Curves, perplexity_figure
 
-        return perplexity_figure(Curves.read(self.folder))
+        return Picture(perplexity_figure(Curves.read(self.folder)))
 
     def resume(self, **train: Any) -> TrainedRun:
         """Go on, until a new end: `run.resume(minutes=10)`."""

@@ -1,0 +1,92 @@
+"""What a GPU makes of the demo's recipe and of GPT-2's 124M shape.
+
+    PYTHONPATH=src python bench/gpu.py [--out FILE.json] [--seconds 60] [--tiny]
+
+Needs torch with CUDA, numpy, pydantic, tokenizers and safetensors; not the command line. Each case is a real run
+through the real loop, compiled and not: tokens a second and MFU over its last steps, peak memory, losses. `--tiny`
+shrinks every case, so that the script itself can be tried on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hornbook.base.files import read_log
+from hornbook.model.config import classic
+from hornbook.recipes.modern import demo
+from hornbook.text.tokenizer import TokenizerConfig
+from hornbook.train.config import OptimConfig, RunConfig, TrainConfig, override
+from hornbook.train.start import fit
+
+
+def cases(seconds: float, tiny: bool) -> dict[str, RunConfig]:
+    gpt2 = classic(n_layer=12, n_head=12, n_embd=768, context=1024)
+    steps, batch_tokens, vocab_size = 20, 491_520, 50257
+    if tiny:
+        gpt2 = classic(n_layer=2, n_head=2, n_embd=64, context=64)
+        steps, batch_tokens, vocab_size = 3, 512, 600
+    small = {"minutes": seconds / 60} if not tiny else {"steps": 3}
+    plain = RunConfig(
+        recipe="gpt2-124m",
+        tokenizer=TokenizerConfig(kind="bpe", vocab_size=vocab_size),
+        model=gpt2,
+        optim=OptimConfig(kind="adamw", lr=6e-4),
+        train=TrainConfig(steps=steps, batch_tokens=batch_tokens, eval_every_steps=10**6),
+    )
+    result = {}
+    for compiled in (False, True):
+        name = "compiled" if compiled else "eager"
+        result[f"demo {name}"] = override(demo(), {"train": small | {"compile": compiled}})
+        result[f"gpt2-124m {name}"] = override(plain, {"train": {"compile": compiled}})
+    return result
+
+
+def measure(config: RunConfig) -> dict[str, Any]:
+    """Train it for real, and tell what it took."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        outcome = fit(config, Path(folder) / "run")
+        log = read_log(Path(folder) / "run" / "metrics.jsonl")
+    return {
+        "ended": outcome.reason,
+        "steps": outcome.step,
+        "tokens_per_second": round(outcome.tokens_per_second),
+        "mfu": None if outcome.mfu is None else round(outcome.mfu, 4),
+        "peak_memory_gb": round(outcome.peak_memory_bytes / 1e9, 2),
+        "first_loss": next(each["loss"] for each in log if "loss" in each),
+        "last_loss": [each["loss"] for each in log if "loss" in each][-1],
+        "val_bits_per_byte": [each["val_bits_per_byte"] for each in log if "val_loss" in each][-1],
+        "seconds_in_all": round(time.monotonic() - began, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="write the figures here as JSON, after every case")
+    parser.add_argument("--seconds", type=float, default=60.0, help="length of the demo's runs")
+    parser.add_argument("--tiny", action="store_true", help="try the script itself, on any machine")
+    given = parser.parse_args()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    figures: dict[str, Any] = {"device": device, "torch": torch.__version__, "cases": {}}
+    for name, config in cases(given.seconds, given.tiny).items():
+        print(f"\n== {name}", flush=True)
+        try:
+            figures["cases"][name] = measure(config)
+        except Exception as error:  # one case that fails must not lose the others' figures
+            figures["cases"][name] = {"failed": f"{type(error).__name__}: {error}"[:500]}
+        print(json.dumps(figures["cases"][name]), flush=True)
+        if given.out:
+            given.out.write_text(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()

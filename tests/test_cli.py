@@ -1,0 +1,209 @@
+"""The commands as a user meets them: real processes where start-up or exit codes matter, in process where not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hornbook import cli
+
+SMALL = ["--model.n-layer", "1", "--model.n-embd", "32", "--model.n-head", "2", "--model.context", "32", "--train.steps", "4"]
+
+
+def run(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "hornbook.cli", *words], cwd=cwd, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small finished run, made by the command itself."""
+    folder = tmp_path_factory.mktemp("cli") / "runs" / "small"
+    done = run("train", "--data", str(text_file), "--out", str(folder), *SMALL)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_help_answers_at_once_and_does_not_import_torch() -> None:
+    code = "import sys, hornbook.cli as c; c.main(['--help']); print('torch' in sys.modules, 'pydantic' in sys.modules)"
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        times.append(time.perf_counter() - began)
+    assert done.stdout.endswith("False False\n")
+    assert min(times) < 0.5
+
+
+def test_settings_recipes_and_corpora_do_not_wait_for_torch() -> None:
+    code = "import sys, hornbook.cli as c; c.main(['recipes']); c.main(['corpora']); c.main(['train', '--help'])"
+    code += "; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("False\n")
+    assert "--train.batch-tokens" in done.stdout
+
+
+def test_training_tells_what_was_reached_and_what_to_try_next(text_file: Path, tmp_path: Path) -> None:
+    done = run("train", "--data", str(text_file), *SMALL, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for part in (
+        "sizes chosen",
+        "validation loss",
+        "bits per byte",
+        "gzip -9",
+        "xz -9",
+        "continuation 3 of 3",
+        "next:",
+    ):
+        assert part in done.stdout
+    folder = tmp_path / "runs" / text_file.stem
+    assert (folder / "loss.png").is_file()
+    assert (folder / "perplexity.png").is_file()
+    # What it says to try next is a command that works.
+    suggestion = next(line.split() for line in done.stdout.splitlines() if line.startswith("  hornbook resume"))
+    done = run(*suggestion[1:3], "--train.steps", "5", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_second_run_takes_the_next_free_name(text_file: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        done = run("train", "--data", str(text_file), *SMALL, cwd=tmp_path)
+    assert f"this is a new run, runs/{text_file.stem}-2" in done.stdout.replace("\\", "/")
+    assert (tmp_path / "runs" / f"{text_file.stem}-2" / "checkpoints").is_dir()
+
+
+def test_train_refuses_a_finished_run_and_names_resume(trained: Path, text_file: Path) -> None:
+    done = run("train", "--data", str(text_file), "--out", str(trained), *SMALL)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert f"hornbook resume {trained}" in done.stderr
+
+
+def test_generate_eval_verify_and_report_on_a_run(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["generate", str(trained), "--prompt", "def ", "--max-tokens", "5", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert cli.main(["generate", str(trained), "--prompt", "def ", "--max-tokens", "5"]) == 0
+    assert capsys.readouterr().out == said["prompt"] + said["text"] + "\n"
+
+    assert cli.main(["eval", str(trained), "--json"]) == 0
+    scored = json.loads(capsys.readouterr().out)
+    logged = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    best = min(entry["val_loss"] for entry in logged if "val_loss" in entry)
+    assert scored["loss"] == pytest.approx(best, rel=0.02)  # the run may have computed in bf16
+
+    assert cli.main(["verify", str(trained)]) == 0
+    assert capsys.readouterr().out.count("good") >= 2
+    assert cli.main(["report", str(trained)]) == 0
+    assert str(trained / "loss.png") in capsys.readouterr().out
+
+
+def test_verify_finds_a_flipped_bit(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    weights = next((copy / "checkpoints").iterdir()) / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-5] ^= 1
+    weights.write_bytes(data)
+    assert cli.main(["verify", str(copy)]) == 1
+    assert "model.safetensors has changed" in capsys.readouterr().out
+
+
+def test_eval_scores_a_text_from_outside(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "other.txt").write_text("def f():\n    return 1\n")
+    assert cli.main(["eval", str(trained), "--data", str(tmp_path / "other.txt"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["bits_per_byte"] > 0
+
+
+def test_prepare_then_train_on_the_shards(text_file: Path, tmp_path: Path) -> None:
+    done = run("prepare", str(text_file), "--out", "shards", "--tokenizer.kind", "char", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "next:  hornbook train --data shards" in done.stdout
+    done = run("train", "--data", "shards", *SMALL, "--tokenizer.vocab-size", "none", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["ended"] == "done"
+
+
+def mistakes(tmp_path: Path) -> dict[str, list[str]]:
+    """What a user may do wrong, as the words that do it."""
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "binary.txt").write_bytes(bytes(range(256)) * 10)
+    (tmp_path / "short.txt").write_text("too short a text\n" * 12)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "bad.toml").write_text("[train]\nstepz = 3\n")
+    return {
+        "unknown command": ["trian"],
+        "unknown recipe": ["train", "demmo"],
+        "unknown knob": ["train", "--train.stepz", "3"],
+        "unknown knob in a file": ["train", str(tmp_path / "bad.toml")],
+        "wrong type": ["train", "--train.steps", "many"],
+        "impossible combination": ["train", "--model.n-head", "7"],
+        "missing file": ["train", "--data", str(tmp_path / "none.txt")],
+        "missing settings file": ["train", str(tmp_path / "none.toml")],
+        "empty file": ["train", "--data", str(tmp_path / "empty.txt")],
+        "binary file": ["train", "--data", str(tmp_path / "binary.txt")],
+        "folder without text": ["train", "--data", str(tmp_path / "folder")],
+        "text too short": ["train", "--data", str(tmp_path / "short.txt"), "--model.context", "512"],
+        "no such device": ["train", "--train.device", "tpu"],
+        "no run": ["resume", str(tmp_path / "none")],
+        "no model": ["generate", str(tmp_path / "folder")],
+        "no metrics": ["report", str(tmp_path / "folder")],
+        "nothing to verify": ["verify", str(tmp_path / "folder")],
+        "unknown option": ["generate", str(tmp_path), "--temprature", "1"],
+        "out of range": ["generate", str(tmp_path), "--max-tokens", "0"],
+    }
+
+
+def test_each_mistake_is_one_line_that_says_the_mend(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch  # noqa: F401  # the two seconds below do not count its import
+
+    for name, words in mistakes(tmp_path).items():
+        began = time.monotonic()
+        code = cli.main([*words, "--out", str(tmp_path / "out")] if words[0] == "train" else words)
+        elapsed = time.monotonic() - began
+        error = capsys.readouterr().err
+        assert code == 2, f"{name}: {code} {error}"
+        assert error.startswith("error: "), f"{name}: {error}"
+        assert error.count("\n") == 1, f"{name}: {error}"
+        assert len(error) <= len("error: ") + 201, f"{name}: {error}"
+        assert elapsed < 2, f"{name}: {elapsed:.1f} s"
+
+
+def test_all_mistakes_in_a_config_are_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--train.stepz", "3", "--optim.lr", "fast", "--model.n-head", "7", "--modle.n_layer", "2"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4
+    assert any("did you mean --train.steps?" in line for line in lines)
+    assert any("did you mean --model.n-layer?" in line for line in lines)
+
+
+def test_an_error_in_a_file_names_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text('data = "python-stdlib"\n\n[train]\nsteps = 10\nbatch_tokns = 64\n')
+    assert cli.main(["train", str(path)]) == 2
+    assert "run.toml line 5" in capsys.readouterr().err
+
+
+def test_a_real_process_exits_with_2_and_no_traceback(tmp_path: Path) -> None:
+    done = run("train", "--data", str(tmp_path / "none.txt"))
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_bug_of_ours_exits_with_1_and_names_the_way_to_see_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(words: list[str]) -> int:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setitem(cli.COMMANDS, "recipes", broken)
+    assert cli.main(["recipes"]) == 1
+    assert "HORNBOOK_DEBUG=1" in capsys.readouterr().err

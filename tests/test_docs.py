@@ -1,0 +1,86 @@
+"""What the documents show works as they show it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nbclient
+import nbformat
+import pytest
+
+from conftest import ROOT
+from hornbook.base.settings import described
+from hornbook.train.config import RunConfig
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    notebook = nbformat.read(ROOT / "docs" / "first-model.ipynb", as_version=4)
+    folder = tmp_path_factory.mktemp("notebook")
+    nbclient.NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(folder)}}).execute()
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_notebook_shows_curves_inline_and_lets_the_model_speak(executed: list[dict[str, Any]]) -> None:
+    outputs = [output for cell in executed for output in cell["outputs"]]
+    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert len(pictures) == 3
+    printed = "".join(output["text"] for output in outputs if output["output_type"] == "stream")
+    assert "def " in printed
+    assert "validation loss" in printed
+
+
+def test_notebook_progress_is_one_line_that_moves(executed: list[dict[str, Any]]) -> None:
+    training = executed[1]["outputs"]
+    live = [output for output in training if output["output_type"] == "display_data"]
+    assert len(live) == 1
+    assert re.match(r"step 60  loss \d", live[0]["data"]["text/plain"])
+
+
+def test_every_knob_is_documented_with_its_default() -> None:
+    text = (ROOT / "docs" / "knobs.md").read_text()
+    for knob, default, about in described(RunConfig):
+        assert f"| `{knob}` | `{default}` | {about} |" in text, f"{knob}: renew docs/knobs.md (see its first lines)"
+
+
+def test_documents_name_only_commands_and_files_that_exist() -> None:
+    from hornbook.cli import COMMANDS
+
+    for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        text = document.read_text()
+        for command in re.findall(r"^\s*(?:\.venv/bin/)?hornbook (\w+)", text, flags=re.MULTILINE):
+            assert command in COMMANDS, f"{document.name}: hornbook {command}"
+        for target in re.findall(r"\]\((?!http|#)([^)#]+)\)", text):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def readme_commands() -> list[str]:
+    """The hornbook commands of README's section on one's own text, in their order."""
+    section = (ROOT / "README.md").read_text().partition("## Your own text")[2].partition("\n## ")[0]
+    return re.findall(r"^hornbook .*$", section, flags=re.MULTILINE)
+
+
+def test_readme_commands_run(text_file: Path, tmp_path: Path) -> None:
+    """Each as it stands, but for the text's path and a length that a test can wait for."""
+    commands = readme_commands()
+    assert {words.split()[1] for words in commands} >= {"train", "resume", "generate", "eval", "report"}
+    (tmp_path / "my-text.txt").write_bytes(text_file.read_bytes())
+    for command in commands:
+        words = command.partition("#")[0].strip()
+        if words.startswith("hornbook train"):
+            words += " --train.steps 4 --model.n-layer 1"
+        elif words.startswith("hornbook resume"):
+            words = re.sub(r"--train\.\S+ \S+", "--train.steps 6", words)
+        done = subprocess.run(
+            f"{sys.executable} -m hornbook.cli {words.removeprefix('hornbook ')}",
+            shell=True,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
