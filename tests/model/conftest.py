@@ -12,7 +12,7 @@ import torch
 from hornbook.model.config import ModelConfig, classic, modern
 from hornbook.model.folder import save_model
 from hornbook.model.gpt import GPT
-from hornbook.text.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
+from hornbook.text.tokenizer import TokenizerConfig, train_tokenizer
 
 PRESETS = {"classic": classic, "modern": modern}
 
@@ -35,24 +35,15 @@ def random_model() -> Callable[..., GPT]:
     return build
 
 
-@pytest.fixture(scope="session")
-def tokenizers_of(some_text: str) -> dict[str, Tokenizer]:
-    configs = {
-        "char": TokenizerConfig(kind="char"),
-        "byte": TokenizerConfig(kind="byte"),
-        "bpe": TokenizerConfig(kind="bpe", vocab_size=300),
-    }
-    return {kind: train_tokenizer(config, [some_text], len(some_text)) for kind, config in configs.items()}
-
-
 @pytest.fixture
-def saved(tmp_path: Path, tokenizers_of: dict[str, Tokenizer]) -> Callable[[GPT], Path]:
-    """A model in a folder, with a tokenizer that need not fit it."""
+def saved(tmp_path: Path) -> Callable[[GPT], Path]:
+    """A model in a folder, with a tokenizer of as many entries."""
 
     def save(model: GPT) -> Path:
+        letters = "".join(map(chr, range(ord("A"), ord("A") + model.config.known_vocab_size - 2)))
         folder = tmp_path / "model"
         folder.mkdir()
-        save_model(model, tokenizers_of["byte"], folder)
+        save_model(model, train_tokenizer(TokenizerConfig(kind="char"), [letters], len(letters)), folder)
         return folder
 
     return save

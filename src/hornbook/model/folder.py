@@ -8,6 +8,7 @@ transformers keeps and ignores it. A shape that has no such type is saved as mod
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,9 +173,10 @@ def step_of(checkpoint: Path) -> int:
 
 def _validation_loss(checkpoint: Path) -> float:
     try:
-        return float(files.manifest_notes(checkpoint).get("val_loss") or "inf")
-    except (UserError, ValueError, TypeError):
-        return float("inf")
+        loss = float(files.manifest_notes(checkpoint)["val_loss"])
+    except (UserError, KeyError, ValueError, TypeError):
+        return math.inf
+    return math.inf if math.isnan(loss) else loss  # nothing sorts beside a NaN
 
 
 def _to_theirs(kind: str, config: ModelConfig, state: Tensors) -> Tensors:

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hornbook.base.machine import choose_machine
+from hornbook.model.compile import compiled_or_eager
+from hornbook.model.gpt import GPT
+
+SMALL: dict[str, Any] = {"vocab_size": 32, "context": 16, "n_layer": 1, "n_head": 2, "n_embd": 16}
+
+
+def test_a_compiled_model_computes_what_the_eager_one_does(
+    random_model: Callable[..., GPT], capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not choose_machine("cpu").can_compile:
+        pytest.skip("no C++ compiler on this machine")
+    model = random_model("modern", **SMALL).train()
+    ids = torch.randint(32, (3, 16), generator=torch.Generator().manual_seed(1))
+    trunk = compiled_or_eager(model, (3, 16))
+    assert all(parameter.grad is None for parameter in model.parameters()), "trying it out must leave no gradients"
+    assert capsys.readouterr().err == ""
+
+    results = []
+    for forward in (trunk, model):
+        hidden = forward(ids)
+        hidden.square().sum().backward()
+        results.append([hidden.detach(), *(p.grad.clone() for p in model.blocks.parameters() if p.grad is not None)])
+        model.zero_grad()
+    for compiled, eager in zip(*results, strict=True):
+        assert torch.allclose(compiled, eager, rtol=1e-4, atol=1e-4)
+    assert torch.equal(trunk(ids[:2]), model(ids[:2])), "a batch of another shape runs eager"
+
+
+def test_a_failing_compiler_is_one_warning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], random_model: Callable[..., GPT]
+) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("the compiler\nfell over")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    model = random_model("modern", **SMALL).train()
+    trunk = compiled_or_eager(model, (3, 16))
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert "torch.compile does not work here, going on without" in warning
+    assert "the compiler fell over" in warning
+    ids = torch.zeros(3, 16, dtype=torch.long)
+    assert torch.equal(trunk(ids), model(ids))
+
+
+def test_what_only_fails_when_it_runs_is_one_warning_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], random_model: Callable[..., GPT]
+) -> None:
+    def compiles_to_nothing(*_: Any, **__: Any) -> Callable[..., Any]:
+        def run(_: torch.Tensor) -> torch.Tensor:
+            raise OSError("g++: cannot allocate")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiles_to_nothing)
+    model = random_model("modern", **SMALL).train()
+    trunk = compiled_or_eager(model, (3, 16))
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert trunk(torch.zeros(3, 16, dtype=torch.long)).shape == (3, 16, 16)
+
+
+def test_memory_that_runs_out_is_left_to_the_loop(
+    monkeypatch: pytest.MonkeyPatch, random_model: Callable[..., GPT]
+) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(torch, "compile", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        compiled_or_eager(random_model("modern", **SMALL), (3, 16))
+
+
+WITHOUT_COMPILER = """
+import torch
+from hornbook.base.machine import choose_machine
+from hornbook.model.compile import compiled_or_eager
+from hornbook.model.config import modern
+from hornbook.model.gpt import GPT
+
+print(choose_machine("cpu").can_compile)
+model = GPT(modern(vocab_size=32, context=16, n_layer=1, n_head=2, n_embd=16)).train()
+ids = torch.arange(16)[None]
+print(torch.equal(compiled_or_eager(model, (1, 16))(ids), model(ids)))
+"""
+
+
+def test_a_machine_without_a_compiler_goes_on_eager(tmp_path: Path) -> None:
+    bare = {name: value for name, value in os.environ.items() if name not in ("CXX", "CC", "PATH")}
+    bare |= {"PATH": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_COMPILER], env=bare, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.split() == ["False", "True"]
+    warnings = [line for line in done.stderr.splitlines() if line.startswith("warning: torch.compile does not work")]
+    assert len(warnings) == 1
