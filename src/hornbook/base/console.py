@@ -40,6 +40,7 @@ class Progress:
         self._width = 0
         self._shown_at = 0.0
         self._latest = ""
+        self._shown = ""
         self._handle: Any = None
 
     def __enter__(self) -> Self:
@@ -67,13 +68,14 @@ class Progress:
         self._write(text + "\n")
 
     def close(self) -> None:
-        if self._latest:
+        if self._latest != self._shown:
             self._show(self._latest)
         if self._live and self._width:
             self._write("\n")
-        self._latest, self._width = "", 0
+        self._latest, self._shown, self._width = "", "", 0
 
     def _show(self, text: str) -> None:
+        self._shown = text
         if self._notebook:
             from IPython.display import display
 
@@ -119,7 +121,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 def count(number: float) -> str:
     """1234567 as 1.23M."""
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(number) >= size:
+        if abs(number) >= 0.9995 * size:  # 999,999 is 1M, not 1000k
             return f"{number / size:.3g}{unit}"
     return f"{number:.3g}" if isinstance(number, float) else str(number)
 

@@ -24,6 +24,7 @@ from hornbook.base.errors import MachineError, UserError
 MANIFEST = "MANIFEST.json"
 _STAGED = ".staged-"
 _DISCARDED = ".discarded-"
+_REPLACED = ".replaced-"
 _DISK_ERRORS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -43,7 +44,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     with disk_trouble_named(path):
         try:
             with _opened(staged, "wb") as file:
-                file.write(data)
+                _step("write", path, lambda: file.write(data))
             _step("rename", path, lambda: os.replace(staged, path))
         except BaseException:
             with contextlib.suppress(OSError):
@@ -87,21 +88,44 @@ def make_folder(path: Path) -> Path:
 @contextlib.contextmanager
 def staged_folder(final: Path, notes: dict[str, Any] | None = None) -> Iterator[Path]:
     """A folder to fill in peace; on leaving it is fsynced, hashed, given its MANIFEST.json and its final name."""
+    with _staged_folder(final) as staging:
+        yield staging
+        _seal(staging, notes or {})
+
+
+@contextlib.contextmanager
+def folder_with_manifest(final: Path, name: str, manifest: dict[str, Any]) -> Iterator[Path]:
+    """The same with a manifest of the caller's, filled by the time the folder is: it is written last, under `name`,
+    with its own hash."""
+    with _staged_folder(final) as staging:
+        yield staging
+        _sync_files(staging)
+        _write_manifest(staging / name, manifest)
+
+
+@contextlib.contextmanager
+def _staged_folder(final: Path) -> Iterator[Path]:
     make_folder(final.parent)
     staging = _staging_for(final)
+    # A folder cannot be replaced at once: until the new one has the name, the old one is whole under this one.
+    replaced = final.with_name(_REPLACED + final.name)
     with disk_trouble_named(final):
-        remove(staging)
-        make_folder(staging)
         try:
+            remove(staging)
+            make_folder(staging)
             yield staging
-            _seal(staging, notes or {})
-            remove(final)
+            _restore(replaced)
+            if final.exists() or final.is_symlink():
+                _step("rename", final, lambda: os.replace(final, replaced))
             _step("rename", final, lambda: os.replace(staging, final))
         except BaseException:
             with contextlib.suppress(OSError):
                 remove(staging)
+            with contextlib.suppress(OSError):
+                _restore(replaced)
             raise
         _sync_folder(final.parent)
+        remove(replaced)
 
 
 @contextlib.contextmanager
@@ -153,10 +177,20 @@ def remove(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what a crash left half done."""
+    """Delete what a crash left half done, and give a folder its name back that was about to be replaced."""
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if path.name.startswith((_STAGED, _DISCARDED)):
+        if path.name.startswith(_REPLACED):
+            _restore(path)
+        elif path.name.startswith((_STAGED, _DISCARDED)):
             remove(path)
+
+
+def _restore(replaced: Path) -> None:
+    final = replaced.with_name(replaced.name.removeprefix(_REPLACED))
+    if final.exists():
+        remove(replaced)
+    elif replaced.exists():
+        _step("rename", final, lambda: os.replace(replaced, final))
 
 
 class Log:
@@ -167,7 +201,8 @@ class Log:
         make_folder(path.parent)
         with disk_trouble_named(path):
             if keep_bytes is not None and path.exists():
-                _step("truncate", path, lambda: os.truncate(path, keep_bytes))
+                keep = min(keep_bytes, path.stat().st_size)  # or a log that someone cut would be filled up with zeros
+                _step("truncate", path, lambda: os.truncate(path, keep))
             self._file: IO[bytes] = _step("open", path, lambda: open(path, "ab" if keep_bytes is not None else "wb"))  # noqa: SIM115
 
     def write(self, entry: dict[str, Any]) -> None:
@@ -225,17 +260,20 @@ def damage(folder: Path) -> str | None:
     path = folder / MANIFEST
     if folder.is_symlink() or not folder.is_dir():
         return "is not a folder"
+    if path.is_symlink():
+        return f"{MANIFEST} is a link"
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        own = manifest.pop("sha256")
-        listed: dict[str, Any] = manifest["files"]
-        if own != _hash_of_json(manifest):
+        if not is_unchanged(manifest):
             return f"{MANIFEST} was edited or damaged"
+        listed: dict[str, Any] = manifest["files"]
     except FileNotFoundError:
         return f"has no {MANIFEST}: it was never finished"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{MANIFEST} is damaged"
-    present = {each.relative_to(folder).as_posix() for each in folder.rglob("*") if not each.is_dir()}
+    present = {
+        each.relative_to(folder).as_posix() for each in folder.rglob("*") if each.is_symlink() or not each.is_dir()
+    }
     for name in sorted(present - set(listed) - {MANIFEST}):
         return f"{name} does not belong there"
     for name, facts in sorted(listed.items()):
@@ -249,6 +287,11 @@ def damage(folder: Path) -> str | None:
         if sha256(file) != facts["sha256"]:
             return f"{name} has changed since it was written"
     return None
+
+
+def is_unchanged(manifest: dict[str, Any]) -> bool:
+    """Whether a manifest is as it was written, by the hash of itself in it."""
+    return bool(manifest["sha256"] == _hash_of_json({key: manifest[key] for key in manifest if key != "sha256"}))
 
 
 def manifest_notes(folder: Path) -> dict[str, Any]:
@@ -311,17 +354,25 @@ def _opened(path: Path, mode: str) -> Iterator[IO[bytes]]:
 
 
 def _seal(folder: Path, notes: dict[str, Any]) -> None:
-    files = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            _sync_file(path)
-            name = path.relative_to(folder).as_posix()
-            files[name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-    manifest: dict[str, Any] = {"notes": notes, "files": files}
-    manifest["sha256"] = _hash_of_json(manifest)
-    with _opened(folder / MANIFEST, "wb") as file:
-        file.write(json.dumps(manifest, indent=2).encode())
-    _sync_folder(folder)
+    files = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in _sync_files(folder)
+    }
+    _write_manifest(folder / MANIFEST, {"notes": notes, "files": files})
+
+
+def _write_manifest(path: Path, manifest: dict[str, Any]) -> None:
+    data = json.dumps(manifest | {"sha256": _hash_of_json(manifest)}, indent=2).encode()
+    with _opened(path, "wb") as file:
+        _step("write", path, lambda: file.write(data))
+    _sync_folder(path.parent)
+
+
+def _sync_files(folder: Path) -> list[Path]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in paths:
+        _sync_file(path)
+    return paths
 
 
 def _hash_of_json(value: Any) -> str:

@@ -53,6 +53,7 @@ S = TypeVar("S", bound=Settings)
 def build(kind: type[S], tree: Mapping[str, Any], origins: Mapping[str, str] | None = None) -> S:
     """Validate `tree` as `kind`. `origins` tells where a knob was written (`run.toml line 3`), for the error line."""
     lines: list[str] = []
+    doubtful: set[tuple[str, ...]] = set()  # groups that lost a knob: what does not go together now may have before
     remaining = _thaw(tree)
     while True:
         try:
@@ -64,10 +65,15 @@ def build(kind: type[S], tree: Mapping[str, Any], origins: Mapping[str, str] | N
                 path = tuple(str(part) for part in mistake["loc"])
                 if mistake["type"] == "combination":
                     for knob, what in mistake["ctx"]["found"]:
-                        lines.append(_line((*path, *knob.split(".")), what, origins))
+                        if path not in doubtful:
+                            lines.append(_line((*path, *knob.split(".")), what, origins))
                         wrong.append((*path, *knob.split(".")))
+                    doubtful.add(path)
                 else:
-                    path = _existing(remaining, path)
+                    if mistake["type"] != "missing":
+                        path = _existing(remaining, path)
+                    if mistake["type"] != "extra_forbidden":
+                        doubtful.add(path[:-1])
                     lines.append(_line(path, _explain(kind, path, mistake), origins))
                     wrong.append(path)
             taken_out = [_remove(remaining, path) for path in wrong]
@@ -100,8 +106,9 @@ def from_words(kind: type[Settings], words: Sequence[str]) -> Tree:
         if not word.startswith("--"):
             raise UserError(f"{word}: not understood here; knobs are written --section.knob VALUE")
         name, equals, text = word[2:].partition("=")
-        if not equals:
-            text = waiting.pop(0) if waiting and not waiting[0].startswith("--") else "true"
+        bare = not equals and (not waiting or waiting[0].startswith("--"))
+        if not equals and not bare:
+            text = waiting.pop(0)
         path = name.replace("-", "_").split(".")
         branch = tree
         for part in path[:-1]:
@@ -109,14 +116,14 @@ def from_words(kind: type[Settings], words: Sequence[str]) -> Tree:
             if not isinstance(inner, dict):
                 raise UserError(f"--{name}: both a knob and a group of knobs")
             branch = inner
-        branch[path[-1]] = _read_value(knob_type(kind, path), text)
+        branch[path[-1]] = True if bare else _read_value(knob_type(kind, path), text)
     return tree
 
 
 def from_file(path: Path) -> tuple[Tree, dict[str, str]]:
     """A TOML or JSON file to a tree, and the line on which each knob was written."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; name a recipe (hornbook recipes) or a .toml file") from None
     except UnicodeDecodeError:
@@ -125,11 +132,12 @@ def from_file(path: Path) -> tuple[Tree, dict[str, str]]:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     try:
         tree = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: {error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: should hold a table of settings")
-    return tree, _lines_of(path, text)
+    lines = _lines_of_json(text) if path.suffix == ".json" else _lines_of_toml(text)
+    return tree, {knob: f"{path.name} line {line}" for knob, line in lines.items()}
 
 
 def knobs(kind: type[Settings], prefix: str = "") -> Iterator[str]:
@@ -275,13 +283,31 @@ def _settings_type(annotation: Any) -> type[Settings] | None:
     return None
 
 
-def _lines_of(path: Path, text: str) -> dict[str, str]:
-    """Where each TOML key stands; good enough for an error line."""
-    origins: dict[str, str] = {}
+def _lines_of_toml(text: str) -> dict[str, int]:
+    """On which line each knob and each table stands; good enough for an error line."""
+    lines: dict[str, int] = {}
     table = ""
     for number, line in enumerate(text.splitlines(), start=1):
         if header := re.match(r"\s*\[([\w.\-]+)\]", line):
+            lines[header[1]] = number
             table = header[1] + "."
-        elif key := re.match(r"\s*\"?([\w.\-]+)\"?\s*[=:]", line):
-            origins[table + key[1]] = f"{path.name} line {number}"
-    return origins
+        elif key := re.match(r"\s*\"?([\w.\-]+)\"?\s*=", line):
+            lines[table + key[1]] = number
+            for inner in re.findall(r"[{,]\s*([\w.\-]+)\s*=", line):  # oven = {fan = true}
+                lines[f"{table}{key[1]}.{inner}"] = number
+    return lines
+
+
+def _lines_of_json(text: str) -> dict[str, int]:
+    """The same, of a text that is known to be JSON."""
+    lines: dict[str, int] = {}
+    path: list[str] = []
+    for part in re.finditer(r'"((?:[^"\\]|\\.)*)"(\s*:)?|[{}]', text):
+        if part[0] == "{":
+            path.append("")
+        elif part[0] == "}":
+            path.pop()
+        elif part[2]:
+            path[-1] = part[1]
+            lines[".".join(path)] = text.count("\n", 0, part.start()) + 1
+    return lines

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from hornbook.base import console
+from hornbook.base.console import Progress, count, duration, table, warn
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(console, "time", clock)
+    return clock
+
+
+def test_without_a_terminal_progress_is_plain_lines_now_and_then(clock: Clock) -> None:
+    stream = io.StringIO()
+    with Progress(stream) as progress:
+        for step in range(25):
+            progress.update(f"step {step}")
+            clock.now += 1
+        progress.note("saved")
+    lines = stream.getvalue().splitlines()
+    assert lines[-2:] == ["saved", "step 24"]
+    assert 3 <= len(lines) <= 5
+    assert "\r" not in stream.getvalue()
+
+
+def test_a_plain_line_is_not_said_twice(clock: Clock) -> None:
+    stream = io.StringIO()
+    with Progress(stream) as progress:
+        progress.update("done")
+    assert stream.getvalue() == "done\n"
+
+
+def screen(written: str) -> list[str]:
+    """What a terminal shows after `written`."""
+    lines = [""]
+    for part in written.split("\n"):
+        for piece in part.split("\r"):
+            lines[-1] = piece + lines[-1][len(piece) :]
+        lines.append("")
+    return [line.rstrip() for line in lines]
+
+
+def test_on_a_terminal_one_line_is_drawn_over_and_notes_stay_above_it(clock: Clock) -> None:
+    stream = io.StringIO()
+    with Progress(stream, live=True) as progress:
+        for text in ("a long first line", "short"):
+            progress.update(text)
+            clock.now += 1
+        assert screen(stream.getvalue())[0] == "short"
+        progress.note("saved")
+        progress.update("last")
+    assert screen(stream.getvalue())[:2] == ["saved", "last"]
+
+
+def test_a_live_line_keeps_to_the_terminals_width(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    stream = io.StringIO()
+    with Progress(stream, live=True) as progress:
+        progress.update("x" * 100)
+    assert len(stream.getvalue().strip()) == 39
+
+
+def test_a_live_line_is_not_drawn_oftener_than_eyes_can_see(clock: Clock) -> None:
+    stream = io.StringIO()
+    progress = Progress(stream, live=True)
+    for step in range(1_000):
+        progress.update(str(step))
+        clock.now += 0.001
+    assert stream.getvalue().count("\r") <= 11
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0"), (999, "999"), (1000, "1k"), (1234, "1.23k"), (999_999, "1M"), (1_234_567, "1.23M"),
+     (124_000_000, "124M"), (3.5e9, "3.5G"), (2e12, "2T"), (0.5, "0.5"), (999.7, "1k"), (-1500, "-1.5k")],
+)  # fmt: skip
+def test_counts_are_short(number: float, text: str) -> None:
+    assert count(number) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-3, "0s"), (0.4, "0s"), (59.4, "59s"), (59.6, "1m00s"), (61, "1m01s"), (3599.7, "1h00m"), (4000, "1h06m"),
+     (360_000, "100h00m")],
+)  # fmt: skip
+def test_durations_are_short(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_a_table_without_a_terminal_is_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    table(["name", "size"], [["a", "1"], ["longer name", "22"]])
+    assert capsys.readouterr().out.splitlines() == ["name         size", "a            1", "longer name  22"]
+
+
+def test_a_warning_is_one_line_beside_the_output(capsys: pytest.CaptureFixture[str]) -> None:
+    warn("two\nlines")
+    assert capsys.readouterr() == ("", "warning: two lines\n")

@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hornbook.base.errors import LONGEST_LINE, MachineError, UserError, one_line
+
+
+@given(st.text(max_size=1_000))
+def test_any_mistake_becomes_one_short_line(text: str) -> None:
+    line = one_line(text)
+    assert len(line) <= LONGEST_LINE
+    assert len(line.splitlines()) <= 1
+    assert line.split() == text.split() or len(" ".join(text.split())) > LONGEST_LINE
+
+
+def test_a_long_line_keeps_its_beginning_and_its_mend() -> None:
+    line = one_line("runs/" + "x" * 500 + ": damaged; prepare the text again")
+    assert line.startswith("runs/x")
+    assert line.endswith("damaged; prepare the text again")
+
+
+def test_each_mistake_keeps_its_own_line_and_the_exit_code_tells_whose_it_was() -> None:
+    error = UserError("first", "sec\nond")
+    assert error.mistakes == ["first", "sec ond"]
+    assert str(error).splitlines() == error.mistakes
+    assert (error.exit_code, MachineError("disk").exit_code) == (2, 1)
