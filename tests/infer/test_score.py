@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from hornbook.infer.score import Score, score
+from hornbook.model.gpt import GPT
+from hornbook.shards.format import TokenArray
+
+CONTEXT = 16
+
+
+def token_array(*parts: int) -> TokenArray:
+    random = np.random.default_rng(1)
+    return TokenArray([random.integers(0, 257, size=size).astype(np.uint16) for size in parts])
+
+
+def score_of(model: GPT, tokens: TokenArray, text_bytes: int = 1000, tokens_at_once: int = 8192) -> Score:
+    return score(model, model.head.weight, tokens, CONTEXT, text_bytes, tokens_at_once)
+
+
+def one_by_one(model: GPT, ids: list[int]) -> float:
+    """The mean loss in float64, each token predicted by itself from what stands before it in its window."""
+    exact = copy.deepcopy(model).double()
+    nats = 0.0
+    with torch.no_grad():
+        for place in range(1, len(ids)):
+            window = (place - 1) // CONTEXT * CONTEXT
+            logits = exact.logits(torch.tensor([ids[window:place]]))[0, -1]
+            nats -= torch.log_softmax(logits, dim=-1)[ids[place]].item()
+    return nats / (len(ids) - 1)
+
+
+@pytest.mark.parametrize("preset", ["classic", "modern"])
+@pytest.mark.parametrize("sizes", [(2,), (CONTEXT + 1,), (CONTEXT + 2,), (100,), (40, 33, 4, 60)], ids=str)
+def test_the_score_is_that_of_each_token_by_itself(
+    preset: str, sizes: tuple[int, ...], untaught: Callable[..., GPT]
+) -> None:
+    model, tokens = untaught(preset, context=CONTEXT), token_array(*sizes)
+    result = score_of(model, tokens)
+    loss = one_by_one(model, tokens.read(0, len(tokens)).tolist())
+    assert result.loss == pytest.approx(loss, rel=1e-5)
+    assert result.perplexity == pytest.approx(math.exp(loss), rel=1e-4)
+    assert result.tokens == sum(sizes) - 1
+
+
+def test_the_score_does_not_depend_on_how_windows_are_batched(untaught: Callable[..., GPT]) -> None:
+    model, tokens = untaught(context=CONTEXT), token_array(500)
+    losses = [score_of(model, tokens, tokens_at_once=tokens_at_once).loss for tokens_at_once in (1, 16, 50, 100, 8192)]
+    assert losses == pytest.approx([losses[0]] * 5, rel=1e-6)
+
+
+def test_bits_per_byte_of_a_model_that_knows_nothing(untaught: Callable[..., GPT]) -> None:
+    """Each of 257 ids costs log2(257) bits, whatever number of bytes they stand for."""
+    model, tokens = untaught(context=CONTEXT), token_array(101)
+    torch.nn.init.zeros_(model.head.weight)
+    result = score_of(model, tokens, text_bytes=250)
+    assert result.loss == pytest.approx(math.log(257), rel=1e-6)
+    assert result.perplexity == pytest.approx(257, rel=1e-5)
+    assert result.bits_per_byte == pytest.approx(100 * math.log2(257) / 250, rel=1e-6)
+
+
+def test_a_perplexity_beyond_all_numbers_is_infinite() -> None:
+    hidden = torch.zeros(1, CONTEXT, 2)
+    hidden[..., 0] = 1e4
+    head = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    ones = TokenArray([np.ones(CONTEXT + 1, dtype=np.uint16)])
+    result = score(lambda ids: hidden[:, : ids.shape[1]], head, ones, CONTEXT, 10)
+    assert result.loss > 700
+    assert result.perplexity == math.inf
