@@ -20,7 +20,6 @@ from hornbook.base.errors import MachineError, UserError
 from hornbook.model.folder import (
     CHECKPOINTS,
     checkpoint_folders,
-    first_good,
     load_config,
     load_weights,
     read_tensors,
@@ -73,23 +72,34 @@ def save_checkpoint(
         tensors = {name: tensor.contiguous() for name, tensor in optimizer.tensors().items()}
         safetensors.torch.save_file(tensors, staging / OPTIMIZER)
         files.write_json(staging / STATE, {**asdict(state), "machine": machine})
-    for old in checkpoint_folders(run)[keep:]:
+    # One of a later step was found damaged, or it would have been resumed from: it takes nobody's place.
+    for old in [each for each in checkpoint_folders(run) if step_of(each) <= state.step][keep:]:
         if step_of(old) != state.best_step:
             files.remove(old)
     return folder
 
 
-def newest_checkpoint(run: Path) -> Path:
-    """The newest checkpoint that is whole, after clearing away what a crash left half done."""
+def clear_leftovers(run: Path) -> None:
+    """Delete what a crash left half done."""
     files.remove_leftovers(run)
     files.remove_leftovers(run / CHECKPOINTS)
-    return first_good(run, checkpoint_folders(run))
 
 
-def restore(checkpoint: Path, run_id: str, model: GPT, optimizer: Optimizer, machine: dict[str, Any]) -> TrainState:
+def newest_checkpoint(run: Path, run_id: str) -> Path:
+    """The newest checkpoint that is whole and this run's own; each newer one that is not is named in one line."""
+    folders = checkpoint_folders(run)
+    for folder in folders:
+        damage = files.damage(folder) or _strangeness(folder, run_id)
+        if damage is None:
+            return folder
+        warn(f"{folder}: {damage}; taking the next one")
+    if folders:
+        raise UserError(f"{run}: every checkpoint is damaged; train again into another --out")
+    raise UserError(f"{run}: has no checkpoint yet; begin it anew: hornbook train --out {run}")
+
+
+def restore(checkpoint: Path, model: GPT, optimizer: Optimizer, machine: dict[str, Any]) -> TrainState:
     """Put a checkpoint's weights and moments in place, and hand back its state."""
-    if files.manifest_notes(checkpoint).get("run_id") != run_id:
-        raise UserError(f"{checkpoint}: belongs to another run; put this run's own checkpoint there")
     saved = load_config(checkpoint)
     if saved != model.config:
         name = next(name for name in type(saved).model_fields if getattr(saved, name) != getattr(model.config, name))
@@ -123,3 +133,12 @@ def check_room(run: Path, model: GPT, keep: int) -> None:
             f"{run}: its checkpoints need {count(float(needed))} bytes, {count(float(free))} are free; "
             "make room, choose another --out, or keep fewer with --train.keep-checkpoints 1"
         )
+
+
+def _strangeness(checkpoint: Path, run_id: str) -> str | None:
+    notes = files.manifest_notes(checkpoint)
+    if notes.get("run_id") != run_id:
+        return "belongs to another run"
+    if notes.get("step") != step_of(checkpoint):
+        return f"holds step {notes.get('step')}"
+    return None

@@ -59,6 +59,7 @@ class Run:
     state: TrainState
     began: float  # when the run's clock would have been started, had the run never been interrupted
     weights_are_whole: bool = True  # not in the middle of an update
+    saved_step: int = 0
 
 
 def train(run: Run) -> str:
@@ -192,6 +193,7 @@ def save(run: Run) -> None:
         run.machine.facts(),
         run.config.train.keep_checkpoints,
     )
+    run.saved_step = run.state.step
 
 
 def share_done(run: Run) -> float:
@@ -225,11 +227,10 @@ def at_rest(run: Run) -> Iterator[GPT]:
 @contextlib.contextmanager
 def saved_if_it_fails(run: Run) -> Iterator[None]:
     """Whatever goes wrong outside an update, the steps before it are kept."""
-    first = run.state.step
     try:
         yield
     except Exception:
-        if run.weights_are_whole and run.state.step > first:
+        if run.weights_are_whole and run.state.step > run.saved_step:
             with contextlib.suppress(Exception):
                 run.metrics.arrived(everything=True)
                 save(run)

@@ -28,9 +28,9 @@ from hornbook.shards.loader import Loader
 from hornbook.shards.order import SampleOrder
 from hornbook.shards.prepare import open_or_prepare
 from hornbook.train import loop
-from hornbook.train.checkpoint import TrainState, check_room, newest_checkpoint, restore
+from hornbook.train.checkpoint import TrainState, check_room, clear_leftovers, newest_checkpoint, restore
 from hornbook.train.config import STOPS, RunConfig, override
-from hornbook.train.guard import NonFiniteGuard, first_micro_batch
+from hornbook.train.guard import NonFiniteGuard, first_micro_batch, smaller_micro_batch
 from hornbook.train.metrics import Metrics
 from hornbook.train.optim import Optimizer
 from hornbook.train.precision import WorkingCopy
@@ -57,10 +57,7 @@ class Outcome:
 
 def fit(config: RunConfig, folder: Path, progress: Progress | None = None) -> Outcome:
     """Train a model from nothing into a new run folder."""
-    if checkpoint_folders(folder):
-        raise UserError(
-            f"{folder}: holds a run already; go on with it: hornbook resume {folder} (or choose another --out)"
-        )
+    _refuse_taken(folder)
     progress = progress or Progress()
     machine = choose_machine(config.train.device, config.train.dtype, config.train.threads)
     shards = open_or_prepare(config.data, config.tokenizer, config.shards, progress)
@@ -73,7 +70,8 @@ def fit(config: RunConfig, folder: Path, progress: Progress | None = None) -> Ou
     }
     files.make_folder(folder)
     with files.locked(folder):
-        files.remove_leftovers(folder)
+        _refuse_taken(folder)  # another process may have been quicker
+        clear_leftovers(folder)
         return _train(config, folder, record, shards, machine, None, progress)
 
 
@@ -83,10 +81,10 @@ def resume(folder: Path, changes: Mapping[str, Any] | None = None, progress: Pro
         raise UserError(f"{folder}: no run to go on with (no {RUN}); begin one: hornbook train --out {folder}")
     record = files.read_json(folder / RUN)
     try:
-        config = build(RunConfig, record["config"])
+        run_id, config = str(record["run_id"]), build(RunConfig, record["config"])
         shards = Shards.open(Path(record["data"]["folder"]))
         fingerprint = record["data"]["fingerprint"]
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, AttributeError):
         raise UserError(f"{folder / RUN}: damaged; train again into another --out") from None
     if shards.fingerprint != fingerprint:
         raise UserError(f"{shards.folder}: not the data that this run began with; train on it into another --out")
@@ -98,9 +96,17 @@ def resume(folder: Path, changes: Mapping[str, Any] | None = None, progress: Pro
     config = override(config, changes)
     machine = choose_machine(config.train.device, config.train.dtype, config.train.threads)
     with files.locked(folder):
-        checkpoint = newest_checkpoint(folder)
+        clear_leftovers(folder)
+        checkpoint = newest_checkpoint(folder, run_id)
         record["config"] = config.model_dump()
         return _train(config, folder, record, shards, machine, checkpoint, progress or Progress())
+
+
+def _refuse_taken(folder: Path) -> None:
+    if checkpoint_folders(folder):
+        raise UserError(
+            f"{folder}: holds a run already; go on with it: hornbook resume {folder} (or choose another --out)"
+        )
 
 
 def free_folder(config: RunConfig, parent: Path = Path("runs")) -> Path:
@@ -154,7 +160,7 @@ def _train(
     check_room(folder, model, config.train.keep_checkpoints)
     state = TrainState(micro_batch=_micro_batch(config, machine))
     if checkpoint is not None:
-        state = restore(checkpoint, record["run_id"], model, optimizer, machine.facts())
+        state = restore(checkpoint, model, optimizer, machine.facts())
     files.write_json(folder / RUN, record | {"machine": machine.facts()})
     order = SampleOrder(
         config.order, config.seed, shards.fingerprint, len(tokens), config.model.context, config.sequences
@@ -177,6 +183,7 @@ def _train(
         progress=progress,
         state=state,
         began=time.monotonic() - state.seconds,
+        saved_step=state.step,
     )
     _introduce(run, checkpoint)
     reason = loop.train(run)
@@ -211,7 +218,12 @@ def _make_trunk(run: loop.Run) -> Trunk:
     run.state.compiled = wanted
     if not wanted:
         return run.working.model
-    return compiled_or_eager(run.working.model, (run.state.micro_batch, run.config.model.context))
+    while True:
+        try:
+            return compiled_or_eager(run.working.model, (run.state.micro_batch, run.config.model.context))
+        except torch.OutOfMemoryError:
+            pass  # the error holds on to what was allocated, so go on only when it is gone
+        run.state.micro_batch = smaller_micro_batch(run.state.micro_batch, run.machine.torch_device)
 
 
 def _compiling_pays(run: loop.Run) -> bool:

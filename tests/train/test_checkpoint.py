@@ -1,0 +1,472 @@
+"""A run's state survives what a disk and a kill can do to it.
+
+A crash is played in process: from one operation on, nothing reaches the disk any more. test_resume.py kills real
+processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from trial import all_of, good_checkpoints, knob_words, leftovers, metrics, tiniest
+
+from hornbook.base import files
+from hornbook.base.errors import MachineError, UserError
+from hornbook.cli import main
+from hornbook.model.folder import checkpoint_folders, resolve
+from hornbook.shards.prepare import open_or_prepare
+from hornbook.train.config import ScheduleConfig
+from hornbook.train.schedule import lr_factor
+from hornbook.train.start import fit, resume
+
+REMOVALS = ("unlink", "rmtree", "rename")
+
+
+class Killed(BaseException):
+    """Not an Exception: nothing may catch it and carry on."""
+
+
+class Disk:
+    """Stands in for files._step: counts operations, and from the one numbered `last` on, is dead."""
+
+    def __init__(
+        self, last: int | None = None, half: bool = False, after_each: Callable[[], None] | None = None
+    ) -> None:
+        self.kinds: list[str] = []
+        self._last = last
+        self._half = half
+        self._after_each = after_each
+
+    def __call__(self, kind: str, path: Path, act: Callable[[], Any]) -> Any:
+        number = len(self.kinds)
+        self.kinds.append(kind)
+        if self._last is not None and number >= self._last:
+            if number == self._last and self._half:
+                for file in sorted(path.rglob("*"))[:3]:
+                    file.unlink()
+            raise Killed
+        result = act()
+        if self._after_each is not None:
+            self._after_each()
+        return result
+
+
+@pytest.fixture(autouse=True)
+def no_power_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written is there for the next process; waiting for the disk as well would take most of the time."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Any]:
+    """Puts a Disk in place, or takes another's."""
+
+    def put(step: Any) -> Any:
+        monkeypatch.setattr(files, "_step", step)
+        return step
+
+    return put
+
+
+@pytest.fixture(scope="session")
+def in_peace(short_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing happens to."""
+    run = tmp_path_factory.mktemp("peace") / "run"
+    fit(tiniest(short_text), run)
+    return run
+
+
+@pytest.fixture
+def half_way(short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same run, killed in step 4, with the checkpoints of steps 2 and 3."""
+
+    def kill_in_step_four(config: ScheduleConfig, step: int, progress: float) -> float:
+        if step == 3:
+            raise Killed
+        return lr_factor(config, step, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hornbook.train.loop.lr_factor", kill_in_step_four)
+        with pytest.raises(Killed):
+            fit(tiniest(short_text), tmp_path / "run")
+    assert good_checkpoints(tmp_path / "run") == [3, 2]
+    return tmp_path / "run"
+
+
+def test_a_kill_before_any_operation_of_a_run_loses_nothing(
+    short_text: Path, tmp_path: Path, disk: Callable[[Any], Any]
+) -> None:
+    """Two saves, of which the second lets go of the first; removals are also cut in their middle."""
+    config = tiniest(short_text, train={"steps": 2, "keep_checkpoints": 1})
+    open_or_prepare(config.data, config.tokenizer, config.shards)
+    whole = disk(Disk())
+    fit(config, tmp_path / "whole")
+    removals = [number for number, kind in enumerate(whole.kinds) if kind == "rmtree"]
+    assert len(whole.kinds) > 50
+    assert removals
+    for last, half in [(number, False) for number in range(len(whole.kinds))] + [(number, True) for number in removals]:
+        run = tmp_path / f"{last}-{half}"
+        disk(Disk(last, half))
+        with pytest.raises(Killed):
+            fit(config, run)
+        disk(Disk())
+        if checkpoint_folders(run):
+            resume(run)
+        else:
+            fit(config, run)
+        assert all_of(run) == all_of(tmp_path / "whole"), f"killed before operation {last}"
+        assert leftovers(run) == []
+        shutil.rmtree(run)
+
+
+def test_a_kill_before_any_operation_of_a_resume_loses_nothing(
+    half_way: Path, in_peace: Path, tmp_path: Path, disk: Callable[[Any], Any]
+) -> None:
+    again = tmp_path / "again"
+    shutil.copytree(half_way, again)
+    whole = disk(Disk())
+    resume(again)
+    for last in range(len(whole.kinds)):
+        run = tmp_path / str(last)
+        shutil.copytree(half_way, run)
+        disk(Disk(last))
+        with pytest.raises(Killed):
+            resume(run)
+        assert good_checkpoints(run)
+        disk(Disk())
+        resume(run)
+        assert all_of(run) == all_of(in_peace), f"killed before operation {last}"
+        shutil.rmtree(run)
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_whole_checkpoint_exists_after_every_operation(
+    keep: int, short_text: Path, tmp_path: Path, disk: Callable[[Any], Any]
+) -> None:
+    run, seen = tmp_path / "run", [0]
+
+    def look() -> None:
+        good = good_checkpoints(run)
+        assert good or seen[-1] == 0
+        seen.append(max(good, default=0))
+
+    disk(Disk(after_each=look))
+    fit(tiniest(short_text, train={"keep_checkpoints": keep}), run)
+    assert seen == sorted(seen)
+    assert seen[-1] == 4
+
+
+def flip_a_bit(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def truncate(folder: Path) -> None:
+    os.truncate(folder / "optimizer.safetensors", 100)
+
+
+def zeros(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def empty(folder: Path) -> None:
+    (folder / "state.json").write_bytes(b"")
+
+
+def missing(folder: Path) -> None:
+    (folder / "optimizer.safetensors").unlink()
+
+
+def missing_manifest(folder: Path) -> None:
+    (folder / "MANIFEST.json").unlink()
+
+
+def extra(folder: Path) -> None:
+    (folder / "note.txt").write_text("mine")
+
+
+def file_of_another_step(folder: Path) -> None:
+    shutil.copy(folder.with_name("step-00000002") / "model.safetensors", folder)
+
+
+def whole_of_another_step(folder: Path) -> None:
+    shutil.rmtree(folder)
+    shutil.copytree(folder.with_name("step-00000002"), folder)
+
+
+def stale_manifest(folder: Path) -> None:
+    shutil.copy(folder.with_name("step-00000002") / "MANIFEST.json", folder)
+
+
+def edited_state(folder: Path) -> None:
+    path = folder / "state.json"
+    path.write_text(path.read_text().replace('"step": 3', '"step": 1'))
+
+
+def edited_manifest(folder: Path) -> None:
+    path = folder / "MANIFEST.json"
+    manifest = json.loads(path.read_text())
+    manifest["notes"]["val_loss"] = 0.5
+    path.write_text(json.dumps(manifest))
+
+
+def manifest_of_rubbish(folder: Path) -> None:
+    (folder / "MANIFEST.json").write_text("[[[")
+
+
+def wrong_shape(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    safetensors.torch.save_file({name: tensor[:1].clone() for name, tensor in tensors.items()}, path)
+
+
+def wrong_dtype(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    safetensors.torch.save_file({name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}, path)
+
+
+def linked_file(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    elsewhere = folder.parent.parent / "elsewhere"
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+
+
+def linked_folder(folder: Path) -> None:
+    elsewhere = folder.parent.parent / "elsewhere"
+    folder.rename(elsewhere)
+    folder.symlink_to(elsewhere)
+
+
+def a_file(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.write_text("not a folder")
+
+
+DAMAGES = [
+    flip_a_bit, truncate, zeros, empty, missing, missing_manifest, extra, file_of_another_step, whole_of_another_step,
+    stale_manifest, edited_state, edited_manifest, manifest_of_rubbish, wrong_shape, wrong_dtype, linked_file,
+    linked_folder, a_file,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("harm", DAMAGES)
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_taken(
+    harm: Callable[[Path], None], half_way: Path, in_peace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    harm(checkpoint_folders(half_way)[0])
+    capsys.readouterr()
+    resume(half_way)
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 1
+    assert "step-00000003" in warnings[0]
+    assert all_of(half_way) == all_of(in_peace)
+
+
+def test_another_runs_checkpoint_is_named_and_the_own_one_before_taken(
+    half_way: Path, in_peace: Path, short_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(tiniest(short_text, seed=2, train={"steps": 3}), tmp_path / "other")
+    newest = checkpoint_folders(half_way)[0]
+    shutil.rmtree(newest)
+    shutil.copytree(checkpoint_folders(tmp_path / "other")[0], newest)
+    capsys.readouterr()
+    resume(half_way)
+    assert capsys.readouterr().err.count("step-00000003: belongs to another run") == 1
+    assert all_of(half_way) == all_of(in_peace)
+
+
+def test_where_every_checkpoint_is_damaged_the_command_ends_with_one_line(
+    half_way: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in checkpoint_folders(half_way):
+        flip_a_bit(folder)
+    capsys.readouterr()
+    assert main(["resume", str(half_way)]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert len(errors) == 1
+    assert "every checkpoint is damaged" in errors[0]
+
+
+def test_a_damaged_checkpoint_does_not_push_out_the_good_ones_that_follow(
+    short_text: Path, tmp_path: Path, disk: Callable[[Any], Any]
+) -> None:
+    """It is of a later step than they are, so by number alone it would be the one to keep."""
+    run = tmp_path / "run"
+    fit(tiniest(short_text, train={"save_every_steps": 2, "eval_every_steps": 100}), run)
+    flip_a_bit(run / "checkpoints" / "step-00000004")
+    record = json.loads((run / "run.json").read_text())
+    record["config"]["train"] |= {"keep_checkpoints": 1, "save_every_steps": 1}
+    (run / "run.json").write_text(json.dumps(record))
+    disk(Disk(after_each=lambda: pytest.fail("no whole checkpoint") if not good_checkpoints(run) else None))
+    resume(run)
+    assert 4 in good_checkpoints(run)
+
+
+def test_a_config_of_other_sizes_is_refused_in_one_line(half_way: Path) -> None:
+    record = json.loads((half_way / "run.json").read_text())
+    record["config"]["model"]["n_embd"] = 16
+    (half_way / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"model\.n_embd 8, but run\.json says 16; put run\.json back"):
+        resume(half_way)
+
+
+def test_a_config_with_another_optimizer_is_refused_in_one_line(half_way: Path) -> None:
+    record = json.loads((half_way / "run.json").read_text())
+    record["config"]["optim"]["kind"] = "adamw"
+    (half_way / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"of another optimizer .*put run\.json back"):
+        resume(half_way)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_a_disk_that_fills_at_any_write_of_a_save_costs_nothing_that_was_saved(
+    number: int, half_way: Path, in_peace: Path, tmp_path: Path, disk: Callable[[Any], Any]
+) -> None:
+    def play(run: Path, full_from: int) -> int:
+        done = 0
+
+        def step(kind: str, path: Path, act: Callable[[], Any]) -> Any:
+            nonlocal done
+            if kind not in REMOVALS:
+                done += 1
+                if done > full_from:
+                    raise OSError(number, os.strerror(number))
+            return act()
+
+        disk(step)
+        resume(run)
+        return done
+
+    writes = play(shutil.copytree(half_way, tmp_path / "whole"), 10**9)
+    for full_from in range(writes):
+        run = shutil.copytree(half_way, tmp_path / str(full_from))
+        with pytest.raises(MachineError, match="the disk is full" if number == errno.ENOSPC else "the disk fails") as e:
+            play(run, full_from)
+        assert len(e.value.mistakes) == 1
+        assert 3 in good_checkpoints(run) or 4 in good_checkpoints(run)
+        assert leftovers(run) == []
+        disk(Disk())
+        if full_from % 5 == 0:
+            resume(run)
+            assert all_of(run) == all_of(in_peace)
+        shutil.rmtree(run)
+
+
+@pytest.mark.parametrize("what_fills_it", ["checkpoints", "another program"])
+def test_a_disk_that_really_fills_ends_with_one_line(
+    what_fills_it: str,
+    short_text: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(place)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk cannot be mounted here (it takes root)")
+
+    def fill(config: ScheduleConfig, step: int, progress: float) -> float:
+        if what_fills_it == "another program" and step == 2:
+            with contextlib.suppress(OSError), open(place / "other", "wb", buffering=0) as other:
+                while True:
+                    other.write(bytes(4096))
+        return lr_factor(config, step, progress)
+
+    try:
+        run = place / "run"
+        monkeypatch.setattr("hornbook.train.start.check_room", lambda *_: None)
+        monkeypatch.setattr("hornbook.train.loop.lr_factor", fill)
+        saves = {"save_every_steps": 1 if what_fills_it == "checkpoints" else 2, "eval_every_steps": 1000}
+        words = knob_words(tiniest(short_text, train={"steps": 200, "keep_checkpoints": 99} | saves))
+        assert main(["train", *words, f"--out={run}"]) == 1
+        errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+        assert len(errors) == 1
+        assert "the disk is full; make room" in errors[0]
+        assert good_checkpoints(run)
+        assert leftovers(run) == []
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_too_little_room_is_told_before_the_first_step(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "free_bytes", lambda _: 100_000)
+    with pytest.raises(MachineError, match="keep fewer with --train"):
+        fit(tiniest(short_text), tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    fit(
+        tiniest(short_text, train={"keep_checkpoints": 1, "steps": 1}, model={"n_embd": 2, "mlp_width": 2}),
+        tmp_path / "run",
+    )
+
+
+@pytest.mark.parametrize("room", ["enough", "too little"])
+def test_the_room_asked_for_is_what_checkpoints_really_take(
+    room: str, short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two that are kept, the best one, and the one being written."""
+    config = tiniest(short_text, optim={"kind": "adamw"})
+    fit(config, tmp_path / "before")
+    newest = resolve(tmp_path / "before", "newest")
+    tensors = [safetensors.torch.load_file(newest / f"{each}.safetensors") for each in ("model", "optimizer")]
+    taken = 4 * sum(tensor.nbytes for each in tensors for tensor in each.values())
+    monkeypatch.setattr(files, "free_bytes", lambda _: int(taken * (1.05 if room == "enough" else 0.95)))
+    with pytest.raises(MachineError, match="make room") if room == "too little" else contextlib.nullcontext():
+        fit(config, tmp_path / "run")
+
+
+def test_the_newest_ones_and_the_best_one_are_kept(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A learning rate that jumps far too high after two steps makes an early checkpoint the best."""
+    run = tmp_path / "run"
+    knobs = {"steps": 8, "eval_every_steps": 1, "save_every_steps": 1, "keep_checkpoints": 2}
+    monkeypatch.setattr("hornbook.train.loop.lr_factor", lambda _config, step, _progress: 1.0 if step < 2 else 1000.0)
+    fit(tiniest(short_text, train=knobs), run)
+    evaluations = {entry["step"]: entry["val_loss"] for entry in metrics(run) if "val_loss" in entry}
+    best = min(evaluations, key=lambda step: evaluations[step])
+    assert best < 7
+    assert good_checkpoints(run) == [8, 7, best]
+    assert resolve(run).name == f"step-{best:08}"
+    assert resolve(run, "newest").name == "step-00000008"
+    assert resolve(run, "7").name == "step-00000007"
+
+
+def test_another_machine_is_one_warning_line_each(
+    half_way: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = files.read_json(checkpoint_folders(half_way)[0] / "state.json")["machine"]
+    monkeypatch.setattr("hornbook.base.machine.Machine.facts", lambda _: facts | {"torch": "9.9", "threads": 64})
+    capsys.readouterr()
+    resume(half_way)
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2
+    assert all("not bit for bit" in line for line in told)
+
+
+def test_logs_are_cut_back_to_where_the_checkpoint_was(half_way: Path, in_peace: Path) -> None:
+    """Lines of steps that were never saved, and half a line, come from a kill in the middle of writing."""
+    with open(half_way / "metrics.jsonl", "a") as log:
+        log.write('{"step": 4, "loss": 1.0}\n{"step": 5, "lo')
+    with open(half_way / "samples.jsonl", "a") as log:
+        log.write('{"step": 4, "pro')
+    resume(half_way)
+    assert all_of(half_way) == all_of(in_peace)

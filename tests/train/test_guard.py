@@ -1,0 +1,294 @@
+"""What must not end a run, and what must end it well."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from trial import all_of, good_checkpoints, losses, tiniest
+
+from hornbook.base.errors import UserError
+from hornbook.model.folder import checkpoint_folders, load_model
+from hornbook.train import loop
+from hornbook.train.guard import (
+    NON_FINITE_IN_A_ROW,
+    NonFiniteGuard,
+    StopSignals,
+    first_micro_batch,
+    is_out_of_memory,
+    smaller_micro_batch,
+)
+from hornbook.train.optim import Optimizer
+from hornbook.train.start import fit, resume
+
+Watched = list[tuple[int, bool]]
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Watched]:
+    """Makes the loss or the gradients of some steps not finite; notes of each step whether it changed anything."""
+
+    def poison(steps: set[int], where: str, value: float) -> Watched:
+        watched: Watched = []
+        step = iter(range(10**6))
+        clip, update = loop.clip_gradients, Optimizer.step
+        cross_entropy = loop.cross_entropy_sum
+
+        def loss_of(*words: Any) -> torch.Tensor:
+            loss = cross_entropy(*words)
+            return loss * value if where == "loss" and len(watched) + 1 in steps else loss
+
+        def clipped(parameters: list[torch.nn.Parameter], longest: float | None) -> torch.Tensor:
+            if next(step) + 1 in steps and where == "gradient":
+                assert parameters[-1].grad is not None
+                parameters[-1].grad.view(-1)[0] = value
+            return clip(parameters, longest)
+
+        def updated(self: Optimizer, factor: float, skip: torch.Tensor) -> None:
+            model = [each for group in self._adamw.param_groups for each in group["params"]]
+            model += [each for muon, _ in self._muons for each in muon._named.values()]
+            before = [each.detach().clone() for each in [*model, *self.tensors().values()]]
+            update(self, factor, skip)
+            after = [*model, *self.tensors().values()]
+            fresh = [each for each in after[len(before) :] if each.any()]
+            same = all(torch.equal(a, b) for a, b in zip(before, after, strict=False)) and not fresh
+            watched.append((len(watched) + 1, same))
+
+        monkeypatch.setattr(loop, "clip_gradients", clipped)
+        monkeypatch.setattr(loop, "cross_entropy_sum", loss_of)
+        monkeypatch.setattr(Optimizer, "step", updated)
+        return watched
+
+    return poison
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize(
+    ("where", "value"), [("loss", float("nan")), ("gradient", float("nan")), ("gradient", float("inf"))]
+)
+def test_a_step_that_is_not_finite_changes_nothing_and_is_named(
+    optimizer: str,
+    where: str,
+    value: float,
+    poisoned: Callable[..., Watched],
+    short_text: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    watched = poisoned({1, 4}, where, value)
+    fit(tiniest(short_text, optim={"kind": optimizer}, train={"steps": 6}), tmp_path / "run")
+    assert watched == [(1, True), (2, False), (3, False), (4, True), (5, False), (6, False)]
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert [line.split(":")[1] for line in told] == [" step 1", " step 4"]
+    assert "samples 12 to 15" in told[1]
+
+
+def test_a_step_left_out_is_as_if_it_had_not_been_for_all_that_is_learned(
+    poisoned: Callable[..., Watched], short_text: Path, tmp_path: Path
+) -> None:
+    """Weights and moments after a last step that was left out are those of a run that ended before it."""
+    knobs = {"save_every_steps": 1, "eval_every_steps": 100}
+    constant = {"kind": "constant", "warmup_steps": 0}
+    fit(tiniest(short_text, schedule=constant, train={"steps": 3} | knobs), tmp_path / "three")
+    poisoned({4}, "gradient", float("nan"))
+    fit(tiniest(short_text, schedule=constant, train={"steps": 4} | knobs), tmp_path / "four")
+    assert all_of(tmp_path / "four")[2] == all_of(tmp_path / "three")[2]
+
+
+def test_too_many_in_a_row_end_the_run_with_finite_weights_saved(
+    poisoned: Callable[..., Watched], short_text: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    poisoned(set(range(3, 100)), "loss", float("nan"))
+    knobs = {"steps": 50, "save_every_steps": 100, "eval_every_steps": 100}
+    with pytest.raises(UserError, match=rf"step {NON_FINITE_IN_A_ROW + 2}: not finite for 10 steps .* lower --optim"):
+        fit(tiniest(short_text, train=knobs), run)
+    assert good_checkpoints(run) == [NON_FINITE_IN_A_ROW + 2]
+    model = load_model(checkpoint_folders(run)[0])
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_the_count_of_steps_in_a_row_outlives_an_interruption(
+    poisoned: Callable[..., Watched], short_text: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    poisoned(set(range(1, 100)), "loss", float("nan"))
+    constant = {"kind": "constant"}
+    fit(tiniest(short_text, schedule=constant, train={"steps": 6, "eval_every_steps": 100}), run)
+    with pytest.raises(UserError, match=f"step {NON_FINITE_IN_A_ROW}: not finite for"):
+        resume(run, {"train": {"steps": 60}})
+
+
+def test_a_finite_step_begins_the_count_anew(capsys: pytest.CaptureFixture[str]) -> None:
+    guard = NonFiniteGuard()
+    for step in range(100):
+        guard.saw(step, 0, 1, finite=step % NON_FINITE_IN_A_ROW == 0)
+    assert guard.in_a_row == NON_FINITE_IN_A_ROW - 1
+
+
+class SmallMemory:
+    """A model's trunk that has memory for so many sequences at once, but no more."""
+
+    def __init__(self, room: int, error: Exception) -> None:
+        self.sizes: list[int] = []
+        self._room = room
+        self._error = error
+
+    def wrap(self, trunk: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+        def tried(ids: torch.Tensor) -> torch.Tensor:
+            self.sizes.append(len(ids))
+            if len(ids) > self._room:
+                raise self._error
+            return trunk(ids)
+
+        return tried
+
+
+ERRORS = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=["accelerator", "cpu"])
+def test_out_of_memory_halves_the_micro_batch_and_the_run_stays_the_same(
+    error: Exception,
+    short_text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    knobs = {"batch_tokens": 16 * 12, "steps": 5}
+    small = tiniest(short_text, model={"dropout": 0.0}, train=knobs | {"micro_batch": 3})
+    fit(small, tmp_path / "small")
+    memory = SmallMemory(3, error)
+    monkeypatch.setattr("hornbook.train.start._make_trunk", lambda run: memory.wrap(run.working.model))
+    fit(small.with_(train={"micro_batch": 12}), tmp_path / "halved")
+    assert memory.sizes == [12, 6, *[3] * 20]
+    assert losses(tmp_path / "halved") == pytest.approx(losses(tmp_path / "small"), abs=1e-5)
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert [line.split("going on with ")[1].split(",")[0] for line in told] == ["6", "3"]
+
+
+def test_out_of_memory_with_one_sequence_is_the_users_to_mend(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = SmallMemory(0, ERRORS[0])
+    monkeypatch.setattr("hornbook.train.start._make_trunk", lambda run: memory.wrap(run.working.model))
+    with pytest.raises(UserError, match=r"lower --model\.context"):
+        fit(tiniest(short_text), tmp_path / "run")
+
+
+def test_out_of_memory_while_compiling_halves_too(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def compiled(model: torch.nn.Module, shape: tuple[int, int]) -> torch.nn.Module:
+        tried.append(shape)
+        if shape[0] > 1:
+            raise torch.OutOfMemoryError
+        return model
+
+    monkeypatch.setattr("hornbook.train.start.compiled_or_eager", compiled)
+    fit(tiniest(short_text, train={"compile": True, "steps": 1}), tmp_path / "run")
+    assert tried == [(4, 16), (2, 16), (1, 16)]
+
+
+def test_other_errors_are_not_taken_for_missing_memory(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = SmallMemory(0, RuntimeError("shapes do not fit"))
+    monkeypatch.setattr("hornbook.train.start._make_trunk", lambda run: memory.wrap(run.working.model))
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        fit(tiniest(short_text), tmp_path / "run")
+    assert not is_out_of_memory(ValueError("can't allocate memory"))
+
+
+def test_an_error_in_a_later_step_keeps_the_steps_before_it(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, steps = tmp_path / "run", iter(range(100))
+
+    def fails_in_step_three(*words: Any) -> torch.Tensor:
+        if next(steps) == 2:
+            raise RuntimeError("the device is gone")
+        return cross_entropy(*words)
+
+    cross_entropy = loop.cross_entropy_sum
+    knobs = {"steps": 4, "save_every_steps": 100, "eval_every_steps": 100}
+    fit(tiniest(short_text, train=knobs), tmp_path / "peace")
+    monkeypatch.setattr(loop, "cross_entropy_sum", fails_in_step_three)
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        fit(tiniest(short_text, train=knobs), run)
+    assert good_checkpoints(run) == [2]
+    resume(run)
+    assert all_of(run) == all_of(tmp_path / "peace")
+
+
+def test_an_error_in_the_middle_of_an_update_saves_nothing(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half-changed weights must not pass for a step's."""
+    monkeypatch.setattr(Optimizer, "step", lambda *_: (_ for _ in ()).throw(RuntimeError("torn")))
+    with pytest.raises(RuntimeError, match="torn"):
+        fit(tiniest(short_text), tmp_path / "run")
+    assert good_checkpoints(tmp_path / "run") == []
+
+
+def test_a_signal_is_counted_and_the_third_leaves_at_once() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with StopSignals() as signals:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.asked == 2
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_run_that_is_asked_to_stop_and_resumed_is_the_run_left_in_peace(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run = (
+        tiniest(short_text, train={"steps": 12, "save_every_steps": None, "eval_every_steps": 4}),
+        tmp_path / "run",
+    )
+    fit(config, tmp_path / "peace")
+    cross_entropy, calls = loop.cross_entropy_sum, iter(range(1, 1000))
+
+    def asked_in_some(*words: Any) -> torch.Tensor:
+        if next(calls) in (3, 4, 8):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return cross_entropy(*words)
+
+    monkeypatch.setattr(loop, "cross_entropy_sum", asked_in_some)
+    assert fit(config, run).interrupted
+    assert good_checkpoints(run) == [3]
+    assert resume(run).interrupted
+    assert resume(run).interrupted
+    assert good_checkpoints(run)[0] == 8
+    assert not resume(run).interrupted
+    assert all_of(run) == all_of(tmp_path / "peace")
+
+
+@pytest.mark.parametrize("room_for", [1, 3, 5, 64, 10**6])
+def test_the_first_micro_batch_fits_the_room(room_for: int) -> None:
+    context, bytes_per_token = 1024, 10_000
+    room = room_for * context * bytes_per_token
+    chosen = first_micro_batch(48, context, torch.device("cuda"), room, bytes_per_token)
+    assert chosen <= max(room_for, 1)
+    assert chosen == min(48, chosen)
+    assert chosen > min(room_for, 48) / 2.1
+
+
+def test_memory_that_is_freed_is_given_back_before_trying_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    emptied = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(1))
+    assert smaller_micro_batch(9, torch.device("cuda")) == 4
+    assert emptied

@@ -1,0 +1,117 @@
+"""Real processes, really killed: what an interrupted run leaves is what the uninterrupted one would have.
+
+Each case is killed twice; HORNBOOK_SOAK=100 repeats it a hundred times.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from trial import all_of, good_checkpoints, knob_words, leftovers, metrics, tiniest
+
+from hornbook.base.files import read_json
+from hornbook.base.machine import choose_machine
+from hornbook.model.folder import checkpoint_folders
+from hornbook.train.config import RunConfig
+from hornbook.train.start import fit
+
+STEPS = 60
+Start = Callable[..., subprocess.Popen[str]]
+ROUNDS = int(os.environ.get("HORNBOOK_SOAK", "1"))
+
+
+@pytest.fixture
+def child() -> Iterator[Start]:
+    """Starts `hornbook WORDS` as a process of its own, which does not outlive the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*words: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "hornbook.cli", *words]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"MPLBACKEND": "agg"}
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def wait_until(process: subprocess.Popen[str], run: Path, step: int) -> None:
+    """Until the process has written down `step`, or has ended."""
+    until = time.monotonic() + 120
+    while process.poll() is None and len([each for each in metrics(run) if "loss" in each]) < step:
+        assert time.monotonic() < until, f"step {step} never came"
+        time.sleep(0.002)
+
+
+def sixty_steps(text: Path, optimizer: str, dtype: str) -> RunConfig:
+    knobs = {"steps": STEPS, "save_every_steps": 7, "eval_every_steps": 20, "dtype": dtype, "threads": 1}
+    return tiniest(text, optim={"kind": optimizer}, train=knobs)
+
+
+@pytest.mark.parametrize("round_", range(ROUNDS))
+@pytest.mark.parametrize(
+    ("optimizer", "dtype"), [("muon", "float32"), ("adamw", "float32"), ("muon", "bfloat16")], ids=str
+)
+def test_a_run_killed_at_random_steps_is_the_uninterrupted_run_bit_for_bit(
+    optimizer: str, dtype: str, round_: int, short_text: Path, tmp_path: Path, child: Start
+) -> None:
+    """With dropout on, over several epochs."""
+    if dtype == "bfloat16" and choose_machine("cpu").dtype != "bfloat16":
+        pytest.skip("this processor does not compute in bfloat16")
+    threads = torch.get_num_threads()
+    config, run = sixty_steps(short_text, optimizer, dtype), tmp_path / "run"
+    fit(config, tmp_path / "peace")
+    torch.set_num_threads(threads)
+    assert config.model.dropout > 0
+    seed = random.randrange(10**6)
+    chance = random.Random(seed)
+    words = ["train", *knob_words(config), f"--out={run}"]
+    for first, last in ((1, STEPS // 2), (STEPS // 2 + 1, STEPS - 5)):
+        process = child(*words)
+        wait_until(process, run, chance.randint(first, last))
+        time.sleep(chance.random() * 0.01)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL or last > STEPS // 2
+        if checkpoint_folders(run):
+            words = ["resume", str(run)]
+    process = child(*words, "--json")
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert all_of(run) == all_of(tmp_path / "peace"), f"chance seed {seed}"
+    assert leftovers(run) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_finished_step_and_leaves(
+    number: signal.Signals, short_text: Path, tmp_path: Path, child: Start
+) -> None:
+    """A second one, while it saves, does no harm."""
+    run = tmp_path / "run"
+    config = sixty_steps(short_text, "muon", "float32")
+    endless = config.with_(train={"steps": 100_000, "save_every_steps": None}, schedule={"kind": "constant"})
+    process = child("train", *knob_words(endless), f"--out={run}")
+    wait_until(process, run, 10)
+    process.send_signal(number)
+    time.sleep(0.01)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert errors.count("this step is finished and saved first") == 1
+    step = metrics(run)[-1]["step"]
+    assert good_checkpoints(run)[0] == step
+    assert read_json(checkpoint_folders(run)[0] / "state.json")["step"] == step
+    assert f"stopped at step {step}, all of it saved; go on with: hornbook resume {run}" in output

@@ -1,0 +1,79 @@
+"""What the tests of training share: the tiniest run there is, and a look at what it left on the disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hornbook.base import files
+from hornbook.base.settings import merge
+from hornbook.model.folder import checkpoint_folders
+from hornbook.train.config import RunConfig
+
+# Four steps of it take a few hundredths of a second.
+TINIEST: dict[str, Any] = {
+    "tokenizer": {"kind": "byte"},
+    "model": {"n_layer": 1, "n_head": 1, "n_embd": 8, "mlp_width": 8, "context": 16, "dropout": 0.1},
+    "schedule": {"warmup_steps": 2},
+    "sample": {"tokens": 2},
+    "train": {
+        "steps": 4,
+        "batch_tokens": 64,
+        "dtype": "float32",
+        "compile": False,
+        "device": "cpu",
+        "eval_every_steps": 2,
+        "save_every_steps": 1,
+    },
+}
+
+
+def tiniest(data: Path, **knobs: Any) -> RunConfig:
+    return RunConfig.model_validate(merge(TINIEST, {"data": str(data)}, knobs))
+
+
+def knob_words(config: RunConfig) -> list[str]:
+    """A config as it is written on a command line."""
+    words = []
+    for group, knobs in config.model_dump(exclude_defaults=True).items():
+        if isinstance(knobs, dict):
+            words += [f"--{group}.{knob}={value}" for knob, value in knobs.items()]
+        else:
+            words.append(f"--{group}={knobs}")
+    return words
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    return files.read_log(run / "metrics.jsonl")
+
+
+def exact(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Numbers to the last bit; the clock aside, which no two runs share."""
+    return [
+        {name: value.hex() if isinstance(value, float) else value for name, value in entry.items() if name != "seconds"}
+        for entry in entries
+    ]
+
+
+def losses(run: Path) -> list[float]:
+    return [entry["loss"] for entry in metrics(run) if "loss" in entry]
+
+
+def learned(run: Path) -> dict[str, str]:
+    """Fingerprints of what the newest checkpoint has learned."""
+    newest = checkpoint_folders(run)[0]
+    return {name: files.sha256(newest / name) for name in ("model.safetensors", "optimizer.safetensors")}
+
+
+def all_of(run: Path) -> tuple[Any, ...]:
+    """All that an interrupted run must have in common with the one that was left in peace."""
+    return exact(metrics(run)), files.read_log(run / "samples.jsonl"), learned(run)
+
+
+def good_checkpoints(run: Path) -> list[int]:
+    return [int(each.name[5:]) for each in checkpoint_folders(run) if files.damage(each) is None]
+
+
+def leftovers(run: Path) -> list[str]:
+    return [path.name for path in run.rglob(".*") if path.name != ".lock"]
