@@ -36,7 +36,8 @@ def compose(named: RunConfig | str | None, knobs: Mapping[str, Any]) -> RunConfi
     if named.endswith((".toml", ".json")):
         tree, origins = from_file(Path(named))
         base = _recipe(str(tree.get("recipe", DEFAULT)))
-        return override(base, merge(tree, {"recipe": Path(named).stem}, knobs), origins)
+        in_file = {knob: line for knob, line in origins.items() if not _is_given(knobs, knob)}
+        return override(base, merge(tree, {"recipe": Path(named).stem}, knobs), in_file)
     return override(_recipe(named), knobs)
 
 
@@ -45,6 +46,11 @@ def _recipe(name: str) -> RunConfig:
         near = nearest(name, list(RECIPES))
         raise UserError(f"{name}: no such recipe; " + (f"did you mean {near}?" if near else "see: hornbook recipes"))
     return RECIPES[name]()
+
+
+def _is_given(knobs: Mapping[str, Any], dotted: str) -> bool:
+    first, _, rest = dotted.partition(".")
+    return first in knobs and (not rest or (isinstance(knobs[first], Mapping) and _is_given(knobs[first], rest)))
 
 
 def _for_own_text(data: str) -> RunConfig:

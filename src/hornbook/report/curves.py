@@ -28,9 +28,8 @@ STYLE: dict[Any, Any] = {
     "grid.color": "#e6e6e6",
     "grid.linewidth": 0.8,
     "axes.axisbelow": True,
-    "legend.frameon": False,
-    "savefig.dpi": 160,
 }
+DOTS_PER_INCH = 160
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def compare(runs: list[Path], out: Path) -> Path:
     axes.set_xlabel("tokens seen")
     axes.set_ylabel("validation loss (nats per token)")
     axes.xaxis.set_major_formatter(_token_format())
-    axes.legend()
+    axes.legend(frameon=False)
     return _save(figure, out)
 
 
@@ -149,7 +148,7 @@ def perplexity_figure(curves: Curves) -> Figure:
 
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.4g}"))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     _label(axes, curves, "perplexity")
     return figure
@@ -182,7 +181,7 @@ def _label(axes: Axes, curves: Curves, height: str) -> None:
     above = axes.secondary_xaxis("top", functions=(to_tokens, to_steps))
     above.set_xlabel("tokens seen")
     above.xaxis.set_major_formatter(_token_format())
-    axes.legend(loc="upper right")
+    axes.legend(loc="upper right", frameon=False)
 
 
 def _token_format() -> Any:
@@ -217,5 +216,5 @@ def _perplexity(loss: float) -> float:
 
 def _save(figure: Figure, out: Path) -> Path:
     with files.staged_file(out) as staging:
-        figure.savefig(staging)
+        figure.savefig(staging, dpi=DOTS_PER_INCH)
     return out

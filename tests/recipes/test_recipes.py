@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hornbook.base.errors import UserError
+from hornbook.model.config import ModelConfig
+from hornbook.model.gpt import GPT
+from hornbook.recipes import DEFAULT, RECIPES, compose
+from hornbook.recipes.modern import own_text, why_these_sizes
+from hornbook.train.config import RunConfig, override
+
+# A change of a recipe's size is made here too, on purpose.
+GOLDEN_PARAMETERS = {"demo": 3_344_576, "demo-classic": 2_615_424}
+BYTES_AND_END = 257
+
+
+def shape_of(config: RunConfig) -> ModelConfig:
+    """The model that a run would build, with the vocabulary that its tokenizer would have."""
+    return config.model.with_(vocab_size=config.model.vocab_size or config.tokenizer.vocab_size or BYTES_AND_END)
+
+
+def test_every_recipe_has_a_golden_size() -> None:
+    assert GOLDEN_PARAMETERS.keys() == RECIPES.keys()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_parses_and_builds_with_its_golden_size(name: str) -> None:
+    config = compose(name, {})
+    assert config.recipe == name
+    assert RunConfig.model_validate_json(config.model_dump_json()) == config
+    with torch.device("meta"):
+        built = sum(parameter.numel() for parameter in GPT(shape_of(config)).parameters())
+    assert built == shape_of(config).n_params() == GOLDEN_PARAMETERS[name]
+
+
+def test_no_recipe_and_no_text_means_the_demo() -> None:
+    assert compose(None, {}) == compose(DEFAULT, {})
+    assert compose(None, {"data": "python-stdlib", "seed": 3}) == compose(DEFAULT, {"seed": 3})
+
+
+def test_knobs_are_turned_on_top_of_a_recipe() -> None:
+    config = compose("demo-classic", {"model": {"n_layer": 2}, "train": {"steps": 5}})
+    assert config.model == compose("demo-classic", {}).model.with_(n_layer=2)
+    assert (config.train.steps, config.train.minutes) == (5, None)
+    assert compose(config, {"seed": 9}) == override(config, {"seed": 9})
+
+
+def test_an_unknown_recipe_is_told_the_nearest() -> None:
+    with pytest.raises(UserError, match="dmo: no such recipe; did you mean demo"):
+        compose("dmo", {})
+    with pytest.raises(UserError, match="see: hornbook recipes"):
+        compose("shakespeare", {})
+
+
+@pytest.fixture
+def toml(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.toml"
+    path.write_text('recipe = "demo-classic"\nseed = 4\n\n[model]\nn_layer = 2\n\n[train]\nsteps = 7\n')
+    return path
+
+
+def test_a_file_changes_the_recipe_that_it_names(toml: Path) -> None:
+    base, config = compose("demo-classic", {}), compose(str(toml), {"seed": 5})
+    assert config.model == base.model.with_(n_layer=2)
+    assert config.optim == base.optim
+    assert (config.recipe, config.seed, config.train.steps, config.train.minutes) == ("mine", 5, 7, None)
+
+
+def test_a_file_that_names_no_recipe_changes_the_demo(tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text('{"model": {"n_layer": 2}}')
+    assert compose(str(tmp_path / "mine.json"), {}) == override(
+        compose("demo", {}), {"recipe": "mine", "model": {"n_layer": 2}}
+    )
+
+
+def test_a_mistake_is_told_where_it_was_written(toml: Path) -> None:
+    toml.write_text(toml.read_text() + 'n_layer = "two"\n')
+    with pytest.raises(UserError) as caught:
+        compose(str(toml), {"model": {"n_layer": 0}})
+    in_file, in_words = sorted(caught.value.mistakes, key=lambda line: line.startswith("--"))
+    assert in_file.startswith("mine.toml line 9: train.n_layer: no such knob")
+    assert in_words.startswith("--model.n-layer: ")
+
+
+def test_a_file_naming_an_unknown_recipe_is_a_mistake(toml: Path) -> None:
+    toml.write_text('recipe = "dmo"')
+    with pytest.raises(UserError, match="did you mean demo"):
+        compose(str(toml), {})
+
+
+texts = st.integers(1_000, 10**9)
+
+
+@given(text_bytes=st.integers(0, 10**10), accelerated=st.booleans())
+def test_sizes_chosen_for_a_text_always_work(text_bytes: int, accelerated: bool) -> None:
+    config = own_text("my.txt", text_bytes, accelerated)
+    assert RunConfig.model_validate_json(config.model_dump_json()) == config
+    assert config.sequences >= 1
+    assert config.train.batch_tokens >= config.model.context
+    assert config.train.epochs is not None
+    assert 1 <= config.train.epochs <= 20
+    assert config.tokenizer.kind in why_these_sizes(config)
+
+
+@given(text_bytes=texts)
+def test_the_text_is_long_enough_for_what_is_chosen(text_bytes: int) -> None:
+    """With at least three bytes in a token, a tenth of the text held back, several windows and steps remain."""
+    config = own_text("my.txt", text_bytes, accelerated=True)
+    tokens = 0.9 * text_bytes / (1 if config.tokenizer.kind == "byte" else 3)
+    assert tokens > 4 * config.model.context
+    assert config.train.epochs is not None
+    assert config.train.epochs * tokens / config.train.batch_tokens >= 20
+
+
+@given(texts, texts, st.booleans())
+def test_more_text_never_means_a_smaller_model_or_more_readings(one: int, other: int, accelerated: bool) -> None:
+    less, more = (own_text("my.txt", size, accelerated) for size in sorted((one, other)))
+    assert shape_of(less).n_params() <= shape_of(more).n_params()
+    assert less.model.context <= more.model.context
+    assert less.train.epochs is not None
+    assert more.train.epochs is not None
+    assert less.train.epochs >= more.train.epochs
+
+
+def test_an_accelerator_is_given_a_larger_model_where_there_is_text_for_it() -> None:
+    for text_bytes in (10_000, 10**7):
+        assert own_text("my.txt", text_bytes, True) == own_text("my.txt", text_bytes, False)
+    laptop, accelerated = (shape_of(own_text("my.txt", 10**9, each)).n_params() for each in (False, True))
+    assert accelerated > 2 * laptop
+
+
+def test_a_text_of_ones_own_decides_the_sizes(tmp_path: Path) -> None:
+    short, long = tmp_path / "short.txt", tmp_path / "long.txt"
+    short.write_text("to be or not " * 400)
+    long.write_text("to be or not " * 60_000)
+    small, large = (compose(None, {"data": str(path), "train": {"device": "cpu"}}) for path in (short, long))
+    assert small.recipe == large.recipe == "own-text"
+    assert (small.tokenizer.kind, large.tokenizer.kind) == ("byte", "bpe")
+    assert small.model.n_params(embeddings=False) < large.model.n_params(embeddings=False)
+    assert compose(None, {"data": str(short), "model": {"n_layer": 7}}).model.n_layer == 7

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.image
+import numpy as np
+import pytest
+
+from hornbook.base.errors import UserError
+from hornbook.report.curves import Curves, compare, draw, loss_figure, perplexity_figure
+
+Entries = list[dict[str, Any]]
+
+
+def trained(steps: int, every: int = 0) -> Entries:
+    """What a run writes: a loss each step, and a validation loss every so many."""
+    entries: Entries = []
+    for step in range(1, steps + 1):
+        at: dict[str, Any] = {"step": step, "tokens": step * 256}
+        entries.append({**at, "loss": 2 + 3 * math.exp(-step / 20)})
+        if every and step % every == 0:
+            entries.append({**at, "val_loss": 2.2 + 3 * math.exp(-step / 20)})
+    return entries
+
+
+@pytest.fixture
+def run_of(tmp_path: Path) -> Callable[..., Path]:
+    def write(entries: Entries, name: str = "run") -> Path:
+        run = tmp_path / name
+        run.mkdir()
+        (run / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+        return run
+
+    return write
+
+
+def shows_something(picture: Path) -> bool:
+    """Axes in black, and curves in colour."""
+    pixels = matplotlib.image.imread(picture)[..., :3]
+    coloured = (pixels.max(axis=-1) - pixels.min(axis=-1)) > 0.2
+    return bool(coloured.sum() > 50 and (pixels.max(axis=-1) < 0.1).sum() > 500)
+
+
+WITH_A_GAP: Entries = [{**entry, "loss": float("nan")} if entry["step"] == 9 else entry for entry in trained(30)]
+RUNS = {
+    "long": trained(200, 20),
+    "one step": trained(1),
+    "one step, evaluated": trained(1, 1),
+    "not yet evaluated": trained(40),
+    "with a step that was not finite": WITH_A_GAP,
+    "with an evaluation that was not finite": [*trained(30, 10), {"step": 30, "tokens": 7680, "val_loss": math.inf}],
+    "always the same": [{"step": step, "tokens": step, "loss": 2.0} for step in range(1, 9)],
+    "hopeless": [{"step": step, "tokens": step, "loss": 900.0 + step} for step in range(1, 9)],
+}
+
+
+@pytest.mark.parametrize("kind", RUNS)
+@pytest.mark.filterwarnings("error")
+def test_pictures_are_drawn_from_the_folder_alone(kind: str, run_of: Callable[..., Path]) -> None:
+    run = run_of(RUNS[kind])
+    pictures = draw(run)
+    assert pictures == [run / "loss.png", run / "perplexity.png"]
+    assert sorted(each.name for each in run.iterdir()) == ["loss.png", "metrics.jsonl", "perplexity.png"]
+    for picture in pictures:
+        height, width, _ = matplotlib.image.imread(picture).shape
+        assert width > 1000, "too coarse for a paper"
+        assert 0.4 < height / width < 0.8
+        assert shows_something(picture)
+
+
+def test_a_line_that_a_crash_cut_off_is_passed_over(run_of: Callable[..., Path]) -> None:
+    run = run_of(trained(20, 5))
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"step": 21, "tok')
+    assert Curves.read(run).steps == list(range(1, 21))
+
+
+@pytest.mark.parametrize("entries", [[], [{"step": 1, "tokens": 9, "val_loss": 2.0}], [{"step": 1, "loss": math.nan}]])
+def test_a_run_without_numbers_is_a_mistake(entries: Entries, run_of: Callable[..., Path]) -> None:
+    with pytest.raises(UserError, match="no metrics to draw yet"):
+        draw(run_of(entries))
+
+
+def test_a_folder_that_is_no_run_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is it the folder of a run"):
+        draw(tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_the_curves_show_the_numbers(run_of: Callable[..., Path]) -> None:
+    entries = trained(30, 10)
+    curves = Curves.read(run_of(entries))
+    axes = loss_figure(curves).axes[0]
+    raw, _, validation = axes.lines
+    assert list(raw.get_ydata()) == [entry["loss"] for entry in entries if "loss" in entry]
+    assert list(validation.get_xdata()) == [10, 20, 30]
+    lowest = min(entry["val_loss"] for entry in entries if "val_loss" in entry)
+    assert [each.get_text() for each in axes.texts] == [f"{lowest:.3f}"]
+    perplexities = perplexity_figure(curves).axes[0].lines[-1].get_ydata()
+    assert np.allclose(perplexities, np.exp(validation.get_ydata()))
+
+
+def test_tokens_stand_above_the_steps(run_of: Callable[..., Path]) -> None:
+    figure = loss_figure(Curves.read(run_of(trained(30))))
+    figure.canvas.draw()
+    above = figure.axes[0].child_axes[0]
+    assert above.get_xlabel() == "tokens seen"
+    assert above.get_xlim() == pytest.approx((0, 30 * 256))
+
+
+def test_smoothing_calms_noise_and_begins_without_a_lag(run_of: Callable[..., Path]) -> None:
+    noise = np.random.default_rng(1).normal(size=500)
+    entries = [{"step": n, "tokens": n, "loss": 5.0 + float(each)} for n, each in enumerate(noise, start=1)]
+    curves = Curves.read(run_of(entries))
+    smoothed = curves.smoothed()
+    assert smoothed[0] == curves.losses[0]
+    assert np.std(smoothed[50:]) < 0.4 * np.std(curves.losses)
+    assert np.mean(smoothed[50:]) == pytest.approx(np.mean(curves.losses), abs=0.1)
+
+
+def test_one_wild_step_does_not_press_the_curve_flat(run_of: Callable[..., Path]) -> None:
+    entries = trained(500)
+    entries[250]["loss"] = 1000.0
+    low, high = loss_figure(Curves.read(run_of(entries))).axes[0].get_ylim()
+    assert low < 2
+    assert high < 150
+
+
+def test_runs_are_compared_in_one_picture(run_of: Callable[..., Path], tmp_path: Path) -> None:
+    runs = [run_of(trained(20 + number, 5), f"run-{number}") for number in range(9)]
+    runs.append(run_of(trained(3), "not-evaluated"))
+    out = compare(runs, tmp_path / "comparison.png")
+    assert out == tmp_path / "comparison.png"
+    assert shows_something(out)
+
+
+USERS_OWN = """
+import sys
+from pathlib import Path
+import matplotlib
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+plt.rcParams["font.size"] = 23
+figure = plt.figure()
+before, backend = dict(plt.rcParams), matplotlib.get_backend()
+from hornbook.report.curves import compare, draw
+run = Path(sys.argv[1])
+draw(run)
+compare([run, run], run / "comparison.png")
+print(dict(plt.rcParams) == before, matplotlib.get_backend() == backend, plt.get_fignums(), plt.gcf() is figure)
+"""
+
+
+def test_the_users_own_matplotlib_is_left_alone(run_of: Callable[..., Path]) -> None:
+    run = run_of(trained(20, 5))
+    done = subprocess.run([sys.executable, "-c", USERS_OWN, run], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True", "[1]", "True"]
