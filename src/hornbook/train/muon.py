@@ -23,35 +23,48 @@ class Muon:
         self._momentum = momentum
         self._weight_decay = weight_decay
         self._compute = compute
-        self.buffers = {name: torch.zeros_like(parameter) for name, parameter in named.items()}
         by_shape: dict[torch.Size, list[str]] = defaultdict(list)
         for name, parameter in named.items():
             by_shape[parameter.shape].append(name)
-        self._named = named
-        self._stacks = list(by_shape.values())
+        # Each stack: its parameters, and their momentum as one tensor (n, rows, columns).
+        self._stacks = [
+            ([named[name] for name in names], torch.zeros_like(torch.stack([named[name].detach() for name in names])))
+            for names in by_shape.values()
+        ]
+        self.buffers = {
+            name: momenta[place]
+            for names, (_, momenta) in zip(by_shape.values(), self._stacks, strict=True)
+            for place, name in enumerate(names)
+        }
 
     @torch.no_grad()
     def step(self, lr: float, skip: torch.Tensor) -> None:
         """One update; where `skip` is 1, none, and the momentum stays as it was."""
         keep = 1 - skip
-        for names in self._stacks:
-            parameters: list[torch.Tensor] = [self._named[name] for name in names]
-            buffers = [self.buffers[name] for name in names]
-            gradients = [torch.where(skip > 0, 0.0, parameter.grad) for parameter in parameters]  # type: ignore[arg-type]
-            torch._foreach_lerp_(buffers, gradients, [(1 - self._momentum) * keep] * len(names))
-            ahead = torch._foreach_lerp(gradients, buffers, self._momentum)  # Nesterov's look ahead
+        for parameters, momenta in self._stacks:
+            gradients = torch.stack([_gradient(parameter) for parameter in parameters])
+            gradients.nan_to_num_(0.0, 0.0, 0.0)  # what is not finite is skipped, but zero times it would not be zero
+            momenta.lerp_(gradients, (1 - self._momentum) * keep)
+            ahead = gradients.lerp_(momenta, self._momentum)  # Nesterov's look ahead
             rows, columns = parameters[0].shape
-            updates = orthogonalised(torch.stack(list(ahead)), self._compute)
+            updates = orthogonalised(ahead, self._compute)
             updates *= -lr * math.sqrt(max(1.0, rows / columns)) * keep
-            torch._foreach_mul_(parameters, 1 - lr * self._weight_decay * keep)
-            torch._foreach_add_(parameters, updates.unbind())
+            matrices: list[torch.Tensor] = list(parameters)
+            torch._foreach_mul_(matrices, 1 - lr * self._weight_decay * keep)
+            torch._foreach_add_(matrices, updates.unbind())
+
+
+def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
 
 
 def orthogonalised(matrices: torch.Tensor, compute: torch.dtype = torch.float32) -> torch.Tensor:
     """(n, rows, columns) to matrices with the same directions, all singular values near 1."""
-    x = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x = matrices.to(compute)
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     turned = x.shape[-2] > x.shape[-1]
-    x = (x.mT if turned else x).to(compute)
+    x = x.mT if turned else x
     a, b, c = QUINTIC
     for _ in range(NEWTON_SCHULZ_STEPS):
         squared = x @ x.mT
