@@ -17,14 +17,15 @@ from numpy.typing import NDArray
 
 from hornbook.base import files
 from hornbook.base.errors import UserError
-from hornbook.text.tokenizer import Tokenizer
+from hornbook.text.tokenizer import TOKENIZER_FILES, Tokenizer
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 
 
 def is_shards(folder: Path) -> bool:
-    return (folder / MANIFEST).is_file()
+    # By its listed name: where case does not count, as on most Macs, a model's MANIFEST.json would pass for this one.
+    return folder.is_dir() and any(path.name == MANIFEST for path in folder.iterdir())
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Shards:
         if manifest.get("format_version") != FORMAT_VERSION:
             raise UserError(f"{folder}: another version of the format; prepare the text again: hornbook prepare TEXT")
         try:
+            if not files.is_unchanged(manifest):
+                raise UserError(f"{folder / MANIFEST}: was edited or damaged; prepare the text again")
             shards = cls(folder, manifest)
             for name in manifest["splits"]:
                 shards.split(name)
@@ -71,11 +74,22 @@ class Shards:
 
     def damage(self) -> str | None:
         """What is wrong with the folder, every byte read; None when nothing is."""
-        for facts in self.manifest["splits"].values():
-            for shard in facts["shards"]:
-                if files.sha256(self.folder / shard["name"]) != shard["sha256"]:
-                    return f"{shard['name']} has changed since it was written"
-        if self.tokenizer.fingerprint != self.manifest["tokenizer_fingerprint"]:
+        try:
+            self.open(self.folder)
+            tokenizer = Tokenizer.load(self.folder)
+        except UserError as error:
+            return error.mistakes[0]
+        hashes = {
+            each["name"]: each["sha256"] for facts in self.manifest["splits"].values() for each in facts["shards"]
+        }
+        for path in sorted(self.folder.iterdir()):
+            if path.name not in {MANIFEST, *TOKENIZER_FILES, *hashes}:
+                return f"{path.name} does not belong there"
+            if path.is_symlink():
+                return f"{path.name} is a link"
+            if path.name in hashes and files.sha256(path) != hashes[path.name]:
+                return f"{path.name} has changed since it was written"
+        if tokenizer.fingerprint != self.manifest["tokenizer_fingerprint"]:
             return "tokenizer.json has changed since it was written"
         return None
 

@@ -29,6 +29,7 @@ from hornbook.text.readers import Document, Source
 from hornbook.text.tokenizer import TokenizerConfig, train_tokenizer
 
 FEW_DOCUMENTS = 64
+FEW_HELD_BACK = 6
 BATCH_CHARACTERS = 4_000_000
 TOKENS_PER_SHARD = 100_000_000
 YARDSTICK_BYTES = 8_000_000
@@ -126,7 +127,8 @@ def prepare(
     texts = _sample_for_vocabulary(source, rule, tokenizer_config.train_bytes)
     tokenizer = train_tokenizer(tokenizer_config, texts, measured.text_bytes)
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
-    with files.staged_folder(out) as staging:
+    manifest: dict[str, Any] = {}
+    with files.folder_with_manifest(out, MANIFEST, manifest) as staging:
         tokenizer.save(staging)
         writers = {name: _SplitWriter(name, staging, dtype) for name in ("train", "val")}
         val_text: list[bytes] = []
@@ -151,7 +153,7 @@ def prepare(
             tokenizer.fingerprint,
             *(each["sha256"] for facts in splits.values() for each in facts["shards"]),
         ]
-        manifest = {
+        manifest |= {
             "format_version": FORMAT_VERSION,
             "name": source.name,
             "dtype": f"uint{dtype.itemsize * 8}",
@@ -163,7 +165,6 @@ def prepare(
             "splits": splits,
             "fingerprint": hashlib.sha256("".join(content).encode()).hexdigest(),
         }
-        files.write_json(staging / MANIFEST, manifest)
     return Shards.open(out)
 
 
@@ -185,7 +186,8 @@ class _SplitRule:
 
     def __init__(self, measured: _Measured, fraction: float) -> None:
         self._threshold = int(fraction * 2**64)
-        self._tail_from = int(measured.characters * (1 - fraction)) if measured.documents < FEW_DOCUMENTS else None
+        few = measured.documents < FEW_DOCUMENTS or measured.documents * fraction < FEW_HELD_BACK
+        self._tail_from = int(measured.characters * (1 - fraction)) if few else None
         rule = "hash of the document's text" if self._tail_from is None else "tail of the text"
         self.description = f"{rule}, {fraction:.4g} for validation"
 
@@ -218,7 +220,7 @@ def _sample_for_vocabulary(source: Source, rule: _SplitRule, limit: int) -> Iter
     for split, document in rule.split(source.documents()):
         if split == "train":
             yield document.text
-            read += len(document.text)
+            read += len(document.text.encode())
             if read >= limit:
                 return
 

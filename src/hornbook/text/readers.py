@@ -53,7 +53,8 @@ class Source:
         digest = hashlib.sha256()
         for path in self.files:
             facts = path.stat()
-            digest.update(f"{path.relative_to(self.root).as_posix()}|{facts.st_size}|{facts.st_mtime_ns}\n".encode())
+            line = f"{path.relative_to(self.root).as_posix()}|{facts.st_size}|{facts.st_mtime_ns}\n"
+            digest.update(line.encode(errors="surrogateescape"))  # a file's name need not be UTF-8
         return digest.hexdigest()
 
 
@@ -102,7 +103,7 @@ def read_text(path: Path) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        line = error.object.count(b"\n", 0, error.start) + 1
         raise UserError(
             f"{path} line {line}: not UTF-8 text; convert it, for example: iconv -f latin1 -t utf-8 {path.name}"
         ) from None

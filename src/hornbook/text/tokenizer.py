@@ -79,7 +79,10 @@ class Tokenizer:
         return hashlib.sha256(self._inner.to_str().encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        return list(self._inner.encode(text, add_special_tokens=False).ids)
+        try:
+            return list(self._inner.encode(text, add_special_tokens=False).ids)
+        except TypeError:  # half a surrogate pair, as Python reads a word of a command line that is not UTF-8
+            raise UserError("the text to encode is not UTF-8; convert it, for example with iconv") from None
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Many texts at once, on all cores."""

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from hornbook.base.errors import UserError
+from hornbook.text.readers import Document, Source, joined, read_text, source_from_path
+
+
+def lay_out(root: Path, texts: dict[str, str]) -> Path:
+    for name, text in texts.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(text.encode())
+    return root
+
+
+def names(source: Source) -> list[str]:
+    return [document.name for document in source.documents()]
+
+
+def test_a_folder_is_its_text_files_in_a_fixed_order(tmp_path: Path) -> None:
+    wanted = ["B.md", "a.txt", "a/z.py", "b/a.md", "b/c/d.txt", "ä.txt"]
+    texts = dict.fromkeys(wanted, "text")
+    passed_over = ["c.bin", "noending", ".hidden.txt", ".git/x.py", "__pycache__/x.py", "b/node_modules/x.md"]
+    first = lay_out(tmp_path / "first", texts | dict.fromkeys(passed_over, "text"))
+    second = lay_out(tmp_path / "second", dict(reversed(texts.items())))
+    assert names(source_from_path(first)) == names(source_from_path(second)) == sorted(wanted)
+    assert source_from_path(first).name == "first"
+
+
+def test_a_file_is_a_text_whatever_its_ending(tmp_path: Path) -> None:
+    lay_out(tmp_path, {"notes.tex": "one line"})
+    source = source_from_path(tmp_path / "notes.tex")
+    assert list(source.documents()) == [Document("notes.tex", "one line")]
+    assert source.bytes_on_disk() == 8
+
+
+def test_hidden_folders_above_the_one_that_is_named_do_not_matter(tmp_path: Path) -> None:
+    lay_out(tmp_path, {".mine/site-packages/a.txt": "text"})
+    assert names(source_from_path(tmp_path / ".mine" / "site-packages")) == ["a.txt"]
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"\xef\xbb\xbfa\n", "a\n"),
+        (b"a\r\nb\r\n", "a\nb\n"),
+        (b"a\rb", "a\rb"),
+        ("zwölf \U0001f600".encode(), "zwölf \U0001f600"),
+        (b"a\xef\xbb\xbfb", "a\ufeffb"),
+        (b"", ""),
+    ],
+)
+def test_text_comes_without_byte_order_mark_and_with_plain_line_ends(data: bytes, text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(data)
+    assert read_text(tmp_path / "a.txt") == text
+
+
+def test_empty_files_are_no_documents(tmp_path: Path) -> None:
+    lay_out(tmp_path, {"a.txt": "", "b.txt": "b"})
+    assert names(source_from_path(tmp_path)) == ["b.txt"]
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"plain\nna\xefve\n", "a.txt line 2"),
+        (b"\xef\xbb\xbf\n\nna\xefve", "a.txt line 3"),
+        (b"cut off \xe2\x82", "a.txt line 1"),
+        (b"\x7fELF\0\0", "binary"),
+        ("utf-16".encode("utf-16-le"), "binary"),
+        (b"", "empty"),
+    ],
+)
+def test_what_is_no_text_is_one_line_that_says_where(data: bytes, told: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(data)
+    with pytest.raises(UserError, match=told) as caught:
+        list(source_from_path(tmp_path / "a.txt").documents())
+    assert len(caught.value.mistakes) == 1
+    assert "a.txt" in str(caught.value)
+
+
+def test_a_missing_path_and_a_folder_without_text_are_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        source_from_path(tmp_path / "none")
+    lay_out(tmp_path, {"a.bin": "x"})
+    with pytest.raises(UserError, match=r"no \.txt"):
+        source_from_path(tmp_path)
+
+
+def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        read_text(tmp_path)
+
+
+def test_the_signature_follows_what_the_files_hold_and_not_where_they_lie(tmp_path: Path) -> None:
+    folder = lay_out(tmp_path / "here", {"a.txt": "a", "b/c.txt": "c"})
+    first = source_from_path(folder).signature()
+    assert source_from_path(folder).signature() == first
+    moved = folder.rename(tmp_path / "there")
+    assert source_from_path(moved).signature() == first
+    seen = {first}
+    for change in (
+        lambda: lay_out(moved, {"d.txt": "d"}),
+        lambda: (moved / "a.txt").write_text("aa"),
+        lambda: os.utime(moved / "a.txt", (1, 1)),
+        lambda: (moved / "a.txt").rename(moved / "e.txt"),
+        lambda: (moved / "b" / "c.txt").unlink(),
+    ):
+        change()
+        seen.add(source_from_path(moved).signature())
+    assert len(seen) == 6
+
+
+def test_a_file_name_that_is_not_utf8_has_a_signature_too(tmp_path: Path) -> None:
+    try:
+        (tmp_path / os.fsdecode(b"na\xefve.txt")).write_text("text")
+    except OSError:
+        pytest.skip("this file system wants UTF-8 names")
+    assert len(source_from_path(tmp_path).signature()) == 64
+
+
+def test_several_sources_are_read_one_after_another(tmp_path: Path) -> None:
+    lay_out(tmp_path, {"b/1.txt": "b1", "b/2.txt": "b2", "a/x.md": "ax"})
+    both = joined([source_from_path(tmp_path / "b"), source_from_path(tmp_path / "a" / "x.md")])
+    assert [document.text for document in both.documents()] == ["b1", "b2", "ax"]
+    assert both.name == "b+x"

@@ -1,0 +1,301 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from hornbook.base.errors import UserError
+from hornbook.text.tokenizer import (
+    END_OF_TEXT,
+    KINDS,
+    UNKNOWN,
+    Tokenizer,
+    TokenizerConfig,
+    byte_letters,
+    train_tokenizer,
+    vocab_size_for,
+)
+
+TRICKY = [
+    "",
+    " ",
+    "\n",
+    " leading and trailing  ",
+    "tabs\tand\r\nline ends\n\n\n",
+    "don't we'll I'M",
+    "12345678901234567890 3.14 x=1;y=2",
+    "zwölf Boxkämpfer, été, ¡señor!",
+    "日本語とカタカナ한국어",
+    "e\u0301 combining, \u200d joiner, \u00a0 no-break, \u2028 separator",
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f1e9\U0001f1ea",
+    "\x00\x01\x7f\x80\x9f\ufeff\uffff\ufffd",
+    END_OF_TEXT,
+    f"a{END_OF_TEXT}b {END_OF_TEXT} {UNKNOWN}{UNKNOWN}",
+    "<|endoftext",
+    "<s></s>[UNK]<pad><|im_start|>",
+    "a" * 200,
+    " " * 200,
+    "def f(x):\n        return x  # comment\n",
+]
+any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
+
+
+@pytest.fixture(scope="module")
+def trained(some_text: str) -> dict[str, Tokenizer]:
+    def train(kind: str, size: int | None = None) -> Tokenizer:
+        config = TokenizerConfig.model_validate({"kind": kind, "vocab_size": size})
+        return train_tokenizer(config, [some_text], len(some_text))
+
+    return {"char": train("char"), "byte": train("byte"), "bpe": train("bpe", 700)}
+
+
+@pytest.fixture(params=list(KINDS))
+def tokenizer(request: pytest.FixtureRequest, trained: dict[str, Tokenizer]) -> Tokenizer:
+    return trained[request.param]
+
+
+@pytest.fixture(params=["byte", "bpe"])
+def any_text_tokenizer(request: pytest.FixtureRequest, trained: dict[str, Tokenizer]) -> Tokenizer:
+    return trained[request.param]
+
+
+@pytest.fixture(scope="module")
+def folders(trained: dict[str, Tokenizer], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    found = {}
+    for kind, each in trained.items():
+        found[kind] = tmp_path_factory.mktemp(kind)
+        each.save(found[kind], context=64)
+    return found
+
+
+@pytest.fixture(scope="module")
+def judges(folders: dict[str, Path]) -> dict[str, PreTrainedTokenizerBase]:
+    """What transformers makes of each folder, given nothing but the path."""
+    return {kind: AutoTokenizer.from_pretrained(folder) for kind, folder in folders.items()}
+
+
+def bare(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer.encode(text, add_special_tokens=False))
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_saved_tokenizer_gives_the_same_ids_here_in_transformers_and_in_tokenizers(
+    kind: str,
+    trained: dict[str, Tokenizer],
+    folders: dict[str, Path],
+    judges: dict[str, PreTrainedTokenizerBase],
+    some_text: str,
+) -> None:
+    ours, again = trained[kind], Tokenizer.load(folders[kind])
+    raw = tokenizers.Tokenizer.from_file(str(folders[kind] / "tokenizer.json"))
+    raw.encode_special_tokens = True  # the one setting that tokenizer.json has no place for
+    for text in [*TRICKY, some_text]:
+        ids = ours.encode(text)
+        assert again.encode(text) == ids, text
+        assert bare(judges[kind], text) == ids, text
+        assert raw.encode(text, add_special_tokens=False).ids == ids, text
+        assert judges[kind].decode(ids, skip_special_tokens=True) == again.decode(ids), text
+    assert ours.encode_batch(TRICKY) == [ours.encode(text) for text in TRICKY]
+    assert (again.fingerprint, again.vocab_size, again.end_of_text) == (
+        ours.fingerprint,
+        ours.vocab_size,
+        ours.end_of_text,
+    )
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=any_text)
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_any_text_has_the_same_ids_in_transformers(
+    kind: str, text: str, trained: dict[str, Tokenizer], judges: dict[str, PreTrainedTokenizerBase]
+) -> None:
+    assert bare(judges[kind], text) == trained[kind].encode(text)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_transformers_knows_the_special_tokens_and_the_length(
+    kind: str, trained: dict[str, Tokenizer], judges: dict[str, PreTrainedTokenizerBase]
+) -> None:
+    judge, end = judges[kind], trained[kind].end_of_text
+    assert (judge.eos_token_id, judge.bos_token_id, judge.pad_token_id) == (end, end, end)
+    assert (len(judge), judge.model_max_length) == (trained[kind].vocab_size, 64)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=any_text)
+@pytest.mark.parametrize("kind", ["byte", "bpe"])
+def test_any_text_comes_back_unchanged(kind: str, text: str, trained: dict[str, Tokenizer]) -> None:
+    ids = trained[kind].encode(text)
+    assert trained[kind].decode(ids) == text
+    assert all(0 <= each < trained[kind].vocab_size and each != trained[kind].end_of_text for each in ids)
+
+
+def test_tricky_text_comes_back_unchanged(any_text_tokenizer: Tokenizer) -> None:
+    assert [any_text_tokenizer.decode(any_text_tokenizer.encode(text)) for text in TRICKY] == TRICKY
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.binary(max_size=80))
+def test_any_bytes_come_back_unchanged_from_a_byte_tokenizer(data: bytes, trained: dict[str, Tokenizer]) -> None:
+    ids = trained["byte"].encode_bytes(data)
+    assert ids == list(data)
+    assert trained["byte"].decode_bytes(ids) == data
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=any_text)
+def test_the_ids_of_a_byte_tokenizer_are_the_bytes(text: str, trained: dict[str, Tokenizer]) -> None:
+    assert trained["byte"].encode(text) == list(text.encode())
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_a_char_tokenizer_gives_back_what_its_alphabet_can_write(data: st.DataObject) -> None:
+    alphabet = data.draw(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20))
+    tokenizer = train_tokenizer(TokenizerConfig(kind="char"), [alphabet], 1)
+    text = data.draw(st.text(st.sampled_from(alphabet), max_size=150))
+    assert tokenizer.vocab_size == len(set(alphabet)) + 2
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert len(tokenizer.encode(text)) == len(text)
+
+
+def test_a_char_tokenizer_has_one_id_for_all_other_characters() -> None:
+    tokenizer = train_tokenizer(TokenizerConfig(kind="char"), ["abc"], 3)
+    ids = tokenizer.encode("a?日b")
+    assert ids[1] == ids[2] == tokenizer.vocab_size - 1
+    assert tokenizer.decode(ids) == "ab"
+
+
+def test_only_a_tokenizer_of_bytes_encodes_what_is_no_text(trained: dict[str, Tokenizer]) -> None:
+    with pytest.raises(UserError, match="byte tokenizer"):
+        trained["char"].encode_bytes(b"\xff")
+
+
+def test_text_that_is_not_unicode_is_told(tokenizer: Tokenizer) -> None:
+    with pytest.raises(UserError, match="UTF-8"):
+        tokenizer.encode(b"na\xefve".decode(errors="surrogateescape"))
+
+
+def test_special_tokens_are_never_read_out_of_text(tokenizer: Tokenizer) -> None:
+    text = f"{END_OF_TEXT} x{END_OF_TEXT}{END_OF_TEXT}{UNKNOWN}"
+    ids = tokenizer.encode(text)
+    assert tokenizer.end_of_text not in ids
+    assert len(ids) > len(text) / 4
+
+
+def test_special_tokens_have_no_text(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("one")
+    assert tokenizer.decode([tokenizer.end_of_text, *ids, tokenizer.end_of_text]) == "one"
+
+
+@pytest.mark.parametrize("unit", ["a", " ", "\n", "!", "é", "7"])
+def test_a_megabyte_of_one_character_is_no_trap(unit: str, tokenizer: Tokenizer) -> None:
+    text = unit * (1_000_000 // len(unit.encode()))
+    began = time.perf_counter()
+    ids = tokenizer.encode(text)
+    assert time.perf_counter() - began < 3  # 0.5 s on an idle core; what grows with the square takes minutes
+    assert 0 < len(ids) <= 1_000_000
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_stream_of_text_gives_what_decoding_at_once_gives(kind: str, trained: dict[str, Tokenizer]) -> None:
+    tokenizer = trained[kind]
+    for text in TRICKY:
+        stream = tokenizer.stream()
+        pieces = [stream.feed(each) for each in tokenizer.encode(text)]
+        assert stream.end() == ""
+        assert "".join(pieces) == tokenizer.decode(tokenizer.encode(text))
+        # A broken character would show as a replacement character.
+        assert all("\ufffd" not in piece for piece in pieces) or "\ufffd" in text
+
+
+@settings(max_examples=200, deadline=None)
+@given(numbers=st.lists(st.integers(0, 2**16), max_size=40))
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_stream_of_any_ids_gives_what_decoding_at_once_gives(
+    kind: str, numbers: list[int], trained: dict[str, Tokenizer]
+) -> None:
+    tokenizer = trained[kind]
+    ids = [number % tokenizer.vocab_size for number in numbers]
+    stream = tokenizer.stream()
+    streamed = "".join([*map(stream.feed, ids), stream.end()])
+    assert streamed == tokenizer.decode(ids)
+    assert streamed == tokenizer.decode_bytes(ids).decode(errors="replace")
+
+
+def test_a_character_goes_out_with_its_last_byte(trained: dict[str, Tokenizer]) -> None:
+    stream = trained["byte"].stream()
+    assert [stream.feed(each) for each in "a€".encode()] == ["a", "", "", "€"]
+
+
+def test_a_trained_vocabulary_has_the_size_asked_for_and_shortens_text(
+    trained: dict[str, Tokenizer], some_text: str
+) -> None:
+    assert trained["bpe"].vocab_size == 700
+    assert len(trained["bpe"].encode(some_text)) < 0.6 * len(some_text)
+
+
+def test_the_same_text_gives_the_same_vocabulary(some_text: str, trained: dict[str, Tokenizer]) -> None:
+    again = train_tokenizer(TokenizerConfig(kind="bpe", vocab_size=700), [some_text], len(some_text))
+    assert again.fingerprint == trained["bpe"].fingerprint
+    smaller = train_tokenizer(TokenizerConfig(kind="bpe", vocab_size=699), [some_text], len(some_text))
+    assert smaller.fingerprint != again.fingerprint
+
+
+def test_a_text_that_names_the_end_of_text_trains_like_any_other() -> None:
+    tokenizer = train_tokenizer(TokenizerConfig(kind="bpe"), [f"a {END_OF_TEXT} b\n" * 500], 1)
+    ids = tokenizer.encode(f"a {END_OF_TEXT} b")
+    assert tokenizer.end_of_text not in ids
+    assert tokenizer.decode(ids) == f"a {END_OF_TEXT} b"
+
+
+def test_vocabularies_grow_with_the_text_within_bounds() -> None:
+    sizes = [vocab_size_for(10**power) for power in range(12)]
+    assert sizes == sorted(sizes)
+    assert (min(sizes), max(sizes)) == (512, 32_768)
+    assert vocab_size_for(0) == 512
+
+
+def test_only_a_trained_vocabulary_has_a_size_to_choose() -> None:
+    for kind in ("char", "byte"):
+        with pytest.raises(ValueError, match="combination"):
+            TokenizerConfig.model_validate({"kind": kind, "vocab_size": 300})
+
+
+def test_the_letters_of_bytes_are_those_of_gpt2() -> None:
+    """Against the alphabet of the tokenizers library, and transformers' table."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    assert dict(enumerate(byte_letters())) == bytes_to_unicode()
+    assert set(byte_letters()) == set(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+
+
+def write(text: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / "tokenizer.json").write_text(text)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda folder: (folder / "tokenizer.json").unlink(),
+        lambda folder: (folder / "tokenizer.json").write_bytes(b"\xff\0"),
+        write(""),
+        write("{}"),
+        write("[" * 10_000),
+        lambda folder: tokenizers.Tokenizer(tokenizers.models.BPE()).save(str(folder / "tokenizer.json")),
+    ],
+)
+def test_what_is_no_tokenizer_is_told_in_one_line(
+    spoil: Callable[[Path], object], tmp_path: Path, trained: dict[str, Tokenizer]
+) -> None:
+    trained["byte"].save(tmp_path)
+    spoil(tmp_path)
+    with pytest.raises(UserError, match=r"tokenizer\.json") as caught:
+        Tokenizer.load(tmp_path)
+    assert len(caught.value.mistakes) == 1
