@@ -25,7 +25,6 @@ from hornbook.base.machine import (
     mix_seed,
     peak_memory_bytes,
     set_float_modes,
-    wait_for,
 )
 
 GIGABYTE = 2**30
@@ -215,13 +214,9 @@ def test_tiny_numbers_are_flushed_to_zero() -> None:
         torch.set_float32_matmul_precision("highest")
 
 
-def test_memory_and_waiting_on_a_cpu() -> None:
-    before = peak_memory_bytes("cpu")
-    held = torch.ones(64 * 2**20 // 4)
-    wait_for("cpu")
-    assert before > 50 * 2**20
-    assert peak_memory_bytes("cpu") >= before
-    assert held.sum() == held.numel()
+def test_memory_is_told_in_bytes() -> None:
+    """Systems count it in bytes or in kilobytes; torch alone takes more than 50 MB."""
+    assert 50 * 2**20 < peak_memory_bytes("cpu") < choose_machine("cpu").memory_bytes
 
 
 parts = st.lists(st.integers() | st.text(st.characters(exclude_characters="/"), max_size=8), min_size=1, max_size=4)

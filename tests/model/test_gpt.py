@@ -165,11 +165,3 @@ def test_blocks_of_modern_begin_as_the_identity() -> None:
     stream = torch.randn(2, 16, 64)
     for block in model.blocks:
         assert torch.equal(block(stream, model.rotary), stream)
-
-
-@pytest.mark.parametrize("preset", ["classic", "modern"])
-def test_the_summed_loss_is_that_of_the_logits(preset: str, random_model: Callable[..., GPT]) -> None:
-    model = random_model(preset, vocab_size=50, context=12, n_layer=1, n_head=2, n_embd=16)
-    ids = some_ids(50, 3, 13)
-    theirs = F.cross_entropy(model.logits(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
-    assert torch.allclose(model.loss_sum(ids[:, :-1], ids[:, 1:]), theirs)
