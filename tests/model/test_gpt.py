@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +67,65 @@ def test_transformers_computes_the_same_logits(
     assert torch.allclose(ours, theirs, rtol=0, atol=TOLERANCE)
 
 
+THEIR_NAMES = {
+    "gpt2": {
+        "embedding.weight": "transformer.wte.weight",
+        "blocks.0.attention_norm.weight": "transformer.h.0.ln_1.weight",
+        "blocks.0.attention.out.bias": "transformer.h.0.attn.c_proj.bias",
+        "blocks.1.mlp.up.bias": "transformer.h.1.mlp.c_fc.bias",
+        "norm.bias": "transformer.ln_f.bias",
+    },
+    "qwen3": {
+        "embedding.weight": "model.embed_tokens.weight",
+        "blocks.0.attention_norm.weight": "model.layers.0.input_layernorm.weight",
+        "blocks.0.attention.query_norm.weight": "model.layers.0.self_attn.q_norm.weight",
+        "blocks.0.attention.key.weight": "model.layers.0.self_attn.k_proj.weight",
+        "blocks.1.mlp.gate.weight": "model.layers.1.mlp.gate_proj.weight",
+        "head.weight": "lm_head.weight",
+    },
+}
+
+
+def gradients(model: torch.nn.Module, logits: torch.Tensor, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    F.cross_entropy(logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten()).backward()
+    return {name: parameter.grad.float() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize("config", [ODD_SIZES[0], ODD_SIZES[2], ODD_SIZES[5], ODD_SIZES[7]], ids=sizes)
+def test_transformers_computes_the_same_gradients(
+    config: ModelConfig, random_model: Callable[..., GPT], saved: Callable[[GPT], Path]
+) -> None:
+    model = random_model(config)
+    ids = some_ids(config.known_vocab_size, 3, config.context)
+    their = their_model(saved(model))
+    ours, theirs = gradients(model, model.logits(ids), ids), gradients(their, their(ids).logits, ids)
+    for our_name, their_name in THEIR_NAMES[their.config.model_type].items():
+        one, other = ours[our_name], theirs[their_name]
+        assert (one - other).norm() < 1e-4 * other.norm(), our_name
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        classic(vocab_size=50, context=32, n_layer=2, n_head=2, n_embd=32),
+        modern(vocab_size=50, context=32, n_layer=2, n_head=4, n_kv_head=2, n_embd=32),
+        modern(vocab_size=50, context=300, n_layer=1, n_head=2, n_embd=32),
+    ],
+    ids=["classic", "modern, shared heads", "modern, long"],
+)
+def test_training_in_bf16_stays_near_fp32(config: ModelConfig, random_model: Callable[..., GPT]) -> None:
+    exact = random_model(config).train()
+    half = copy.deepcopy(exact).bfloat16()
+    ids = some_ids(50, 2, config.context)
+    ours, theirs = gradients(half, half.logits(ids), ids), gradients(exact, exact.logits(ids), ids)
+    for name, other in theirs.items():
+        if name.endswith("key.bias"):  # moves all scores of a query alike, so that its gradient is nothing but noise
+            continue
+        likeness = F.cosine_similarity(ours[name].flatten(), other.flatten(), dim=0)
+        assert likeness > 0.99, name
+        assert ours[name].norm().item() == pytest.approx(other.norm().item(), rel=0.1), name
+
+
 @pytest.mark.parametrize("kind", ["char", "byte", "bpe"])
 @pytest.mark.parametrize("preset", [classic, modern])
 def test_a_trained_model_opens_in_transformers_by_its_path_alone(
@@ -101,8 +161,11 @@ def test_a_trained_model_opens_in_transformers_by_its_path_alone(
 
 
 @pytest.mark.parametrize("preset", ["classic", "modern"])
-def test_a_later_token_changes_nothing_before_it(preset: str, random_model: Callable[..., GPT]) -> None:
-    model = random_model(preset, vocab_size=50, context=12, n_layer=2, n_head=2, n_embd=16)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_later_token_changes_nothing_before_it(
+    preset: str, dtype: torch.dtype, random_model: Callable[..., GPT]
+) -> None:
+    model = random_model(preset, vocab_size=50, context=12, n_layer=2, n_head=2, n_embd=16).to(dtype)
     ids = some_ids(50, 1, 12)
     before = model.logits(ids)
     for place in range(1, 12):

@@ -57,7 +57,7 @@ def save_model(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
     config = model.config
     kind = next((kind for kind, shape in SHAPES.items() if shape.fits(config)), "hornbook")
     end = tokenizer.end_of_text
-    ids = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+    ids = {"bos_token_id": end, "eos_token_id": end}
     description: dict[str, Any] = {
         "model_type": kind,
         "vocab_size": config.known_vocab_size,
@@ -67,7 +67,8 @@ def save_model(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
         description |= {"architectures": [SHAPES[kind].architecture], "tie_word_embeddings": config.tied}
         description |= SHAPES[kind].describe(config)
     files.write_json(folder / CONFIG, description | ids | {"hornbook": config.model_dump()})
-    files.write_json(folder / "generation_config.json", ids)
+    # Not in config.json: there, some types never train the embedding of the padding, which is the end of text here.
+    files.write_json(folder / "generation_config.json", ids | {"pad_token_id": end})
     safetensors.torch.save_file(_to_theirs(kind, config, model.state_dict()), folder / WEIGHTS, {"format": "pt"})
     tokenizer.save(folder, config.context)
 
