@@ -51,7 +51,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Watched]:
 
         def updated(self: Optimizer, factor: float, skip: torch.Tensor) -> None:
             model = [each for group in self._adamw.param_groups for each in group["params"]]
-            model += [each for muon, _ in self._muons for each in muon._named.values()]
+            model += [each for muon, _ in self._muons for matrices, _ in muon._stacks for each in matrices]
             before = [each.detach().clone() for each in [*model, *self.tensors().values()]]
             update(self, factor, skip)
             after = [*model, *self.tensors().values()]

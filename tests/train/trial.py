@@ -29,8 +29,8 @@ TINIEST: dict[str, Any] = {
 }
 
 
-def tiniest(data: Path, **knobs: Any) -> RunConfig:
-    return RunConfig.model_validate(merge(TINIEST, {"data": str(data)}, knobs))
+def tiniest(text: Path, **knobs: Any) -> RunConfig:
+    return RunConfig.model_validate(merge(TINIEST, {"data": str(text)}, knobs))
 
 
 def knob_words(config: RunConfig) -> list[str]:

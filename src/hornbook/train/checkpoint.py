@@ -51,6 +51,7 @@ class TrainState:
     evaluated_at: int = 0
     best_val_loss: float | None = None
     best_step: int = 0
+    reached_loss: float | None = None
     logs: dict[str, int] = field(default_factory=dict)
 
 

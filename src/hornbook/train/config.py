@@ -81,7 +81,7 @@ class TrainConfig(Settings):
     eval_every_steps: int | None = Field(None, ge=1)
     """Evaluate every so many steps; ten times in the run when not given."""
     save_every_steps: int | None = Field(None, ge=1)
-    """Save every so many steps; with each evaluation and every five minutes when not given."""
+    """Save every so many steps; every five minutes when not given. Each best evaluation so far is saved as well."""
     sample_every_steps: int | None = Field(None, ge=1)
     """Sample every so many steps; with each evaluation when not given."""
     keep_checkpoints: int = Field(2, ge=1)

@@ -152,6 +152,7 @@ def read_numbers(run: Run, everything: bool) -> float | None:
         finite = math.isfinite(loss) and math.isfinite(gradient_length)
         run.guard.saw(reading.step, reading.first_sample, run.config.sequences, finite)
         if target is not None and loss <= target:
+            run.state.reached_loss = loss
             return loss
     return None
 
@@ -208,6 +209,8 @@ def share_done(run: Run) -> float:
         shares.append(state.tokens / knobs.tokens)
     if knobs.minutes is not None:
         shares.append(state.seconds / (60 * knobs.minutes))
+    if knobs.target_loss is not None and state.reached_loss is not None:
+        shares.append(float(state.reached_loss <= knobs.target_loss))
     return max(shares)
 
 

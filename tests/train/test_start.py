@@ -1,0 +1,277 @@
+"""How a run begins, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from trial import all_of, good_checkpoints, losses, tiniest
+
+from hornbook.base import files
+from hornbook.base.errors import UserError
+from hornbook.cli import main
+from hornbook.shards.format import Shards, TokenArray
+from hornbook.shards.prepare import default_folder, open_or_prepare
+from hornbook.text.corpora import find_source
+from hornbook.train import loop
+from hornbook.train.config import STOPS, RunConfig, override
+from hornbook.train.start import fit, free_folder, resume
+
+
+def test_a_folder_with_a_run_in_it_is_refused(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = Path("run")
+    fit(tiniest(short_text), run)
+    before = all_of(run)
+    with pytest.raises(UserError, match=r"holds a run already; go on with it: hornbook resume run \(or"):
+        fit(tiniest(short_text, seed=2), run)
+    assert all_of(run) == before
+
+
+def test_a_folder_without_a_finished_checkpoint_is_begun_anew(short_text: Path, tmp_path: Path) -> None:
+    """What a run leaves that was killed before its first checkpoint."""
+    run = tmp_path / "run"
+    (run / "checkpoints" / ".staged-1-step-00000001").mkdir(parents=True)
+    (run / "run.json").write_text("{}")
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 9.0}\n{"st')
+    fit(tiniest(short_text), run)
+    fit(tiniest(short_text), tmp_path / "other")
+    assert all_of(run) == all_of(tmp_path / "other")
+    assert not list(run.rglob(".staged*"))
+
+
+def test_a_second_process_is_kept_out_while_the_first_is_at_work(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, refused = tmp_path / "run", []
+
+    def second(step: Any) -> Any:
+        child = os.fork()
+        if child == 0:
+            try:
+                resume(run) if good_checkpoints(run) else fit(tiniest(short_text), run)
+            except UserError as error:
+                os._exit(7 if "another process is at work" in str(error) else 1)
+            os._exit(0)
+        refused.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        return save(step)
+
+    save = loop.save
+    monkeypatch.setattr(loop, "save", second)
+    fit(tiniest(short_text, train={"steps": 2, "save_every_steps": 1}), run)
+    assert refused == [7, 7]
+    assert resume(run).reason == "nothing left to do"
+
+
+def test_one_who_finished_in_the_meantime_is_not_overwritten(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first look at the folder is before the data are prepared, which can take an hour."""
+    monkeypatch.chdir(tmp_path)
+    config, run = tiniest(short_text), Path("run")
+
+    def slowly(*words: Any) -> Shards:
+        monkeypatch.setattr("hornbook.train.start.open_or_prepare", open_or_prepare)
+        fit(config, run)
+        return open_or_prepare(*words)
+
+    monkeypatch.setattr("hornbook.train.start.open_or_prepare", slowly)
+    with pytest.raises(UserError, match="holds a run already"):
+        fit(config.with_(seed=2), run)
+    fit(config, Path("other"))
+    assert all_of(run) == all_of(Path("other"))
+
+
+@pytest.mark.parametrize(
+    ("knobs", "told"),
+    [
+        ({"model": {"context": 4096}}, r"only 1712 tokens to train on, .*or --model\.context 856"),
+        ({"model": {"vocab_size": 300}}, r"--model\.vocab-size: 300, but the tokenizer has 257 entries; leave it out"),
+        ({"data": "no/such/text"}, r"no/such/text: no such file or folder"),
+        ({"train": {"device": "gpu"}}, r"--train\.device: no device is called gpu; use cpu, cuda"),
+    ],
+)
+def test_a_mistake_is_one_line_with_its_mend(
+    knobs: dict[str, Any], told: str, short_text: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=told) as error:
+        fit(tiniest(short_text, **knobs), tmp_path / "run")
+    assert len(error.value.mistakes) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_without_text_for_validation_are_refused(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = Shards.split
+    monkeypatch.setattr(Shards, "split", lambda self, name: TokenArray([]) if name == "val" else split(self, name))
+    with pytest.raises(UserError, match=r"no text left for validation; .*raise --shards\.val-fraction"):
+        fit(tiniest(short_text), tmp_path / "run")
+
+
+def test_the_mend_for_a_short_text_works(short_text: Path, tmp_path: Path) -> None:
+    fit(tiniest(short_text, model={"context": 856}, train={"steps": 1}), tmp_path / "run")
+
+
+def edited(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    record = json.loads((run / "run.json").read_text())
+    change(record)
+    (run / "run.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: record.pop("run_id"),
+        lambda record: record.pop("config"),
+        lambda record: record.pop("data"),
+        lambda record: record["data"].pop("folder"),
+        lambda record: record["data"].update(folder=5),
+        lambda record: record["data"].update(folder="elsewhere"),
+        lambda record: record["data"].update(fingerprint="other"),
+        lambda record: record.update(config=[]),
+        lambda record: record.update(data=None),
+        lambda record: record["config"]["train"].update(steps="many"),
+        lambda record: record["config"].update(model=3),
+        lambda record: record["config"]["model"].update(depth=3),
+    ],
+)
+def test_a_run_whose_record_was_edited_is_refused_with_exit_code_2(
+    change: Callable[[dict[str, Any]], object], short_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    fit(tiniest(short_text, train={"steps": 1}), run)
+    edited(run, change)
+    capsys.readouterr()
+    assert main(["resume", str(run)]) == 2
+    assert capsys.readouterr().err.count("error: ") == 1
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "\0"])
+def test_a_record_that_is_no_json_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(UserError, match=r"run\.json"):
+        resume(tmp_path)
+
+
+def test_resuming_nothing_says_how_to_begin(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="begin one: hornbook train --out"):
+        resume(tmp_path / "run")
+
+
+def test_a_run_without_a_checkpoint_says_how_to_begin_anew(short_text: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    fit(tiniest(short_text), run)
+    files.remove(run / "checkpoints")
+    with pytest.raises(UserError, match=r"no checkpoint yet; begin it anew: hornbook train --out .*run"):
+        resume(run)
+
+
+def test_data_prepared_again_from_another_text_are_refused(short_text: Path, tmp_path: Path) -> None:
+    text, run = tmp_path / "text.txt", tmp_path / "run"
+    text.write_text(short_text.read_text())
+    config = tiniest(text, train={"steps": 1})
+    fit(config, run)
+    folder = default_folder(find_source(str(text)), config.tokenizer, config.shards)
+    files.remove(folder)
+    with pytest.raises(UserError, match="hornbook prepare"):
+        resume(run)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"model": {"n_layer": 3}}, "model"),
+        ({"seed": 2}, "seed"),
+        ({"train": {"batch_tokens": 32}}, "batch_tokens"),
+        ({"train": {"micro_batch": 1, "steps": 9}}, "micro_batch"),
+    ],
+)
+def test_a_run_keeps_the_settings_it_began_with(
+    changes: dict[str, Any], named: str, short_text: Path, tmp_path: Path
+) -> None:
+    fit(tiniest(short_text, train={"steps": 1}), tmp_path / "run")
+    with pytest.raises(UserError, match=f"{named}: a run keeps the settings"):
+        resume(tmp_path / "run", changes)
+
+
+@pytest.mark.parametrize("words", [["--train", "5"], ["--train.steps", "none"], ["--train.steps=0"]])
+def test_a_mistake_on_resumes_command_line_is_the_users(words: list[str], short_text: Path, tmp_path: Path) -> None:
+    fit(tiniest(short_text, train={"steps": 1}), tmp_path / "run")
+    assert main(["resume", str(tmp_path / "run"), *words]) == 2
+
+
+@pytest.mark.parametrize("stop", STOPS)
+def test_a_stop_that_is_given_replaces_those_there_were(stop: str) -> None:
+    everything = RunConfig.model_validate({"train": {"steps": 5, "epochs": 2.0, "minutes": 3.0, "tokens": 10}})
+    changed = override(everything, {"train": {stop: 7}})
+    assert {name: getattr(changed.train, name) for name in STOPS if getattr(changed.train, name) is not None} == {
+        stop: 7
+    }
+
+
+def test_other_knobs_leave_the_stops_as_they_were() -> None:
+    config = override(RunConfig.model_validate({"train": {"steps": 5}}), {"train": {"batch_tokens": 64}, "seed": 9})
+    assert (config.train.steps, config.train.batch_tokens, config.seed) == (5, 64, 9)
+
+
+def test_two_stops_given_together_both_count() -> None:
+    config = override(RunConfig.model_validate({"train": {"minutes": 3.0}}), {"train": {"steps": 5, "epochs": 1.0}})
+    assert (config.train.steps, config.train.epochs, config.train.minutes) == (5, 1.0, None)
+
+
+def test_a_run_without_a_stop_is_refused() -> None:
+    config = RunConfig.model_validate({"train": {"steps": 5}})
+    with pytest.raises(UserError, match="nothing says when to stop"):
+        override(config, {"train": {"steps": None}})
+
+
+def test_a_run_without_a_name_finds_a_free_one(
+    short_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiniest(short_text, train={"steps": 1})
+    for expected in ("custom", "custom-2", "custom-3"):
+        folder = free_folder(config, tmp_path)
+        assert folder.name == expected
+        fit(config, folder)
+    assert "custom is there already" in capsys.readouterr().out
+    assert free_folder(config.with_(recipe="own-text"), tmp_path).name == "short"
+
+
+def test_a_run_works_outside_the_main_thread(short_text: Path, tmp_path: Path) -> None:
+    """Where Python hands out no signals: in a notebook's helper or a server."""
+    thread = threading.Thread(target=fit, args=(tiniest(short_text), tmp_path / "run"))
+    thread.start()
+    thread.join()
+    fit(tiniest(short_text), tmp_path / "main")
+    assert losses(tmp_path / "run") == losses(tmp_path / "main")
+
+
+def test_a_model_that_does_not_compile_trains_all_the_same(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_compiler(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    fit(tiniest(short_text, train={"compile": True}), tmp_path / "run")
+    assert "torch.compile does not work here, going on without" in capsys.readouterr().err
+    fit(tiniest(short_text), tmp_path / "eager")
+    assert losses(tmp_path / "run") == losses(tmp_path / "eager")
+
+
+def test_without_more_to_say_a_short_run_is_not_compiled(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiling takes longer than it does."""
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: pytest.fail("compiled"))
+    fit(tiniest(short_text, train={"compile": None}), tmp_path / "run")
+    assert good_checkpoints(tmp_path / "run")
