@@ -71,6 +71,28 @@ def test_what_only_fails_when_it_runs_is_one_warning_too(
     assert trunk(torch.zeros(3, 16, dtype=torch.long)).shape == (3, 16, 16)
 
 
+def test_only_training_batches_of_the_one_shape_are_compiled(
+    monkeypatch: pytest.MonkeyPatch, random_model: Callable[..., GPT]
+) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def compiled(forward: Callable[..., torch.Tensor], **_: Any) -> Callable[..., torch.Tensor]:
+        def run(ids: torch.Tensor) -> torch.Tensor:
+            seen.append(tuple(ids.shape))
+            return forward(ids)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    model = random_model("modern", **SMALL).train()
+    trunk = compiled_or_eager(model, (3, 16), quiet=True)
+    ids = torch.zeros(3, 16, dtype=torch.long)
+    trunk(ids), trunk(ids[:2]), trunk(ids[:, :4])
+    model.eval()
+    trunk(ids)
+    assert seen == [(3, 16), (3, 16)], "tried out once, then used once"
+
+
 def test_memory_that_runs_out_is_left_to_the_loop(
     monkeypatch: pytest.MonkeyPatch, random_model: Callable[..., GPT]
 ) -> None:

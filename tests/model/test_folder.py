@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+import transformers
 
 from hornbook.base import files
 from hornbook.base.errors import UserError
@@ -219,6 +220,14 @@ def test_what_is_no_model_is_told_apart(run: Path, tmp_path: Path) -> None:
     files.remove(run / "checkpoints")
     with pytest.raises(UserError, match="no checkpoint yet"):
         resolve(run)
+
+
+def test_transformers_trains_on_with_the_same_dropout(
+    random_model: Callable[..., GPT], saved: Callable[[GPT], Path]
+) -> None:
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(saved(random_model(SHAPES["gpt2, untied"])))
+    drops = [each.p for each in theirs.modules() if isinstance(each, torch.nn.Dropout)]
+    assert drops == [0.1] * (1 + 3 * SMALL["n_layer"])
 
 
 def test_a_shape_that_no_other_program_knows_says_so(
