@@ -168,6 +168,10 @@ def test_a_crash_at_any_step_leaves_the_old_or_the_new(
         steps.crash_at(number, after, lambda final=final: write(final, NEW))
         if (at_once := read(final)) is not None:
             assert at_once in (before, NEW)
+        twin = fresh(tmp_path, f"{number}-again") / "it"
+        shutil.copytree(final.parent, twin.parent, dirs_exist_ok=True)
+        write(twin, NEW)
+        assert read(twin) == NEW
         files.remove_leftovers(final.parent)
         found.add(read(final))
         assert only_in(final.parent) <= {"it"}
@@ -208,6 +212,21 @@ def test_a_library_that_hides_a_full_disk_is_seen_through(tmp_path: Path) -> Non
 def interrupt_writing(path: Path) -> None:
     path.write_bytes(NEW)
     raise KeyboardInterrupt
+
+
+@every_way
+def test_everything_is_safely_on_the_disk_before_it_takes_its_name(
+    write: Write, read: Read, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    taken: list[tuple[str, str]] = []
+    monkeypatch.setattr(files, "_step", lambda kind, path, act: (taken.append((kind, path.name)), act())[1])
+    final = tmp_path / "it"
+    write(final, NEW)
+    named = max(place for place, step in enumerate(taken) if step == ("rename", "it"))
+    synced = [name for kind, name in taken[:named] if kind == "fsync"]
+    written = [path.name for path in final.rglob("*") if path.is_file()] if final.is_dir() else [final.name]
+    assert all(any(name.endswith(each) for name in synced) for each in written)
+    assert ("fsync", tmp_path.name) in taken[named:]
 
 
 @every_way
@@ -456,7 +475,7 @@ def hold(folder: Path, says: Any) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="locks need fcntl")
 def test_a_second_process_is_kept_out_until_the_first_is_gone(tmp_path: Path) -> None:
     here, there = multiprocessing.get_context("fork").Pipe()
-    holder = multiprocessing.get_context("fork").Process(target=hold, args=(tmp_path, there))
+    holder = multiprocessing.get_context("fork").Process(target=hold, args=(tmp_path, there), daemon=True)
     holder.start()
     assert here.recv() == "held"
     with pytest.raises(UserError, match="another process"), files.locked(tmp_path):
