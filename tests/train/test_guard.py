@@ -29,34 +29,39 @@ from hornbook.train.start import fit, resume
 Watched = list[tuple[int, bool]]
 
 
+def copied(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Watched]:
     """Makes the loss or the gradients of some steps not finite; notes of each step whether it changed anything."""
 
     def poison(steps: set[int], where: str, value: float) -> Watched:
         watched: Watched = []
-        step = iter(range(10**6))
-        clip, update = loop.clip_gradients, Optimizer.step
-        cross_entropy = loop.cross_entropy_sum
+        clip, update, cross_entropy = loop.clip_gradients, Optimizer.step, loop.cross_entropy_sum
+        learned: list[torch.nn.Parameter] = []
+
+        def due(here: str) -> bool:
+            return where == here and len(watched) + 1 in steps
 
         def loss_of(*words: Any) -> torch.Tensor:
-            loss = cross_entropy(*words)
-            return loss * value if where == "loss" and len(watched) + 1 in steps else loss
+            return cross_entropy(*words) * (value if due("loss") else 1.0)
 
         def clipped(parameters: list[torch.nn.Parameter], longest: float | None) -> torch.Tensor:
-            if next(step) + 1 in steps and where == "gradient":
+            learned[:] = parameters
+            if due("gradient"):
                 assert parameters[-1].grad is not None
                 parameters[-1].grad.view(-1)[0] = value
             return clip(parameters, longest)
 
         def updated(self: Optimizer, factor: float, skip: torch.Tensor) -> None:
-            model = [each for group in self._adamw.param_groups for each in group["params"]]
-            model += [each for muon, _ in self._muons for matrices, _ in muon._stacks for each in matrices]
-            before = [each.detach().clone() for each in [*model, *self.tensors().values()]]
+            weights, moments = [each.detach().clone() for each in learned], copied(self.tensors())
             update(self, factor, skip)
-            after = [*model, *self.tensors().values()]
-            fresh = [each for each in after[len(before) :] if each.any()]
-            same = all(torch.equal(a, b) for a, b in zip(before, after, strict=False)) and not fresh
+            now = self.tensors()
+            same = all(torch.equal(before, after) for before, after in zip(weights, learned, strict=True))
+            # AdamW makes its moments in the first step; in one that is left out they stay at zero.
+            same &= all(torch.equal(moments.get(name, torch.zeros_like(now[name])), now[name]) for name in now)
             watched.append((len(watched) + 1, same))
 
         monkeypatch.setattr(loop, "clip_gradients", clipped)
