@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from hornbook.model.config import classic, modern
 from hornbook.text.tokenizer import TokenizerConfig, vocab_size_for
-from hornbook.train.config import STOPS, OptimConfig, RunConfig, SampleConfig, TrainConfig
+from hornbook.train.config import STOPS, OptimConfig, RunConfig, SampleConfig, ScheduleConfig, TrainConfig
 
-# The smallest text (in tokens) for a size: layers, heads, width, context.
+# The smallest text (in tokens) for a size: layers, heads, width, context, tokens a step.
 LADDER = (
-    (0, (3, 2, 128, 128)),
-    (200_000, (4, 3, 192, 256)),
-    (2_000_000, (6, 4, 256, 256)),
-    (50_000_000, (8, 8, 512, 512)),
-    (500_000_000, (12, 12, 768, 1024)),
+    (0, (3, 2, 128, 128, 2048)),
+    (200_000, (4, 3, 192, 128, 2048)),
+    (2_000_000, (4, 4, 256, 256, 4096)),
+    (50_000_000, (8, 8, 512, 512, 32_768)),
+    (500_000_000, (12, 12, 768, 1024, 262_144)),
 )
+ON_CPU = LADDER[:3]
 BYTE_TEXT = 100_000
 TOKENS_TO_SEE = 10_000_000
 
@@ -26,9 +27,12 @@ def demo() -> RunConfig:
     return RunConfig(
         recipe="demo",
         data="python-stdlib",
-        tokenizer=TokenizerConfig(kind="bpe", vocab_size=4096),
-        model=modern(n_layer=4, n_head=3, n_embd=192, context=256),
-        train=TrainConfig(minutes=3, batch_tokens=4096),
+        tokenizer=TokenizerConfig(kind="bpe", vocab_size=4096, split="code"),
+        # In a short budget, many small steps: wider models and longer windows reached less (records/).
+        model=modern(n_layer=4, n_head=2, n_kv_head=1, head_width=64, n_embd=256, mlp_width=768, context=128),
+        optim=_muon(weight_decay=0.0),
+        schedule=ScheduleConfig(warmup_steps=40),
+        train=TrainConfig(minutes=3, batch_tokens=2048),
         sample=SampleConfig(prompts=("def ",)),
     )
 
@@ -37,8 +41,8 @@ def demo_classic() -> RunConfig:
     """The same three minutes with GPT-2's shape and AdamW, for comparison."""
     return demo().with_(
         recipe="demo-classic",
-        model=classic(n_layer=4, n_head=3, n_embd=192, context=256).model_dump(),
-        optim=OptimConfig(kind="adamw", lr=1e-3).model_dump(),
+        model=classic(n_layer=4, n_head=4, n_embd=256, context=128).model_dump(),
+        optim=OptimConfig(kind="adamw", lr=2e-3).model_dump(),
     )
 
 
@@ -47,23 +51,26 @@ def own_text(data: str, text_bytes: int, accelerated: bool) -> RunConfig:
     that ten million tokens are seen, but no more than twenty. Without an accelerator the model stays at the third
     size."""
     small = text_bytes < BYTE_TEXT
-    tokenizer = TokenizerConfig(
-        kind="byte" if small else "bpe", vocab_size=None if small else vocab_size_for(text_bytes)
-    )
+    vocabulary = TokenizerConfig(kind="byte") if small else TokenizerConfig(vocab_size=vocab_size_for(text_bytes))
     tokens = text_bytes if small else text_bytes // 3
-    ladder = LADDER if accelerated else LADDER[:3]
-    n_layer, n_head, n_embd, context = [sizes for least, sizes in ladder if tokens >= least][-1]
+    ladder = LADDER if accelerated else ON_CPU
+    n_layer, n_head, n_embd, context, batch = [sizes for least, sizes in ladder if tokens >= least][-1]
     context = max(min(context, tokens // 16), 8)
     epochs = min(max(TOKENS_TO_SEE / max(tokens, 1), 1.0), 20.0)
+    many = epochs > 4
     return RunConfig(
         recipe="own-text",
         data=data,
-        tokenizer=tokenizer,
-        model=modern(
-            n_layer=n_layer, n_head=n_head, n_embd=n_embd, context=context, dropout=0.1 if epochs > 4 else 0.0
-        ),
-        train=TrainConfig(epochs=round(epochs, 1), batch_tokens=min(4096, max(tokens // 8, context))),
+        tokenizer=vocabulary,
+        model=modern(n_layer=n_layer, n_head=n_head, n_embd=n_embd, context=context, dropout=0.1 if many else 0.0),
+        optim=_muon(weight_decay=0.1 if many else 0.0),
+        schedule=ScheduleConfig(warmup_steps=40),
+        train=TrainConfig(epochs=round(epochs, 1), batch_tokens=min(batch, max(tokens // 8, context))),
     )
+
+
+def _muon(weight_decay: float) -> OptimConfig:
+    return OptimConfig(lr=4e-3, embedding_lr=1e-2, matrix_lr=0.02, weight_decay=weight_decay)
 
 
 def why_these_sizes(config: RunConfig) -> str:
