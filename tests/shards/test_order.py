@@ -147,9 +147,9 @@ def test_any_place_in_a_billion_windows_is_found_at_once(kind: Any) -> None:
     assert abs(order.samples_per_epoch - 10**9) <= 1
     numbers = np.random.default_rng(1).integers(0, 50 * 10**9, 1_000)
     tracemalloc.start()
-    began = time.perf_counter()
+    began = time.process_time()
     found = np.concatenate([order.places(numbers[place : place + 1]) for place in range(1_000)])
-    took = time.perf_counter() - began
+    took = time.process_time() - began
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert took < 1

@@ -197,9 +197,9 @@ def test_special_tokens_have_no_text(tokenizer: Tokenizer) -> None:
 @pytest.mark.parametrize("unit", ["a", " ", "\n", "!", "é", "7"])
 def test_a_megabyte_of_one_character_is_no_trap(unit: str, tokenizer: Tokenizer) -> None:
     text = unit * (1_000_000 // len(unit.encode()))
-    began = time.perf_counter()
+    began = time.process_time()
     ids = tokenizer.encode(text)
-    assert time.perf_counter() - began < 3  # 0.5 s on an idle core; what grows with the square takes minutes
+    assert time.process_time() - began < 3  # 0.5 s is usual; what grows with the square takes minutes
     assert 0 < len(ids) <= 1_000_000
 
 
