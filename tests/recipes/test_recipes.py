@@ -143,3 +143,20 @@ def test_a_text_of_ones_own_decides_the_sizes(tmp_path: Path) -> None:
     assert (small.tokenizer.kind, large.tokenizer.kind) == ("byte", "bpe")
     assert small.model.n_params(embeddings=False) < large.model.n_params(embeddings=False)
     assert compose(None, {"data": str(short), "model": {"n_layer": 7}}).model.n_layer == 7
+
+
+def test_a_stop_on_the_command_line_replaces_the_file_s(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('recipe = "demo"\n[train]\nminutes = 10\n')
+    assert compose(str(path), {}).train.minutes == 10
+    config = compose(str(path), {"train": {"steps": 5}})
+    assert (config.train.steps, config.train.minutes) == (5, None)
+
+
+def test_a_file_that_names_only_a_text_gets_sizes_for_that_text(tmp_path: Path, text_file: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f'data = "{text_file.as_posix()}"\n[train]\nsteps = 5\n')
+    config, by_hand = compose(str(path), {}), compose(None, {"data": str(text_file)})
+    assert config.model == by_hand.model
+    assert config.recipe == "mine"
+    assert config.train.steps == 5

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -127,16 +128,6 @@ def peak_memory_bytes(device: str) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def wait_for(device: str) -> None:
-    """Until the accelerator has done what it was given, so that a clock reads true."""
-    import torch
-
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-    elif device == "mps":
-        torch.mps.synchronize()
-
-
 @contextlib.contextmanager
 def attention_backend(device: str) -> Iterator[None]:
     """On Hopper and later, cuDNN's attention before FlashAttention 2, which it outruns there; elsewhere torch's
@@ -167,9 +158,9 @@ def _best_device() -> str:
 def _check_device(kind: str) -> None:
     import torch
 
-    family, _, index = kind.partition(":")
-    if family not in ("cpu", "cuda", "mps") or (index and not index.isdigit()):
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", kind):
         raise UserError(f"--train.device: no device is called {kind}; use cpu, cuda, cuda:1 or mps")
+    family, _, index = kind.partition(":")
     if family == "cuda" and int(index or 0) >= (torch.cuda.device_count() if torch.cuda.is_available() else 0):
         raise UserError(f"--train.device: {kind} is not on this machine; leave the knob out, or use cpu")
     if family == "mps" and not torch.backends.mps.is_available():

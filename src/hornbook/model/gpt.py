@@ -1,6 +1,6 @@
 """The transformer.
 
-In: ids (B, T).  Out: hidden states (B, T, C), logits (B, T, V), or a loss.
+In: ids (B, T).  Out: hidden states (B, T, C), or logits (B, T, V).
 B sequences, T tokens, C = n_embd, V = vocab_size.
 """
 
@@ -15,7 +15,6 @@ from torch import nn
 from hornbook.model.attention import Attention, KVCache, Rotary
 from hornbook.model.config import ModelConfig
 from hornbook.model.layers import MLPS, NORMS
-from hornbook.model.loss import cross_entropy_sum
 
 
 class Block(nn.Module):
@@ -70,10 +69,6 @@ class GPT(nn.Module):
     def logits(self, ids: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
         """Ids (B, T) to logits (B, T, V)."""
         return F.linear(self(ids, cache), self.head.weight)
-
-    def loss_sum(self, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Ids and the ids one place on, both (B, T), to the sum of the cross-entropies."""
-        return cross_entropy_sum(self(ids), self.head.weight, targets)
 
 
 def init_gpt2(model: GPT) -> None:

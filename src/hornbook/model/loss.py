@@ -17,6 +17,7 @@ import torch.nn.functional as F
 PIECE_LOGITS = {True: 2**28, False: 2**21}
 # CUDA's fast kernels want a multiple of this; the vocabulary is padded for the product alone, and stored nowhere.
 VOCAB_MULTIPLE = 64
+# In bf16 a hopeless token has probability 0; its loss is then told as 85, rather than as infinite.
 SMALLEST_PROBABILITY = 1e-37
 
 

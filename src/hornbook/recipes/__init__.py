@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hornbook.base.errors import UserError
-from hornbook.base.settings import from_file, merge, nearest
+from hornbook.base.settings import from_file, nearest
 from hornbook.recipes import modern
 from hornbook.shards.format import is_shards
 from hornbook.text.corpora import CORPORA, find_source
@@ -28,17 +28,22 @@ def compose(named: RunConfig | str | None, knobs: Mapping[str, Any]) -> RunConfi
     knobs turned."""
     if isinstance(named, RunConfig):
         return override(named, knobs)
-    if named is None:
-        data = knobs.get("data")
-        if isinstance(data, str) and data not in CORPORA and not is_shards(Path(data)):
-            return override(_for_own_text(data), knobs)
-        named = DEFAULT
-    if named.endswith((".toml", ".json")):
+    tree: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    if named is not None and named.endswith((".toml", ".json")):
         tree, origins = from_file(Path(named))
-        base = _recipe(str(tree.get("recipe", DEFAULT)))
-        in_file = {knob: line for knob, line in origins.items() if not _is_given(knobs, knob)}
-        return override(base, merge(tree, {"recipe": Path(named).stem}, knobs), in_file)
-    return override(_recipe(named), knobs)
+        origins = {knob: line for knob, line in origins.items() if not _is_given(knobs, knob)}
+        tree, based_on = tree | {"recipe": Path(named).stem}, tree.get("recipe")
+    else:
+        based_on = named
+    data = knobs.get("data", tree.get("data"))
+    if based_on is not None:
+        base = _recipe(str(based_on))
+    elif isinstance(data, str) and data not in CORPORA and not is_shards(Path(data)):
+        base = _for_own_text(data)
+    else:
+        base = _recipe(DEFAULT)
+    return override(base, tree, knobs, origins=origins)
 
 
 def _recipe(name: str) -> RunConfig:

@@ -53,9 +53,6 @@ class SampleOrder:
         self.samples_per_epoch = whole if config.drop_last and whole else self.windows_per_epoch
         self._key = f"{self.kind}/{seed}/{fingerprint}/{context}"
 
-    def epoch_of(self, sample: int) -> int:
-        return sample // self.samples_per_epoch
-
     def places(self, samples: Places) -> Places:
         """(n,) sample numbers to (n,) places."""
         if self.kind == "places":

@@ -126,10 +126,12 @@ class RunConfig(Settings):
         return max(self.train.batch_tokens // self.model.context, 1)
 
 
-def override(config: RunConfig, changes: Mapping[str, Any], origins: Mapping[str, str] | None = None) -> RunConfig:
-    """Turn some knobs of a run. A stop that is given replaces those that the run had."""
+def override(config: RunConfig, *layers: Mapping[str, Any], origins: Mapping[str, str] | None = None) -> RunConfig:
+    """Turn some knobs of a run, the last layer winning. A stop that a layer gives replaces those from before it."""
     tree = config.model_dump()
-    wanted = changes.get("train")
-    if isinstance(wanted, Mapping) and any(wanted.get(stop) is not None for stop in STOPS):
-        tree["train"] |= dict.fromkeys(STOPS)
-    return build(RunConfig, merge(tree, changes), origins)
+    for layer in layers:
+        wanted = layer.get("train")
+        if isinstance(wanted, Mapping) and any(wanted.get(stop) is not None for stop in STOPS):
+            tree["train"] |= dict.fromkeys(STOPS)
+        tree = merge(tree, layer)
+    return build(RunConfig, tree, origins)

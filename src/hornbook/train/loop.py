@@ -164,7 +164,7 @@ def evaluate(run: Run) -> None:
         validation, text_bytes = run.shards.split("val"), run.shards.split_facts("val")["bytes_of_text"]
         result = score(model, model.head.weight, validation, run.config.model.context, text_bytes)
     state.val_loss, state.evaluated_at = result.loss, state.step
-    if state.best_val_loss is None or result.loss < state.best_val_loss:
+    if math.isfinite(result.loss) and (state.best_val_loss is None or result.loss < state.best_val_loss):
         state.best_val_loss, state.best_step = result.loss, state.step
     run.metrics.evaluated(state.step, state.tokens, time.monotonic() - run.began, result)
 
