@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -513,3 +514,21 @@ def test_home_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.delenv("HORNBOOK_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert tmp_path in files.home().parents
+
+
+def test_leftovers_of_a_live_process_are_spared(tmp_path: Path) -> None:
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    living = tmp_path / f".staged-{os.getppid()}-one"
+    left = tmp_path / f".staged-{dead.stdout.strip()}-two"
+    for folder in (living, left):
+        folder.mkdir()
+    files.remove_leftovers(tmp_path)
+    assert living.is_dir()
+    assert not left.exists()
+
+
+def test_a_file_of_the_desktop_is_no_damage(tmp_path: Path) -> None:
+    with files.staged_folder(tmp_path / "sealed") as staging:
+        files.write_text(staging / "a.txt", "a")
+    (tmp_path / "sealed" / ".DS_Store").write_bytes(b"x")
+    assert files.damage(tmp_path / "sealed") is None

@@ -26,10 +26,13 @@ _STAGED = ".staged-"
 _DISCARDED = ".discarded-"
 _REPLACED = ".replaced-"
 _DISK_ERRORS = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EIO: "the disk fails",
+    errno.ENOSPC: "the disk is full; make room",
+    errno.EDQUOT: "the disk quota is used up; make room",
+    errno.EIO: "the disk fails; choose another",
+    errno.EROFS: "the disk is read-only; choose another",
+    errno.EACCES: "no permission to write here; allow it, or choose another folder",
 }
+_LEFT_BY_THE_DESKTOP = {".DS_Store"}
 T = TypeVar("T")
 
 
@@ -181,8 +184,21 @@ def remove_leftovers(folder: Path) -> None:
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.name.startswith(_REPLACED):
             _restore(path)
-        elif path.name.startswith((_STAGED, _DISCARDED)):
+        elif path.name.startswith((_STAGED, _DISCARDED)) and not _of_another_live_process(path.name):
             remove(path)
+
+
+def _of_another_live_process(staged: str) -> bool:
+    number = staged.removeprefix(_STAGED).partition("-")[0]
+    if not number.isdigit() or int(number) == os.getpid():
+        return False
+    try:
+        os.kill(int(number), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        pass  # it is there, but somebody else's
+    return True
 
 
 def _restore(replaced: Path) -> None:
@@ -272,7 +288,9 @@ def damage(folder: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{MANIFEST} is damaged"
     present = {
-        each.relative_to(folder).as_posix() for each in folder.rglob("*") if each.is_symlink() or not each.is_dir()
+        each.relative_to(folder).as_posix()
+        for each in folder.rglob("*")
+        if (each.is_symlink() or not each.is_dir()) and each.name not in _LEFT_BY_THE_DESKTOP
     }
     for name in sorted(present - set(listed) - {MANIFEST}):
         return f"{name} does not belong there"
@@ -329,7 +347,7 @@ def disk_trouble_named(path: Path) -> Iterator[None]:
         else:
             raise
         raise MachineError(
-            f"{path}: {what}; make room, then go on with: hornbook resume (what was saved before is intact)"
+            f"{path}: {what}, then go on (hornbook resume RUN): what was saved before is intact"
         ) from error
 
 

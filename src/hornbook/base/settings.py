@@ -175,7 +175,7 @@ def knob_type(kind: type[Settings], path: Sequence[str]) -> Any:
 
 def nearest(name: str, known: Sequence[str]) -> str | None:
     """The known name that `name` was most likely meant to be."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    close = [each for each in known if each.startswith(name)] or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if not close:  # `lr` for `optim.lr`: compare the last parts
         by_last = {each.rpartition(".")[2]: each for each in reversed(known)}
         close = difflib.get_close_matches(name.rpartition(".")[2], list(by_last), n=1, cutoff=0.6)

@@ -14,10 +14,10 @@ from hornbook.shards.format import Shards, is_shards
 
 
 def verify(path: Path) -> dict[Path, str | None]:
-    if (path / files.MANIFEST).is_file():
-        return {path: files.damage(path)}
     if is_shards(path):
         return {path: _damage_of_shards(path)}
+    if (path / files.MANIFEST).is_file():
+        return {path: files.damage(path)}
     if not (path / RUN).is_file():
         raise UserError(f"{path}: neither a run, nor a checkpoint, nor shards; nothing says how it should be")
     found = {checkpoint: files.damage(checkpoint) for checkpoint in checkpoint_folders(path)}

@@ -94,6 +94,7 @@ def open_or_prepare(
         return Shards.open(Path(data))
     source = find_source(data)
     out = default_folder(source, tokenizer, shards)
+    files.remove_leftovers(out.parent)
     if is_shards(out):
         try:
             return Shards.open(out)
