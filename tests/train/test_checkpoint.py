@@ -405,6 +405,17 @@ def test_a_disk_that_really_fills_ends_with_one_line(
         subprocess.run(["umount", str(place)], check=True)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("log", ["metrics.jsonl", "samples.jsonl"])
+def test_a_log_that_the_disk_does_not_take_ends_with_one_line(log: str, short_text: Path, tmp_path: Path) -> None:
+    """Also when it is closed, which tries to write once more."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / log).symlink_to("/dev/full")
+    with pytest.raises(MachineError, match="the disk is full") as error:
+        fit(tiniest(short_text), tmp_path / "run")
+    assert len(error.value.mistakes) == 1
+
+
 def test_too_little_room_is_told_before_the_first_step(
     short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

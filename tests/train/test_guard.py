@@ -240,10 +240,40 @@ def test_an_error_in_the_middle_of_an_update_saves_nothing(
     short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half-changed weights must not pass for a step's."""
-    monkeypatch.setattr(Optimizer, "step", lambda *_: (_ for _ in ()).throw(RuntimeError("torn")))
+    update, steps = Optimizer.step, iter(range(1, 100))
+
+    def torn_in_step_three(*words: Any) -> None:
+        update(*words)
+        if next(steps) == 3:
+            raise RuntimeError("torn")
+
+    monkeypatch.setattr(Optimizer, "step", torn_in_step_three)
     with pytest.raises(RuntimeError, match="torn"):
-        fit(tiniest(short_text), tmp_path / "run")
+        fit(tiniest(short_text, train={"save_every_steps": 100, "eval_every_steps": 100}), tmp_path / "run")
     assert good_checkpoints(tmp_path / "run") == []
+
+
+def test_an_error_after_a_save_leaves_that_checkpoint_alone(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writing it again would put the only one at risk."""
+    saves: list[int] = []
+    save, cross_entropy = loop.save, loop.cross_entropy_sum
+
+    def saved(run: loop.Run) -> None:
+        save(run)
+        saves.append(run.state.step)
+
+    def fails_after_two(*words: Any) -> torch.Tensor:
+        if len(saves) == 2:
+            raise RuntimeError("the device is gone")
+        return cross_entropy(*words)
+
+    monkeypatch.setattr(loop, "save", saved)
+    monkeypatch.setattr(loop, "cross_entropy_sum", fails_after_two)
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        fit(tiniest(short_text), tmp_path / "run")
+    assert saves == [1, 2]
 
 
 def test_a_signal_is_counted_and_the_third_leaves_at_once() -> None:

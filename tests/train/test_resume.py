@@ -75,6 +75,7 @@ def test_a_run_killed_at_random_steps_is_the_uninterrupted_run_bit_for_bit(
     config, run = sixty_steps(short_text, optimizer, dtype), tmp_path / "run"
     fit(config, tmp_path / "peace")
     torch.set_num_threads(threads)
+    fitted = RunConfig.model_validate(read_json(tmp_path / "peace" / "run.json")["config"])
     assert config.model.dropout > 0
     seed = random.randrange(10**6)
     chance = random.Random(seed)
@@ -87,6 +88,7 @@ def test_a_run_killed_at_random_steps_is_the_uninterrupted_run_bit_for_bit(
         assert process.wait() == -signal.SIGKILL or last > STEPS // 2
         if checkpoint_folders(run):
             words = ["resume", str(run)]
+    assert RunConfig.model_validate(read_json(run / "run.json")["config"]) == fitted
     process = child(*words, "--json")
     _, errors = process.communicate()
     assert process.returncode == 0, errors

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from hornbook.base import files
-from hornbook.base.settings import merge
+from hornbook.base.settings import knobs, merge
 from hornbook.model.folder import checkpoint_folders
 from hornbook.train.config import RunConfig
 
@@ -29,18 +31,16 @@ TINIEST: dict[str, Any] = {
 }
 
 
-def tiniest(text: Path, **knobs: Any) -> RunConfig:
-    return RunConfig.model_validate(merge(TINIEST, {"data": str(text)}, knobs))
+def tiniest(text: Path, **turned: Any) -> RunConfig:
+    return RunConfig.model_validate(merge(TINIEST, {"data": str(text)}, turned))
 
 
 def knob_words(config: RunConfig) -> list[str]:
-    """A config as it is written on a command line."""
+    """A config as it is written on a command line, every knob, so that no recipe chooses any."""
     words = []
-    for group, knobs in config.model_dump(exclude_defaults=True).items():
-        if isinstance(knobs, dict):
-            words += [f"--{group}.{knob}={value}" for knob, value in knobs.items()]
-        else:
-            words.append(f"--{group}={knobs}")
+    for name in knobs(RunConfig):
+        value = reduce(getattr, name.split("."), config)
+        words.append(f"--{name}={'auto' if value is None else value if isinstance(value, str) else json.dumps(value)}")
     return words
 
 
