@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +41,9 @@ def test_a_folder_with_a_run_in_it_is_refused(
 def test_a_folder_without_a_finished_checkpoint_is_begun_anew(short_text: Path, tmp_path: Path) -> None:
     """What a run leaves that was killed before its first checkpoint."""
     run = tmp_path / "run"
-    (run / "checkpoints" / ".staged-1-step-00000001").mkdir(parents=True)
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (run / "checkpoints" / f".staged-{dead.pid}-step-00000001").mkdir(parents=True)
     (run / "run.json").write_text("{}")
     (run / "metrics.jsonl").write_text('{"step": 1, "loss": 9.0}\n{"st')
     fit(tiniest(short_text), run)
