@@ -12,7 +12,8 @@ import pytest
 
 from hornbook import cli
 
-SMALL = ["--model.n-layer", "1", "--model.n-embd", "32", "--model.n-head", "2", "--model.context", "32", "--train.steps", "4"]
+SIZES = {"n-layer": 1, "n-embd": 32, "n-head": 2, "context": 32}
+SMALL = [f"--model.{name}={size}" for name, size in SIZES.items()] + ["--train.steps=4"]
 
 
 def run(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -144,7 +145,7 @@ def mistakes(tmp_path: Path) -> dict[str, list[str]]:
         "unknown knob": ["train", "--train.stepz", "3"],
         "unknown knob in a file": ["train", str(tmp_path / "bad.toml")],
         "wrong type": ["train", "--train.steps", "many"],
-        "impossible combination": ["train", "--model.n-head", "7"],
+        "impossible combination": ["train", "--model.n-kv-head", "3"],
         "missing file": ["train", "--data", str(tmp_path / "none.txt")],
         "missing settings file": ["train", str(tmp_path / "none.toml")],
         "empty file": ["train", "--data", str(tmp_path / "empty.txt")],
@@ -177,7 +178,8 @@ def test_each_mistake_is_one_line_that_says_the_mend(tmp_path: Path, capsys: pyt
 
 
 def test_all_mistakes_in_a_config_are_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["train", "--train.stepz", "3", "--optim.lr", "fast", "--model.n-head", "7", "--modle.n_layer", "2"]) == 2
+    wrong = "--train.stepz 3 --optim.lr fast --model.n-kv-head 3 --modle.n_layer 2"
+    assert cli.main(["train", *wrong.split()]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 4
     assert any("did you mean --train.steps?" in line for line in lines)

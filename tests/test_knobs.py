@@ -240,7 +240,6 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., En
         patch.setattr(os, "fsync", lambda _: None)  # most of the time of so small a run
         yield train_with
     torch.set_num_threads(threads)
-    torch.set_flush_denormal(False)
 
 
 def without_defaults(turned: dict[str, Any]) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def _conclude(outcome: Outcome, as_json: bool) -> int:
 
     run = outcome.folder
     pictures = draw(run)
-    evaluated = [each for each in files.read_log(run / "metrics.jsonl") if "val_loss" in each]
+    evaluated = [each for each in files.read_log(run / "metrics.jsonl") if each.get("val_loss") is not None]
     best = min(evaluated, key=lambda each: float(each["val_loss"]), default=None)
     if as_json:
         facts = {

@@ -22,9 +22,9 @@ from hornbook.base.errors import UserError
 from hornbook.base.machine import (
     attention_backend,
     choose_machine,
+    fast_float_modes,
     mix_seed,
     peak_memory_bytes,
-    set_float_modes,
 )
 
 GIGABYTE = 2**30
@@ -204,14 +204,12 @@ def test_the_facts_of_a_machine_can_be_written_down() -> None:
     assert facts["memory_bytes"] > GIGABYTE / 4
 
 
-def test_tiny_numbers_are_flushed_to_zero() -> None:
-    try:
-        set_float_modes()
+def test_tiny_numbers_are_flushed_to_zero_while_a_run_is_at_work_and_not_after() -> None:
+    with fast_float_modes():
         assert torch.tensor([1e-40]).mul(1.0).item() == 0
         assert torch.get_float32_matmul_precision() == "high"
-    finally:
-        torch.set_flush_denormal(False)
-        torch.set_float32_matmul_precision("highest")
+    assert torch.tensor([1e-40]).mul(1.0).item() > 0
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_memory_is_told_in_bytes() -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 
 @pytest.fixture(scope="session")
@@ -17,10 +15,3 @@ def short_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("short") / "short.txt"
     path.write_text(" ".join(words))
     return path
-
-
-@pytest.fixture(autouse=True)
-def usual_floats() -> Iterator[None]:
-    """A run has the processor flush tiny numbers to zero, which hypothesis does not work with."""
-    yield
-    torch.set_flush_denormal(False)

@@ -19,8 +19,7 @@ from hornbook.base import files
 from hornbook.base.errors import UserError
 from hornbook.cli import main
 from hornbook.shards.format import Shards, TokenArray
-from hornbook.shards.prepare import default_folder, open_or_prepare
-from hornbook.text.corpora import find_source
+from hornbook.shards.prepare import open_or_prepare
 from hornbook.train import loop
 from hornbook.train.config import STOPS, RunConfig, override
 from hornbook.train.start import fit, free_folder, resume
@@ -139,7 +138,6 @@ def edited(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
         lambda record: record.pop("data"),
         lambda record: record["data"].pop("folder"),
         lambda record: record["data"].update(folder=5),
-        lambda record: record["data"].update(folder="elsewhere"),
         lambda record: record["data"].update(fingerprint="other"),
         lambda record: record.update(config=[]),
         lambda record: record.update(data=None),
@@ -176,17 +174,6 @@ def test_a_run_without_a_checkpoint_says_how_to_begin_anew(short_text: Path, tmp
     fit(tiniest(short_text), run)
     files.remove(run / "checkpoints")
     with pytest.raises(UserError, match=r"no checkpoint yet; begin it anew: hornbook train --out .*run"):
-        resume(run)
-
-
-def test_data_prepared_again_from_another_text_are_refused(short_text: Path, tmp_path: Path) -> None:
-    text, run = tmp_path / "text.txt", tmp_path / "run"
-    text.write_text(short_text.read_text())
-    config = tiniest(text, train={"steps": 1})
-    fit(config, run)
-    folder = default_folder(find_source(str(text)), config.tokenizer, config.shards)
-    files.remove(folder)
-    with pytest.raises(UserError, match="hornbook prepare"):
         resume(run)
 
 
@@ -279,3 +266,32 @@ def test_without_more_to_say_a_short_run_is_not_compiled(
     monkeypatch.setattr(torch, "compile", lambda *_, **__: pytest.fail("compiled"))
     fit(tiniest(short_text, train={"compile": None}), tmp_path / "run")
     assert good_checkpoints(tmp_path / "run")
+
+
+def test_data_cleared_away_are_prepared_again_unless_the_text_has_changed(short_text: Path, tmp_path: Path) -> None:
+    text, run = tmp_path / "text.txt", tmp_path / "run"
+    text.write_text(short_text.read_text())
+    fit(tiniest(text, train={"steps": 2}), run)
+
+    def clear() -> None:
+        files.remove(Path(files.read_json(run / "run.json")["data"]["folder"]))
+
+    clear()
+    assert resume(run, {"train": {"steps": 3}}).step == 3
+    clear()
+    text.write_text(text.read_text() + " and another cat")
+    with pytest.raises(UserError, match="not the data that this run began with"):
+        resume(run, {"train": {"steps": 4}})
+
+
+def test_a_resumed_run_is_compiled_when_it_was_and_only_then(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr("hornbook.train.start.compiled_or_eager", lambda model, _: asked.append(True) or model)
+    monkeypatch.setattr("hornbook.train.start._compiling_pays", lambda _: False)
+    config = override(tiniest(short_text), {"train": {"compile": None, "steps": 1}})
+    fit(config, tmp_path / "eager")
+    monkeypatch.setattr("hornbook.train.start._compiling_pays", lambda _: True)
+    resume(tmp_path / "eager", {"train": {"steps": 2}})
+    assert not asked

@@ -179,16 +179,18 @@ def remove(path: Path) -> None:
         _step("rmtree", discarded, lambda: shutil.rmtree(discarded))
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete what a crash left half done, and give a folder its name back that was about to be replaced."""
+def remove_leftovers(folder: Path, shared: bool = False) -> None:
+    """Delete what a crash left half done, and give a folder its name back that was about to be replaced. In a folder
+    that is shared with other processes, what a live one is working on is spared."""
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.name.startswith(_REPLACED):
             _restore(path)
-        elif path.name.startswith((_STAGED, _DISCARDED)) and not _of_another_live_process(path.name):
+        elif path.name.startswith((_STAGED, _DISCARDED)) and not (shared and _is_at_work(path.name)):
             remove(path)
 
 
-def _of_another_live_process(staged: str) -> bool:
+def _is_at_work(staged: str) -> bool:
+    """Whether the process that staged something is another one, and alive."""
     number = staged.removeprefix(_STAGED).partition("-")[0]
     if not number.isdigit() or int(number) == os.getpid():
         return False

@@ -100,12 +100,19 @@ def choose_machine(device: str | None = None, dtype: str | None = None, threads:
     )
 
 
-def set_float_modes() -> None:
+@contextlib.contextmanager
+def fast_float_modes() -> Iterator[None]:
     """TF32 for what stays in fp32 on CUDA; tiny numbers flushed to zero on CPU, where they are many times slower."""
     import torch
 
+    precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.set_flush_denormal(False)
 
 
 def mix_seed(*parts: object) -> int:

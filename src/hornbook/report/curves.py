@@ -46,8 +46,8 @@ class Curves:
     @classmethod
     def read(cls, run: Path) -> Curves:
         entries = files.read_log(run / "metrics.jsonl")
-        trained = [each for each in entries if "loss" in each and math.isfinite(each["loss"])]
-        evaluated = [each for each in entries if "val_loss" in each and math.isfinite(each["val_loss"])]
+        trained = [each for each in entries if _is_finite(each.get("loss"))]
+        evaluated = [each for each in entries if _is_finite(each.get("val_loss"))]
         if not trained:
             raise UserError(f"{run}: no metrics to draw yet; is it the folder of a run?")
         return cls(
@@ -208,6 +208,10 @@ def _mark_lowest(axes: Axes, steps: list[int], values: list[float], form: str) -
         color=VALIDATION,
         fontweight="bold",
     )
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _perplexity(loss: float) -> float:

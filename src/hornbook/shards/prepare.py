@@ -94,7 +94,7 @@ def open_or_prepare(
         return Shards.open(Path(data))
     source = find_source(data)
     out = default_folder(source, tokenizer, shards)
-    files.remove_leftovers(out.parent)
+    files.remove_leftovers(out.parent, shared=True)
     if is_shards(out):
         try:
             return Shards.open(out)

@@ -45,7 +45,7 @@ class TrainState:
     tokens: int = 0
     seconds: float = 0.0
     micro_batch: int = 0
-    compiled: bool = False
+    compiled: bool | None = None
     not_finite_in_a_row: int = 0
     val_loss: float | None = None
     evaluated_at: int = 0

@@ -7,6 +7,7 @@ one runs.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,9 +89,9 @@ class Metrics:
             {
                 "step": step,
                 "tokens": tokens,
-                "val_loss": score.loss,
-                "val_perplexity": score.perplexity,
-                "val_bits_per_byte": score.bits_per_byte,
+                "val_loss": _or_null(score.loss),
+                "val_perplexity": _or_null(score.perplexity),
+                "val_bits_per_byte": _or_null(score.bits_per_byte),
                 "seconds": round(seconds, 3),
             }
         )
@@ -125,8 +126,8 @@ class Metrics:
         entry = {
             "step": reading.step,
             "tokens": reading.tokens,
-            "loss": loss,
-            "gradient_length": length,
+            "loss": _or_null(loss),
+            "gradient_length": _or_null(length),
             "lr_factor": reading.lr_factor,
             "seconds": round(reading.seconds, 3),
         }
@@ -145,3 +146,8 @@ class Metrics:
             left = reading.seconds * (1 - reading.progress) / reading.progress
             parts += [f"{min(reading.progress, 1):.0%}", f"{duration(left)} left"]
         return "  ".join(parts)
+
+
+def _or_null(number: float) -> float | None:
+    """JSON has no word for what is not finite, and strict readers refuse Python's."""
+    return number if math.isfinite(number) else None

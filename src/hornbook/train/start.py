@@ -17,7 +17,7 @@ import torch
 from hornbook.base import files
 from hornbook.base.console import Progress, count, say
 from hornbook.base.errors import UserError
-from hornbook.base.machine import Machine, choose_machine, peak_memory_bytes, set_float_modes
+from hornbook.base.machine import Machine, choose_machine, fast_float_modes, peak_memory_bytes
 from hornbook.base.settings import build
 from hornbook.model.compile import Trunk, compiled_or_eager
 from hornbook.model.folder import RUN, checkpoint_folders
@@ -79,13 +79,18 @@ def resume(folder: Path, changes: Mapping[str, Any] | None = None, progress: Pro
     """Go on with a run from its newest good checkpoint. `changes` may move where it stops."""
     if not (folder / RUN).is_file():
         raise UserError(f"{folder}: no run to go on with (no {RUN}); begin one: hornbook train --out {folder}")
+    progress = progress or Progress()
     record = files.read_json(folder / RUN)
     try:
         run_id, config = str(record["run_id"]), build(RunConfig, record["config"])
-        shards = Shards.open(Path(record["data"]["folder"]))
-        fingerprint = record["data"]["fingerprint"]
+        data, fingerprint = Path(record["data"]["folder"]), record["data"]["fingerprint"]
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{folder / RUN}: damaged; train again into another --out") from None
+    try:
+        shards = Shards.open(data)
+    except UserError:  # the cache was cleared; the same text gives the same tokens
+        shards = open_or_prepare(config.data, config.tokenizer, config.shards, progress)
+        record["data"]["folder"] = str(shards.folder.resolve())
     if shards.fingerprint != fingerprint:
         raise UserError(f"{shards.folder}: not the data that this run began with; train on it into another --out")
     changes = changes or {}
@@ -99,7 +104,7 @@ def resume(folder: Path, changes: Mapping[str, Any] | None = None, progress: Pro
         clear_leftovers(folder)
         checkpoint = newest_checkpoint(folder, run_id)
         record["config"] = config.model_dump()
-        return _train(config, folder, record, shards, machine, checkpoint, progress or Progress())
+        return _train(config, folder, record, shards, machine, checkpoint, progress)
 
 
 def _refuse_taken(folder: Path) -> None:
@@ -153,7 +158,6 @@ def _train(
 ) -> Outcome:
     """Assemble the run, from nothing or from a checkpoint, and let the loop have it."""
     device, tokens = machine.torch_device, shards.split("train")
-    set_float_modes()
     torch.manual_seed(config.seed)
     model = GPT(config.model).to(device).train()
     optimizer = Optimizer(model, config.optim, machine.torch_dtype)
@@ -186,7 +190,8 @@ def _train(
         saved_step=state.step,
     )
     _introduce(run, checkpoint)
-    reason = loop.train(run)
+    with fast_float_modes():
+        reason = loop.train(run)
     return Outcome(
         folder=folder,
         reason=reason,
@@ -213,8 +218,9 @@ def _micro_batch(config: RunConfig, machine: Machine) -> int:
 
 def _make_trunk(run: loop.Run) -> Trunk:
     wanted = run.config.train.compile
-    if wanted is None:
-        wanted = run.machine.can_compile and _compiling_pays(run)
+    if wanted is None:  # a resumed run keeps to what it did, which is part of being exact
+        pays = _compiling_pays(run) if run.state.compiled is None else run.state.compiled
+        wanted = run.machine.can_compile and pays
     run.state.compiled = wanted
     if not wanted:
         return run.working.model
