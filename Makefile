@@ -14,7 +14,7 @@ demo: .venv/ready-to-run
 	$(BIN)/hornbook train demo
 
 test: check
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
 check: .venv/ready-to-test
 	$(BIN)/ruff check .

@@ -12,9 +12,10 @@ import nbclient
 import nbformat
 import pytest
 
-from conftest import ROOT
 from hornbook.base.settings import described
 from hornbook.train.config import RunConfig
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,12 @@ def test_a_long_line_keeps_its_beginning_and_its_mend() -> None:
     assert line.endswith("damaged; prepare the text again")
 
 
+def test_long_paths_are_shortened_before_words_are_lost() -> None:
+    path = "/home/" + "/".join("a-rather-long-folder" for _ in range(8)) + "/runs/mine"
+    line = one_line(f"{path}: holds a run already; go on with it: hornbook resume {path}")
+    assert line == ".../runs/mine: holds a run already; go on with it: hornbook resume .../runs/mine"
+
+
 def test_each_mistake_keeps_its_own_line_and_the_exit_code_tells_whose_it_was() -> None:
     error = UserError("first", "sec\nond")
     assert error.mistakes == ["first", "sec ond"]

@@ -7,6 +7,7 @@ Anything that is not one of these is a bug of ours and keeps its traceback.
 from __future__ import annotations
 
 LONGEST_LINE = 200
+LONG_PATH = 40
 
 
 class HornbookError(Exception):
@@ -32,9 +33,17 @@ class MachineError(HornbookError):
 
 
 def one_line(text: str) -> str:
-    """Fold white space, and shorten from the middle, where a long path is least missed."""
-    line = " ".join(text.split())
-    if len(line) <= LONGEST_LINE:
-        return line
-    keep = LONGEST_LINE - 5
-    return f"{line[: keep // 3]} ... {line[-(keep - keep // 3) :]}"
+    """Fold white space; where that is too long, shorten long paths to their ends, then the whole from its middle."""
+    words = text.split()
+    line = " ".join(words)
+    if len(line) > LONGEST_LINE:
+        line = " ".join(_end_of_path(word) if len(word) > LONG_PATH else word for word in words)
+    if len(line) > LONGEST_LINE:
+        keep = LONGEST_LINE - 5
+        line = f"{line[: keep // 3]} ... {line[-(keep - keep // 3) :]}"
+    return line
+
+
+def _end_of_path(word: str) -> str:
+    parts = word.split("/")
+    return "/".join(["...", *parts[-2:]]) if len(parts) > 3 else word

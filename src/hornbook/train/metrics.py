@@ -22,6 +22,8 @@ from hornbook.infer.score import Score
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
 RATE_OVER_STEPS = 50
+# How much of a sample is shown; all of it is in the log.
+SAMPLE_LINES, SAMPLE_WIDTH = 4, 100
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,8 @@ class Metrics:
 
     def sampled(self, step: int, prompt: str, text: str) -> None:
         self._samples.write({"step": step, "prompt": prompt, "text": text})
-        shown = (prompt + text).strip().replace("\n", "\n  | ")
-        self._progress.note(f"  | {shown}")
+        for line in (prompt + text).strip().splitlines()[:SAMPLE_LINES]:
+            self._progress.note(f"  | {line[:SAMPLE_WIDTH]}")
 
     def sync(self) -> dict[str, int]:
         """Put the logs safely on the disk; their lengths, to which a resume cuts them back."""
