@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hornbook.base.machine import share_the_cores
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -79,6 +81,7 @@ def fit(config: RunConfig | str | None = None, *, out: str | Path | None = None,
     `config` is a recipe's name or a RunConfig; with `data=PATH` and no recipe, sizes are chosen from the amount of
     text. Knobs are nested as in a file: `fit("demo", seed=2, model={"n_layer": 2}, train={"minutes": 1})`.
     """
+    share_the_cores()
     from hornbook.recipes import compose
     from hornbook.train.start import fit as fit_run
     from hornbook.train.start import free_folder
@@ -90,6 +93,7 @@ def fit(config: RunConfig | str | None = None, *, out: str | Path | None = None,
 
 def load(path: str | Path, at: str = "best", device: str | None = None) -> Speaker:
     """A trained model, from a run or a model folder: it generates, streams, scores, encodes and decodes."""
+    share_the_cores()
     from hornbook.infer.speaker import load_speaker
 
     return load_speaker(Path(path), at, device)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hornbook.base.errors import HornbookError, UserError, one_line
+from hornbook.base.machine import share_the_cores
 
 if TYPE_CHECKING:
     from hornbook.train.start import Outcome
@@ -41,8 +42,7 @@ INTERRUPTED = 130
 
 def main(words: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if words is None else words)
-    # Threads that wait by spinning make torch ten times slower wherever another program wants a core.
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    share_the_cores()
     try:
         if not words or words[0] in ("-h", "--help", "help"):
             print(ABOUT, end="")

@@ -74,6 +74,12 @@ class Machine:
         return {**asdict(self), **versions, "system": platform.platform()}
 
 
+def share_the_cores() -> None:
+    """Let torch's threads wait asleep rather than awake. To be called before torch is first imported. Where another
+    program wants a core too, training is four times faster for it (records/); alone it costs nothing."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+
+
 def choose_machine(device: str | None = None, dtype: str | None = None, threads: int | None = None) -> Machine:
     """The fastest device there is, unless one is named, with bf16 where it is fast in hardware."""
     import torch
