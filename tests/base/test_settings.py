@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -206,7 +207,7 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path, name: str, data:
     with pytest.raises(UserError) as caught:
         from_file(tmp_path / name)
     assert len(caught.value.mistakes) == 1
-    assert str(caught.value).startswith(str(tmp_path)[:60])
+    assert re.match(rf"\S*{re.escape(name)}[: ]", str(caught.value))
     assert len(str(caught.value)) <= LONGEST_LINE
 
 
