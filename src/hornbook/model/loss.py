@@ -53,16 +53,17 @@ class _CrossEntropySum(torch.autograd.Function):
         # Summed over many pieces, so in fp32 whatever the weight is in.
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32)
         for piece in _pieces(len(targets), weight):
-            states, wanted = hidden[piece], targets[piece, None]
+            states, wanted = hidden[piece], targets[piece]
             logits = states @ weight.T  # (n, V)
             logits[:, vocab_size:] = float("-inf")
-            # In place, and in the numbers that the model computes in: a pass over the logits costs more than the
-            # product.
+            # In place, in the numbers that the model computes in: a pass over the logits costs more than the product.
             probabilities = torch.softmax(logits, dim=-1, out=logits)
-            likelihood = probabilities.gather(1, wanted)
+            flat = probabilities.view(-1)
+            places = torch.arange(0, len(flat), weight.shape[0], device=flat.device) + wanted
+            likelihood = flat[places]
             total -= likelihood.float().clamp(min=SMALLEST_PROBABILITY).log().sum()
-            # d loss / d logits = probabilities - one-hot
-            gradient = probabilities.scatter_(1, wanted, likelihood - 1)
+            flat[places] = likelihood - 1  # scatter_ would copy everything first
+            gradient = probabilities  # d loss / d logits = probabilities - one-hot
             torch.mm(gradient, weight, out=hidden_gradient[piece])
             weight_gradient += gradient.T @ states
         ctx.save_for_backward(hidden_gradient, weight_gradient[:vocab_size])
