@@ -26,7 +26,7 @@ check: .venv/ready-to-test
 		{ echo "hornbook needs Python 3.11 or newer: make PYTHON=python3.12"; exit 2; }
 	@$(PYTHON) -m venv .venv || \
 		{ echo "this Python cannot make a virtual environment; on Debian: apt install python3-venv"; exit 2; }
-	$(if $(TORCH_INDEX),$(BIN)/python -m pip install -q -c constraints.txt --index-url $(TORCH_INDEX) torch)
+	$(if $(TORCH_INDEX),$(BIN)/python -m pip install -q -c constraints.txt --no-deps --index-url $(TORCH_INDEX) torch)
 	$(BIN)/python -m pip install -q -c constraints.txt -e .
 	@touch $@
 
