@@ -8,6 +8,7 @@ need not wait for torch.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -96,12 +97,14 @@ def _train(words: list[str]) -> int:
 
     knobs = from_words(RunConfig, words)
     out = knobs.pop("out", None)
-    config = compose(named, knobs)
-    if config.recipe == "own-text":
-        print(why_these_sizes(config))
-    from hornbook.train.start import fit, free_folder
+    with _told_apart(as_json):
+        config = compose(named, knobs)
+        if config.recipe == "own-text":
+            print(why_these_sizes(config))
+        from hornbook.train.start import fit, free_folder  # torch comes in when the settings are right
 
-    return _conclude(fit(config, Path(str(out)) if out is not None else free_folder(config)), as_json)
+        outcome = fit(config, Path(str(out)) if out is not None else free_folder(config))
+    return _conclude(outcome, as_json)
 
 
 def _resume(words: list[str]) -> int:
@@ -118,7 +121,9 @@ def _resume(words: list[str]) -> int:
     from hornbook.train.config import RunConfig
     from hornbook.train.start import resume
 
-    return _conclude(resume(Path(words[0]), from_words(RunConfig, words[1:])), as_json)
+    with _told_apart(as_json):
+        outcome = resume(Path(words[0]), from_words(RunConfig, words[1:]))
+    return _conclude(outcome, as_json)
 
 
 def _conclude(outcome: Outcome, as_json: bool) -> int:
@@ -362,6 +367,11 @@ def _with_model_options(parser: _Parser, words: list[str]) -> argparse.Namespace
     parser.add_argument("--at", default="best", help="which checkpoint of a run: best, newest, or a step")
     parser.add_argument("--device", help="cpu, cuda, mps; the fastest there is when not given")
     return _with_json(parser, words)
+
+
+def _told_apart(as_json: bool) -> contextlib.AbstractContextManager[Any]:
+    """Where a script reads the answer, what is told on the way goes to standard error."""
+    return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
 
 
 def _asks_help(words: list[str]) -> bool:
