@@ -43,7 +43,7 @@ def assembled(
 
 def gradients_of(run: loop.Run, micro_batch: int) -> tuple[float, list[torch.Tensor]]:
     run.state.micro_batch = micro_batch
-    loss, _ = loop.gradients(run, run.make_trunk(run))
+    loss = loop.gradients(run)
     return loss.item(), [p.grad.clone() for p in run.model.parameters() if p.grad is not None]
 
 

@@ -51,6 +51,7 @@ class Run:
     loader: Loader
     model: GPT  # the weights that are learned, in fp32
     working: WorkingCopy  # what computes, in the machine's fast numbers
+    trunk: Trunk  # its forward, compiled where that pays
     make_trunk: Callable[[Run], Trunk]
     optimizer: Optimizer
     metrics: Metrics
@@ -60,66 +61,46 @@ class Run:
     began: float  # when the run's clock would have been started, had the run never been interrupted
     weights_are_whole: bool = True  # not in the middle of an update
     saved_step: int = 0
+    saved_seconds: float = 0.0
 
 
 def train(run: Run) -> str:
     """Step until the run is done; how it ended, in a few words."""
-    knobs, state = run.config.train, run.state
-    parameters = list(run.model.parameters())
-    saved_seconds = state.seconds
     if share_done(run) >= 1:
         return "nothing left to do"
-
+    ended = ""
     with StopSignals() as signals, attention_backend(run.machine.device), saved_if_it_fails(run):
-        trunk = run.make_trunk(run)
-        while True:
+        run.trunk = run.make_trunk(run)
+        while not ended:
             before = share_done(run)
-            factor = lr_factor(run.config.schedule, state.step, before)
-
-            loss, trunk = gradients(run, trunk)
-            gradient_length = clip_gradients(parameters, run.config.optim.clip)
-            # Decided on the device: what is not finite never reaches the weights, and nobody waits to know.
-            skip = 1 - (loss + gradient_length).isfinite().float()
-            run.weights_are_whole = False
-            run.optimizer.step(factor, skip)
-            run.weights_are_whole = True
-
-            first_sample = state.sample
-            state.step += 1
-            state.sample += run.config.sequences
-            state.tokens += run.config.sequences * run.config.model.context
-            state.seconds = time.monotonic() - run.began
-            after = share_done(run)
-            reading = StepReading(state.step, first_sample, state.tokens, factor, state.seconds, after)
-            run.metrics.launched(reading, loss, gradient_length)
-
-            # Looking and saving change nothing that is learned, so when they happen is free.
-            tenth = int(after * EVALUATIONS_IN_A_RUN) > int(before * EVALUATIONS_IN_A_RUN)
-            evaluating = is_due(state.step, knobs.eval_every_steps, tenth)
-            sampling = is_due(state.step, knobs.sample_every_steps, evaluating)
-            saving = is_due(state.step, knobs.save_every_steps, state.seconds - saved_seconds > SAVE_EVERY_SECONDS)
-            pausing = evaluating or sampling or saving or after >= 1 or signals.asked > 0
-            target_reached = read_numbers(run, everything=pausing or knobs.target_loss is not None)
-
-            ended = ""
-            if target_reached is not None:
-                ended = f"reached target loss: {target_reached:.4f}"
-            elif after >= 1:
-                ended = "done"
-            elif signals.asked:
-                ended = INTERRUPTED
-            if evaluating or (ended and ended != INTERRUPTED):
-                evaluate(run)
-            if sampling or (ended and ended != INTERRUPTED):
-                sample(run)
-            if saving or ended or (evaluating and state.best_step == state.step):
-                save(run)
-                saved_seconds = state.seconds
-            if ended:
-                return ended
+            update(run, before)
+            ended = look_around(run, before, signals.asked > 0)
+    return ended
 
 
-def gradients(run: Run, trunk: Trunk) -> tuple[torch.Tensor, Trunk]:
+def update(run: Run, share: float) -> None:
+    """One step: what the batch says, turned into changed weights."""
+    config, state = run.config, run.state
+    factor = lr_factor(config.schedule, state.step, share)
+
+    loss = gradients(run)
+    gradient_length = clip_gradients(list(run.model.parameters()), config.optim.clip)
+    # Decided on the device: what is not finite never reaches the weights, and nobody waits to know.
+    skip = 1 - (loss + gradient_length).isfinite().float()
+    run.weights_are_whole = False
+    run.optimizer.step(factor, skip)
+    run.weights_are_whole = True
+
+    first_sample = state.sample
+    state.step += 1
+    state.sample += config.sequences
+    state.tokens += config.sequences * config.model.context
+    state.seconds = time.monotonic() - run.began
+    reading = StepReading(state.step, first_sample, state.tokens, factor, state.seconds, share_done(run))
+    run.metrics.launched(reading, loss, gradient_length)
+
+
+def gradients(run: Run) -> torch.Tensor:
     """The loss of the step's batch, its gradients left on the model. Where memory runs out, again with smaller
     micro-batches: each is weighed by its tokens, so that they add up to the gradients of the whole batch however it
     is cut."""
@@ -133,16 +114,44 @@ def gradients(run: Run, trunk: Trunk) -> tuple[torch.Tensor, Trunk]:
             for first in range(0, sequences, state.micro_batch):
                 count = min(state.micro_batch, sequences - first)
                 ids, targets = run.loader.take(state.sample + first, count)
-                loss = cross_entropy_sum(trunk(ids), run.working.model.head.weight, targets) / (sequences * context)
+                hidden = run.trunk(ids)  # (B, T, C)
+                loss = cross_entropy_sum(hidden, run.working.model.head.weight, targets) / (sequences * context)
                 loss.backward()
                 run.working.collect_gradients()
                 total += loss.detach()
-            return total, trunk
+            return total
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
         state.micro_batch = smaller_micro_batch(state.micro_batch, run.machine.torch_device)
-        trunk = run.make_trunk(run)
+        run.trunk = run.make_trunk(run)
+
+
+def look_around(run: Run, before: float, asked_to_stop: bool) -> str:
+    """Evaluate, sample and save when it is time; why the run ends here, if it does. None of it changes what is
+    learned."""
+    knobs, state, after = run.config.train, run.state, share_done(run)
+    tenth = int(after * EVALUATIONS_IN_A_RUN) > int(before * EVALUATIONS_IN_A_RUN)
+    evaluating = is_due(state.step, knobs.eval_every_steps, tenth)
+    sampling = is_due(state.step, knobs.sample_every_steps, evaluating)
+    saving = is_due(state.step, knobs.save_every_steps, state.seconds - run.saved_seconds > SAVE_EVERY_SECONDS)
+    pausing = evaluating or sampling or saving or after >= 1 or asked_to_stop
+    target_reached = read_numbers(run, everything=pausing or knobs.target_loss is not None)
+
+    ended = ""
+    if target_reached is not None:
+        ended = f"reached target loss: {target_reached:.4f}"
+    elif after >= 1:
+        ended = "done"
+    elif asked_to_stop:
+        ended = INTERRUPTED
+    if evaluating or ended not in ("", INTERRUPTED):
+        evaluate(run)
+    if sampling or ended not in ("", INTERRUPTED):
+        sample(run)
+    if saving or ended or (evaluating and state.best_step == state.step):
+        save(run)
+    return ended
 
 
 def read_numbers(run: Run, everything: bool) -> float | None:
@@ -194,7 +203,7 @@ def save(run: Run) -> None:
         run.machine.facts(),
         run.config.train.keep_checkpoints,
     )
-    run.saved_step = run.state.step
+    run.saved_step, run.saved_seconds = run.state.step, run.state.seconds
 
 
 def share_done(run: Run) -> float:

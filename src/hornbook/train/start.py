@@ -170,6 +170,7 @@ def _train(
         config.order, config.seed, shards.fingerprint, len(tokens), config.model.context, config.sequences
     )
     flops = config.model.flops_per_token()
+    working = WorkingCopy(model, machine.torch_dtype)
     run = loop.Run(
         config=config,
         folder=folder,
@@ -179,7 +180,8 @@ def _train(
         order=order,
         loader=Loader(tokens, order, device),
         model=model,
-        working=WorkingCopy(model, machine.torch_dtype),
+        working=working,
+        trunk=working.model,
         make_trunk=_make_trunk,
         optimizer=optimizer,
         metrics=Metrics(folder, progress, flops, machine.peak_flops, state.logs if checkpoint else None),
@@ -188,6 +190,7 @@ def _train(
         state=state,
         began=time.monotonic() - state.seconds,
         saved_step=state.step,
+        saved_seconds=state.seconds,
     )
     _introduce(run, checkpoint)
     with fast_float_modes():
