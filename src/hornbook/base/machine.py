@@ -121,6 +121,17 @@ def fast_float_modes() -> Iterator[None]:
         torch.set_flush_denormal(False)
 
 
+def keep_freed_memory() -> None:
+    """Let the C library keep what is freed for the next tensor, rather than hand it back and fault it in anew, page by
+    page. With glibc alone; elsewhere it does nothing."""
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL("libc.so.6")
+        library.mallopt(-4, 0)  # M_MMAP_MAX: no memory map for a large block
+        library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: nothing given back at the heap's end
+
+
 def mix_seed(*parts: object) -> int:
     """A seed from anything that can be printed: the same parts always give the same seed, others give another."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()

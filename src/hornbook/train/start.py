@@ -17,7 +17,7 @@ import torch
 from hornbook.base import files
 from hornbook.base.console import Progress, count, say
 from hornbook.base.errors import UserError
-from hornbook.base.machine import Machine, choose_machine, fast_float_modes, peak_memory_bytes
+from hornbook.base.machine import Machine, choose_machine, fast_float_modes, keep_freed_memory, peak_memory_bytes
 from hornbook.base.settings import build
 from hornbook.model.compile import Trunk, compiled_or_eager
 from hornbook.model.folder import RUN, checkpoint_folders
@@ -158,6 +158,8 @@ def _train(
 ) -> Outcome:
     """Assemble the run, from nothing or from a checkpoint, and let the loop have it."""
     device, tokens = machine.torch_device, shards.split("train")
+    if machine.device == "cpu":
+        keep_freed_memory()
     torch.manual_seed(config.seed)
     model = GPT(config.model).to(device).train()
     optimizer = Optimizer(model, config.optim, machine.torch_dtype)
