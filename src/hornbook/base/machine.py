@@ -134,7 +134,7 @@ def keep_freed_memory() -> None:
 
 def mix_seed(*parts: object) -> int:
     """A seed from anything that can be printed: the same parts always give the same seed, others give another."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    digest = hashlib.sha256("/".join(map(str, parts)).encode(errors="surrogatepass")).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 

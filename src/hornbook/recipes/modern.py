@@ -27,8 +27,8 @@ def demo() -> RunConfig:
     return RunConfig(
         recipe="demo",
         data="python-stdlib",
-        tokenizer=TokenizerConfig(kind="bpe", vocab_size=4096, split="code"),
-        # In a short budget, many small steps: wider models and longer windows reached less (records/).
+        tokenizer=TokenizerConfig(kind="bpe", vocab_size=4096),
+        # In a short budget, many small steps: a wider model and longer windows reached less (records/).
         model=modern(n_layer=4, n_head=2, n_kv_head=1, head_width=64, n_embd=256, mlp_width=768, context=128),
         optim=_muon(weight_decay=0.0),
         schedule=ScheduleConfig(warmup_steps=40),
