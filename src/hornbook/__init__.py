@@ -105,6 +105,7 @@ def prepare_text(data: str | Path, *, out: str | Path | None = None, **knobs: An
     from hornbook.shards.prepare import PrepareConfig, default_folder, prepare
     from hornbook.text.corpora import find_source
 
-    source, config = find_source(str(data)), PrepareConfig().with_(**knobs)
+    config = PrepareConfig().with_(**knobs)
+    source = find_source(str(data), config.text)
     folder = Path(out) if out is not None else default_folder(source, config.tokenizer, config.shards)
     return prepare(source, config.tokenizer, config.shards, folder)

@@ -21,6 +21,7 @@ from hornbook.base.errors import HornbookError, UserError, one_line
 from hornbook.base.machine import share_the_cores
 
 if TYPE_CHECKING:
+    from hornbook.base.settings import Settings
     from hornbook.train.start import Outcome
 
 ABOUT = """\
@@ -39,6 +40,7 @@ hornbook trains GPT-style language models from scratch.
 `hornbook train` alone trains a small model in three minutes. `hornbook COMMAND --help` tells more.
 """
 INTERRUPTED = 130
+SHORT = {"--errors": "--text.errors", "--max-documents": "--text.max-documents"}
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -95,7 +97,7 @@ def _train(words: list[str]) -> int:
     from hornbook.recipes.modern import why_these_sizes
     from hornbook.train.config import RunConfig
 
-    knobs = from_words(RunConfig, words)
+    knobs = from_words(RunConfig, _long_forms(words))
     out = knobs.pop("out", None)
     with _told_apart(as_json):
         config = compose(named, knobs)
@@ -187,20 +189,21 @@ def _prepare(words: list[str]) -> int:
 
     if _asks_help(words):
         print(
-            "hornbook prepare CORPUS|PATH... [--out FOLDER] [--json] [--tokenizer.kind bpe|char|byte]\n"
-            "                 [--tokenizer.vocab-size N] [--shards.val-fraction F]\n\nText to tokens on disk."
+            "hornbook prepare CORPUS|PATH|PATTERN|-... [--out FOLDER] [--json] [--errors strict|replace]\n"
+            "                 [--max-documents N] [--any.knob VALUE ...]\n\nText to tokens on disk.\n"
         )
+        _print_described(PrepareConfig)
         return 0
     as_json = _take_flag(words, "--json")
     names = []
-    while words and not words[0].startswith("-"):
+    while words and not words[0].startswith("--"):
         names.append(words.pop(0))
     if not names:
         raise UserError("prepare: name a corpus or a path: hornbook prepare python-stdlib")
-    given = from_words(PrepareConfig, words)
+    given = from_words(PrepareConfig, _long_forms(words))
     chosen = given.pop("out", None)
     knobs = build(PrepareConfig, given)
-    source = joined([find_source(name) for name in names])
+    source = joined([find_source(name, knobs.text) for name in names])
     out = Path(str(chosen)) if chosen is not None else default_folder(source, knobs.tokenizer, knobs.shards)
     with Progress() as progress:
         shards = prepare(source, knobs.tokenizer, knobs.shards, out, progress)
@@ -210,6 +213,9 @@ def _prepare(words: list[str]) -> int:
     for name, facts in shards.manifest["splits"].items():
         size = count(float(facts["bytes_of_text"]))
         say(f"{name:6} {facts['documents']:,} documents, {size} bytes, {facts['tokens']:,} tokens")
+    if (reading := shards.manifest["reading"])["replaced_characters"] or reading["skipped_records"]:
+        replaced, skipped = reading["replaced_characters"], reading["skipped_records"]
+        say(f"{replaced:,} characters replaced, {skipped:,} records passed over")
     say(f"shards {out}\nnext:  hornbook train --data {out}")
     return 0
 
@@ -385,6 +391,12 @@ def _take_flag(words: list[str], flag: str) -> bool:
     return there
 
 
+def _long_forms(words: list[str]) -> list[str]:
+    """The knobs of a text that have a short name."""
+    pairs = [word.partition("=") for word in words]
+    return [SHORT.get(name, name) + equals + value for name, equals, value in pairs]
+
+
 def _print_stream(pieces: Any) -> None:
     for piece in pieces:
         print(piece, end="", flush=True)
@@ -392,7 +404,6 @@ def _print_stream(pieces: Any) -> None:
 
 
 def _print_knobs() -> None:
-    from hornbook.base.settings import described
     from hornbook.train.config import RunConfig
 
     print(
@@ -402,7 +413,13 @@ def _print_knobs() -> None:
         "With no recipe: the demo's. With --data PATH and no recipe: sizes from the amount of text.\n"
         "Every knob, and its default where no recipe sets it:\n"
     )
-    for knob, default, about in described(RunConfig):
+    _print_described(RunConfig)
+
+
+def _print_described(config: type[Settings]) -> None:
+    from hornbook.base.settings import described
+
+    for knob, default, about in described(config):
         print(f"  {knob} ({default})\n      {about}")
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from hornbook.base.errors import UserError
-from hornbook.text.readers import Document, Source, joined, read_text, source_from_path
+from hornbook.text.documents import Document
+from hornbook.text.readers import Source, joined, source_from_path
 
 
 def lay_out(root: Path, texts: dict[str, str]) -> Path:
@@ -50,12 +51,11 @@ def test_hidden_folders_above_the_one_that_is_named_do_not_matter(tmp_path: Path
         (b"a\rb", "a\rb"),
         ("zwölf \U0001f600".encode(), "zwölf \U0001f600"),
         (b"a\xef\xbb\xbfb", "a\ufeffb"),
-        (b"", ""),
     ],
 )
 def test_text_comes_without_byte_order_mark_and_with_plain_line_ends(data: bytes, text: str, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(data)
-    assert read_text(tmp_path / "a.txt") == text
+    assert [each.text for each in source_from_path(tmp_path / "a.txt").documents()] == [text]
 
 
 def test_empty_files_are_no_documents(tmp_path: Path) -> None:
@@ -91,8 +91,12 @@ def test_a_missing_path_and_a_folder_without_text_are_told(tmp_path: Path) -> No
 
 
 def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot be read"):
-        read_text(tmp_path)
+    path = lay_out(tmp_path, {"a.txt": "x"}) / "a.txt"
+    source = source_from_path(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match=r"a\.txt: cannot be read"):
+        list(source.documents())
 
 
 def test_the_signature_follows_what_the_files_hold_and_not_where_they_lie(tmp_path: Path) -> None:

@@ -272,6 +272,9 @@ class BinaryWriter:
         self._file.close()
         return self._hash.hexdigest()
 
+    def abandon(self) -> None:
+        self._file.close()
+
 
 def damage(folder: Path) -> str | None:
     """What is wrong with a sealed folder, in a few words; None when every file is as it was written."""

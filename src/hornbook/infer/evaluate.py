@@ -38,7 +38,11 @@ def evaluate(path: Path, data: str | None, at: str = "best", device: str | None 
         end = speaker.tokenizer.end_of_text
         ids, text_bytes = [end], 0
         for document in find_source(data).documents():
-            ids += [*speaker.encode(document.text), end]
-            text_bytes += len(document.text.encode())
+            if document.ids is None:
+                ids += speaker.encode(document.text) + [end] * document.ends
+                text_bytes += len(document.text.encode())
+            else:
+                ids += speaker.tokenizer.checked(document.ids, document.name)
+                text_bytes += len(speaker.tokenizer.decode_bytes(ids))
         tokens, text = TokenArray([np.asarray(ids, dtype=np.uint32)]), data
     return {"text": text, "model": str(speaker.folder), **speaker.score_tokens(tokens, text_bytes).as_dict()}

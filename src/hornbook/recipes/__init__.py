@@ -61,4 +61,4 @@ def _is_given(knobs: Mapping[str, Any], dotted: str) -> bool:
 def _for_own_text(data: str) -> RunConfig:
     from hornbook.base.machine import choose_machine
 
-    return modern.own_text(data, find_source(data).bytes_on_disk(), choose_machine().device != "cpu")
+    return modern.own_text(data, find_source(data).likely_bytes_of_text(), choose_machine().device != "cpu")

@@ -20,19 +20,22 @@ import numpy as np
 from pydantic import Field
 
 from hornbook.base import files
-from hornbook.base.console import Progress, count
+from hornbook.base.console import Progress, count, warn
 from hornbook.base.errors import UserError
 from hornbook.base.settings import Settings
 from hornbook.shards.format import FORMAT_VERSION, MANIFEST, Shards, is_shards
 from hornbook.text.corpora import find_source
-from hornbook.text.readers import Document, Source
-from hornbook.text.tokenizer import TokenizerConfig, train_tokenizer
+from hornbook.text.documents import AS_IT_COMES, Document, TextConfig
+from hornbook.text.readers import Source
+from hornbook.text.streams import Tally
+from hornbook.text.tokenizer import KINDS, LEARNED, Tokenizer, TokenizerConfig, train_tokenizer
 
 FEW_DOCUMENTS = 64
 FEW_HELD_BACK = 6
 BATCH_CHARACTERS = 4_000_000
 TOKENS_PER_SHARD = 100_000_000
 YARDSTICK_BYTES = 8_000_000
+BYTES_PER_ID = 4  # about, before the ids are decoded
 
 
 class ShardsConfig(Settings):
@@ -43,6 +46,7 @@ class ShardsConfig(Settings):
 class PrepareConfig(Settings):
     """The knobs of a preparation by itself."""
 
+    text: TextConfig = TextConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     shards: ShardsConfig = ShardsConfig()
 
@@ -60,12 +64,12 @@ class _SplitWriter:
     shards: list[dict[str, Any]] = field(default_factory=list)
     _file: files.BinaryWriter | None = None
 
-    def add(self, ids: list[int], text_bytes: int) -> None:
+    def add(self, ids: list[int], text_bytes: int, ends: bool) -> None:
         if self._file is None:
             self._file = files.BinaryWriter(self.folder / f"{self.name}-{len(self.shards):05}.bin")
         self._file.write(np.asarray(ids, dtype=self.dtype).tobytes())
         self.tokens += len(ids)
-        self.documents += 1
+        self.documents += ends
         self.text_bytes += text_bytes
         if self._file.bytes_written >= TOKENS_PER_SHARD * self.dtype.itemsize:
             self.close_file()
@@ -87,12 +91,16 @@ class _SplitWriter:
 
 
 def open_or_prepare(
-    data: str, tokenizer: TokenizerConfig, shards: ShardsConfig, progress: Progress | None = None
+    data: str,
+    tokenizer: TokenizerConfig,
+    shards: ShardsConfig,
+    progress: Progress | None = None,
+    text: TextConfig = AS_IT_COMES,
 ) -> Shards:
     """Shards of a corpus, of the text at a path, or at a folder of shards; prepared now unless they are there."""
     if is_shards(Path(data)):
         return Shards.open(Path(data))
-    source = find_source(data)
+    source = find_source(data, text)
     out = default_folder(source, tokenizer, shards)
     files.remove_leftovers(out.parent, shared=True)
     if is_shards(out):
@@ -119,7 +127,14 @@ def prepare(
 ) -> Shards:
     """Write the shards of a source into the folder `out`."""
     progress = progress or Progress(live=False)
-    measured = _measure(source)
+    tally = Tally()
+    measured = _measure(source, tally)
+    if measured.ids and tokenizer_config.kind in LEARNED:
+        made = ", ".join(kind for kind in KINDS if kind not in LEARNED)
+        raise UserError(
+            f"{source.name}: holds ids, which mean nothing to a {tokenizer_config.kind} vocabulary yet to be learned; "
+            f"name the one that made them: --tokenizer.kind with one of {made}"
+        )
     fraction = config.val_fraction or val_fraction_for(measured.text_bytes)
     rule = _SplitRule(measured, fraction)
     progress.update(
@@ -135,10 +150,9 @@ def prepare(
         val_text: list[bytes] = []
         done = 0
         for batch in _batches(rule.split(source.documents())):
-            encoded = tokenizer.encode_batch([document.text for _, document in batch])
-            for (split, document), ids in zip(batch, encoded, strict=True):
-                data = document.text.encode()
-                writers[split].add([*ids, tokenizer.end_of_text], len(data))
+            encoded = _encoded(tokenizer, [document for _, document in batch])
+            for (split, document), (ids, data) in zip(batch, encoded, strict=True):
+                writers[split].add(ids, len(data), document.ends)
                 done += len(data)
                 if split == "val":
                     val_text.append(data)
@@ -163,6 +177,7 @@ def prepare(
             "tokenizer_fingerprint": tokenizer.fingerprint,
             "source_signature": source.signature(),
             "split_rule": rule.description,
+            "reading": {"replaced_characters": tally.replaced, "skipped_records": tally.skipped},
             "splits": splits,
             "fingerprint": hashlib.sha256("".join(content).encode()).hexdigest(),
         }
@@ -179,6 +194,8 @@ class _Measured:
     documents: int
     text_bytes: int
     characters: int
+    """Ids, where the source holds these."""
+    ids: bool
 
 
 class _SplitRule:
@@ -193,33 +210,53 @@ class _SplitRule:
         self.description = f"{rule}, {fraction:.4g} for validation"
 
     def split(self, documents: Iterator[Document]) -> Iterator[tuple[str, Document]]:
-        characters = 0
+        characters, begins, home = 0, True, "train"
         for document in documents:
             if self._tail_from is None:
-                digest = hashlib.sha256(document.text.encode()).digest()
-                yield ("val" if int.from_bytes(digest[:8], "big") < self._threshold else "train"), document
+                if begins:  # the pieces of a long document stay together
+                    content = document.text.encode() if document.ids is None else document.ids.tobytes()
+                    digest = hashlib.sha256(content).digest()
+                    home = "val" if int.from_bytes(digest[:8], "big") < self._threshold else "train"
+                begins = document.ends
+                yield home, document
                 continue
-            head = document.text[: max(self._tail_from - characters, 0)]
-            tail = document.text[len(head) :]
-            characters += len(document.text)
-            for split, text in (("train", head), ("val", tail)):
-                if text:
-                    yield split, Document(document.name, text)
+            head, tail = document.cut(self._tail_from - characters)
+            characters += document.size
+            for split, part in (("train", head), ("val", tail)):
+                if part is not None:
+                    yield split, part
 
 
-def _measure(source: Source) -> _Measured:
+def _measure(source: Source, tally: Tally) -> _Measured:
     documents = text_bytes = characters = 0
-    for document in source.documents():
-        documents += 1
-        text_bytes += len(document.text.encode())
-        characters += len(document.text)
-    return _Measured(documents, text_bytes, characters)
+    ids = False
+    for document in source.documents(tally):
+        documents += document.ends
+        text_bytes += len(document.text.encode()) if document.ids is None else BYTES_PER_ID * document.size
+        characters += document.size
+        ids = ids or document.ids is not None
+    if tally.skipped:
+        warn(f"{tally.skipped:,} records were passed over, the first: {tally.first_skipped}")
+    return _Measured(documents, text_bytes, characters, ids)
+
+
+def _encoded(tokenizer: Tokenizer, documents: list[Document]) -> list[tuple[list[int], bytes]]:
+    """The ids of each, and the bytes that they stand for. Ids from elsewhere hold their ends of text already."""
+    fresh = iter(tokenizer.encode_batch([document.text for document in documents if document.ids is None]))
+    pairs = []
+    for document in documents:
+        if document.ids is None:
+            pairs.append((next(fresh) + [tokenizer.end_of_text] * document.ends, document.text.encode()))
+        else:
+            ids = tokenizer.checked(document.ids, document.name)
+            pairs.append((ids, tokenizer.decode_bytes(ids)))
+    return pairs
 
 
 def _sample_for_vocabulary(source: Source, rule: _SplitRule, limit: int) -> Iterator[str]:
     read = 0
     for split, document in rule.split(source.documents()):
-        if split == "train":
+        if split == "train" and document.ids is None:
             yield document.text
             read += len(document.text.encode())
             if read >= limit:
@@ -231,7 +268,7 @@ def _batches(pairs: Iterator[tuple[str, Document]]) -> Iterator[list[tuple[str, 
     characters = 0
     for pair in pairs:
         batch.append(pair)
-        characters += len(pair[1].text)
+        characters += pair[1].size
         if characters >= BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from hornbook.text.documents import AS_IT_COMES, TextConfig
 from hornbook.text.readers import PASSED_OVER, Source, source_from_path, walk
 
 
@@ -44,8 +45,8 @@ CORPORA = {
 }
 
 
-def find_source(name: str) -> Source:
+def find_source(name: str, config: TextConfig = AS_IT_COMES) -> Source:
     """A corpus by its name, else the text at a path of that name."""
     if name in CORPORA:
-        return CORPORA[name].locate()
-    return source_from_path(Path(name))
+        return CORPORA[name].locate().read_with(config)
+    return source_from_path(Path(name), config)

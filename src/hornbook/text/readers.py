@@ -1,74 +1,160 @@
 """Files become documents.
 
-In: a file, or a folder that is walked in a fixed order.  Out: `Document`s: a name and its text, UTF-8, line ends as
-`\\n`.
+In: a file, a folder that is walked in a fixed order, a pattern with `*`, or `-` for standard input.  Out: a `Source`,
+which gives `Document`s: a name and a text, UTF-8, line ends as `\\n`. What the files hold is for text/formats.py.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import functools
+import glob
 import hashlib
+import itertools
+import json
 import os
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hornbook.base.console import warn
 from hornbook.base.errors import UserError
+from hornbook.base.spool import spooled
+from hornbook.text.documents import AS_IT_COMES, Document, Found, Input, TextConfig
+from hornbook.text.formats import FORMAT_OF, FORMATS, format_by_name, read
+from hornbook.text.streams import BLOCK, COMPRESSIONS, Tally, Trouble, compression_of, ending_by_magic
 
-TEXT_ENDINGS = (".txt", ".md", ".py")
+STANDARD_INPUT = "-"
 # Folders whose files nobody wrote as text to learn from.
 PASSED_OVER = {"__pycache__", "node_modules", "site-packages", "dist-packages"}
-
-
-@dataclass(frozen=True)
-class Document:
-    name: str
-    text: str
+# Text of a file to its size on disk, so that sizes can be chosen before anything is read.
+EXPANDS = 3
 
 
 @dataclass(frozen=True)
 class Source:
-    """Text that is there: a name, and its files in the order in which they are read."""
+    """Text that is there: a name, its files in the order in which they are read, and how."""
 
     name: str
     root: Path
     files: tuple[Path, ...]
+    config: TextConfig = AS_IT_COMES
+    content: str | None = None
+    """What stands for the files' content, where their times do not tell whether they are the same."""
+    parts: tuple[Source, ...] = ()
+    """Several sources in one, each read in its own way; `files` are all of theirs."""
 
-    def documents(self) -> Iterator[Document]:
-        """Every file that is not empty, one after another; at least one, or a UserError."""
-        found = False
-        for path in self.files:
-            text = read_text(path)
-            if text:
-                found = True
-                yield Document(path.relative_to(self.root).as_posix(), text)
+    def documents(self, tally: Tally | None = None) -> Iterator[Document]:
+        """Every document that is not empty, one after another; at least one, or a UserError. What is passed over or
+        replaced on the way is told to `tally`."""
+        if self.parts:
+            for part in self.parts:
+                yield from part.documents(tally)
+            return
+        mine = Tally()
+        limit = self.config.max_documents
+        found = 0
+        for document in self._documents(mine):
+            yield document
+            found += document.ends
+            if found == limit:
+                break
+        if tally is not None:
+            tally.replaced += mine.replaced
+            tally.skipped += mine.skipped
+            tally.first_skipped = tally.first_skipped or mine.first_skipped
         if not found:
             where = self.files[0] if len(self.files) == 1 else self.root
+            if mine.skipped:
+                raise UserError(f"{where}: no record could be read; the first of {mine.skipped}: {mine.first_skipped}")
             raise UserError(f"{where}: empty; there is no text to learn from")
+
+    def _documents(self, tally: Tally) -> Iterator[Document]:
+        for path in self.files:
+            open_piece: Document | None = None
+            for found in _with_its_end(path, self._name_of(path), self.config, tally):
+                if isinstance(found, Trouble):
+                    self._stop_or_skip(path, found, tally)
+                elif found.size or (open_piece is not None and found.ends):
+                    open_piece = None if found.ends else found
+                    yield found
+            if open_piece is not None:  # what was read of a damaged file ends here
+                yield Document(open_piece.name, "")
+
+    def _name_of(self, path: Path) -> str:
+        return self.name if self.content is not None else path.relative_to(self.root).as_posix()
+
+    def _stop_or_skip(self, path: Path, trouble: Trouble, tally: Tally) -> None:
+        where = self.name if self.content is not None else str(path)
+        line = f"{where} {trouble.place}".rstrip() + f": {trouble.what}"
+        if self.config.bad_records == "stop":
+            raise UserError(line) from None
+        tally.skipped += 1
+        tally.first_skipped = tally.first_skipped or line
 
     def bytes_on_disk(self) -> int:
         return sum(path.stat().st_size for path in self.files)
 
+    def likely_bytes_of_text(self) -> int:
+        """From the sizes on disk, nothing read."""
+        return sum(path.stat().st_size * (EXPANDS if _is_packed(path) else 1) for path in self.files)
+
     def signature(self) -> str:
-        """Changes when a file is added, removed or edited; read from the folder entries, so it is cheap."""
+        """Changes when a file is added, removed or edited, or read in another way; from the folder entries, so it is
+        cheap."""
         digest = hashlib.sha256()
+        if self.parts:
+            digest.update("".join(part.signature() for part in self.parts).encode())
+            return digest.hexdigest()
+        digest.update(json.dumps(self.config.model_dump(), sort_keys=True).encode())
         for path in self.files:
             facts = path.stat()
             line = f"{path.relative_to(self.root).as_posix()}|{facts.st_size}|{facts.st_mtime_ns}\n"
-            digest.update(line.encode(errors="surrogateescape"))  # a file's name need not be UTF-8
+            # A file's name need not be UTF-8.
+            digest.update((self.content or line).encode(errors="surrogateescape"))
         return digest.hexdigest()
 
+    def read_with(self, config: TextConfig) -> Source:
+        """The same files, with what `config` says otherwise than its defaults."""
+        turned = config.model_dump(exclude_defaults=True)
+        if self.parts:
+            return replace(self, parts=tuple(part.read_with(config) for part in self.parts))
+        return replace(self, config=self.config.with_(**turned)) if turned else self
 
-def source_from_path(path: Path) -> Source:
-    """The text at `path`: one file of any ending, or all text files below a folder."""
+
+def source_from_path(path: Path, config: TextConfig = AS_IT_COMES) -> Source:
+    """The text at `path`: one file of any ending, all files of text below a folder, those that a pattern names, or
+    standard input."""
+    if str(path) == STANDARD_INPUT:
+        spool, content = _standard_input()
+        return Source("standard-input", spool.parent, (spool,), config, content)
     path = path.expanduser()
     if path.is_file():
-        return Source(path.stem, path.parent, (path,))
-    if not path.is_dir():
-        raise UserError(f"{path}: no such file or folder, and no corpus of that name (see: hornbook corpora)")
-    files = tuple(walk(path, TEXT_ENDINGS))
-    if not files:
-        raise UserError(f"{path}: no {', '.join(TEXT_ENDINGS)} files in this folder; name one that has them, or a file")
-    return Source(path.resolve().name, path, files)
+        return Source(name_of(path), path.parent, (path,), config)
+    if path.is_dir():
+        return Source(name_of(path), path, _files_below(path, config), config)
+    if glob.has_magic(str(path)):
+        found = tuple(Path(each) for each in sorted(glob.glob(str(path), recursive=True)) if Path(each).is_file())
+        if not found:
+            raise UserError(f"{path}: no file has such a name")
+        return Source(name_of(path), _fixed_part(path), found, config)
+    if path.exists():
+        raise UserError(f"{path}: neither a file nor a folder; a stream is read from standard input: --data -")
+    raise UserError(f"{path}: no such file or folder, and no corpus of that name (see: hornbook corpora)")
+
+
+def name_of(path: Path) -> str:
+    """What to call the text at a path, without its endings; a pattern bears the name of its folder."""
+    if str(path) == STANDARD_INPUT:
+        return "standard-input"
+    if glob.has_magic(str(path)) and not path.exists():
+        path = _fixed_part(path)
+    path = path.resolve()
+    if path.is_dir():
+        return path.name
+    return Path(path.name.removesuffix(compression_of(path.name))).stem
 
 
 def joined(sources: list[Source]) -> Source:
@@ -79,7 +165,8 @@ def joined(sources: list[Source]) -> Source:
     return Source(
         "+".join(source.name for source in sources),
         root,
-        tuple(p.resolve() for s in sources for p in s.files),
+        tuple(path.resolve() for source in sources for path in source.files),
+        parts=tuple(sources),
     )
 
 
@@ -88,23 +175,64 @@ def walk(folder: Path, endings: tuple[str, ...], passed_over: set[str] = PASSED_
     found = []
     for place, folders, names in os.walk(folder):
         folders[:] = [each for each in folders if each not in passed_over and not each.startswith(".")]
-        found += [Path(place, name) for name in names if name.endswith(endings) and not name.startswith(".")]
+        found += [Path(place, name) for name in names if name.lower().endswith(endings) and not name.startswith(".")]
     return sorted((path for path in found if path.is_file()), key=lambda path: path.relative_to(folder).as_posix())
 
 
-def read_text(path: Path) -> str:
-    """The text of a file, without byte-order mark, or a UserError that says why it is not text."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    if b"\0" in data[:65536]:
-        raise UserError(f"{path}: a binary file, not text; leave it out, or convert it to text first")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
+def _files_below(folder: Path, config: TextConfig) -> tuple[Path, ...]:
+    """The folder's texts, or its records (.jsonl, .parquet and so on), whichever are more bytes: a README beside data
+    is not the data, nor is a table beside sources."""
+    plain = tuple(FORMATS[config.format].endings) if config.format else tuple(FORMAT_OF)
+    found = walk(folder, tuple(each + more for each in plain for more in ("", *COMPRESSIONS)))
+    if not found:
         raise UserError(
-            f"{path} line {line}: not UTF-8 text; convert it, for example: iconv -f latin1 -t utf-8 {path.name}"
-        ) from None
-    return text.replace("\r\n", "\n")
+            f"{folder}: no {', '.join(plain[:4])} or other file of text in it; name one that has, or a file"
+        )
+    kinds: dict[bool, list[Path]] = {False: [], True: []}
+    for path in found:
+        chosen = format_by_name(path.name)
+        kinds[chosen is not None and chosen.records].append(path)
+    most = max(kinds, key=lambda kind: (sum(path.stat().st_size for path in kinds[kind]), len(kinds[kind])))
+    if left := kinds[not most]:
+        _warn_once(
+            f"{folder}: {len(kinds[most]):,} files of {'records' if most else 'text'} are read; {len(left):,} others, "
+            f"such as {left[0].name}, are not (to read them, name them, or a pattern in quotes)"
+        )
+    return tuple(kinds[most])
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    warn(text)
+
+
+def _fixed_part(pattern: Path) -> Path:
+    """The folder above the first part with a wildcard."""
+    parts = list(itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
+    return Path(*parts)
+
+
+def _is_packed(path: Path) -> bool:
+    return bool(compression_of(path.name)) or path.suffix == ".parquet"
+
+
+def _with_its_end(path: Path, name: str, config: TextConfig, tally: Tally) -> Iterator[Found]:
+    """What a file holds; trouble that ends it comes last, like that of a record."""
+    try:
+        yield from read(Input(path, name, config, tally))
+    except Trouble as trouble:
+        yield trouble
+
+
+@functools.cache
+def _standard_input() -> tuple[Path, str]:
+    """Standard input as a file, since preparing reads a text more than once; it goes when the process ends."""
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UserError("-: nothing is piped in; for example: cat FILE | hornbook prepare -")
+    stream = sys.stdin.buffer
+    first = stream.read(BLOCK)
+    rest = iter(lambda: stream.read(BLOCK), b"")
+    stack = contextlib.ExitStack()
+    path, digest = stack.enter_context(spooled(itertools.chain([first], rest), ending_by_magic(first)))
+    atexit.register(stack.close)
+    return path, digest

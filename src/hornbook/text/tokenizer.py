@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -23,6 +23,7 @@ from hornbook.base.settings import Settings
 
 if TYPE_CHECKING:
     import tokenizers
+    from numpy.typing import NDArray
 
 END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<|unknown|>"
@@ -87,6 +88,15 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Many texts at once, on all cores."""
         return [each.ids for each in self._inner.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def checked(self, ids: NDArray[Any], where: str) -> list[int]:
+        """Ids from elsewhere, once this vocabulary is seen to have them."""
+        if len(ids) and int(ids.max()) >= self.vocab_size:
+            raise UserError(
+                f"{where}: holds id {int(ids.max()):,}, and the vocabulary ends at {self.vocab_size - 1:,}; "
+                "name the tokenizer that made the ids: --tokenizer.kind"
+            )
+        return list(ids.tolist())
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; special tokens have none."""
@@ -174,6 +184,10 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str], total_bytes: 
     """Learn a vocabulary from texts."""
     size = config.vocab_size or vocab_size_for(total_bytes)
     return Tokenizer(KINDS[config.kind](texts, config, size))
+
+
+# Kinds whose vocabulary comes from the text; what an id means is not known before.
+LEARNED = ("bpe", "char")
 
 
 def vocab_size_for(text_bytes: int) -> int:

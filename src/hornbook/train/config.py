@@ -16,6 +16,7 @@ from hornbook.infer.config import SamplerConfig
 from hornbook.model.config import ModelConfig
 from hornbook.shards.order import OrderConfig
 from hornbook.shards.prepare import ShardsConfig
+from hornbook.text.documents import TextConfig
 from hornbook.text.tokenizer import TokenizerConfig
 
 STOPS = ("steps", "epochs", "tokens", "minutes", "target_loss")
@@ -108,9 +109,10 @@ class RunConfig(Settings):
     recipe: str = "custom"
     """The name under which this was composed."""
     data: str = "python-stdlib"
-    """A corpus, the path of a text or a folder of texts, or a folder of shards."""
+    """A corpus, the path of a text, of a folder of texts or of shards, a pattern with `*`, or - for standard input."""
     seed: int = Field(1, ge=0)
     """Everything random in a run follows from this."""
+    text: TextConfig = TextConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     shards: ShardsConfig = ShardsConfig()
     order: OrderConfig = OrderConfig()

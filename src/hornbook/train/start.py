@@ -27,6 +27,7 @@ from hornbook.shards.format import Shards
 from hornbook.shards.loader import Loader
 from hornbook.shards.order import SampleOrder
 from hornbook.shards.prepare import open_or_prepare
+from hornbook.text.readers import name_of
 from hornbook.train import loop
 from hornbook.train.checkpoint import TrainState, check_room, clear_leftovers, newest_checkpoint, restore
 from hornbook.train.config import STOPS, RunConfig, override
@@ -60,7 +61,7 @@ def fit(config: RunConfig, folder: Path, progress: Progress | None = None) -> Ou
     _refuse_taken(folder)
     progress = progress or Progress()
     machine = choose_machine(config.train.device, config.train.dtype, config.train.threads)
-    shards = open_or_prepare(config.data, config.tokenizer, config.shards, progress)
+    shards = open_or_prepare(config.data, config.tokenizer, config.shards, progress, config.text)
     config = fitted_to(shards, config)
     record = {
         "run_id": uuid.uuid4().hex,
@@ -116,7 +117,7 @@ def _refuse_taken(folder: Path) -> None:
 
 def free_folder(config: RunConfig, parent: Path = Path("runs")) -> Path:
     """Where a run goes that was given no --out: runs/NAME, or runs/NAME-2 and so on where there is a run already."""
-    name = Path(config.data).resolve().stem if config.recipe == "own-text" else config.recipe
+    name = name_of(Path(config.data)) if config.recipe == "own-text" else config.recipe
     folder, number = parent / name, 1
     while checkpoint_folders(folder):
         taken, number = folder, number + 1
