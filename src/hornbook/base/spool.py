@@ -37,8 +37,8 @@ def spooled(blocks: Iterable[bytes], ending: str = "") -> Iterator[tuple[Path, s
                 writer.write(block)
                 if writer.bytes_written > allowed:
                     raise UserError(
-                        f"a stream of more than {allowed >> 20:,} MB, half of what is free in {folder}; "
-                        "make room, or set HORNBOOK_HOME to a larger disk"
+                        f"a stream of more than {allowed >> 20:,} MB, half of the room for it; "
+                        "set HORNBOOK_HOME to a larger disk"
                     )
             digest = writer.close()
         except BaseException:

@@ -15,9 +15,10 @@ from typing import Any
 from hornbook.base.errors import UserError
 from hornbook.base.spool import spooled
 from hornbook.text.documents import TOO_LONG, Document, Found, Input, choose_field, listed, short, told_at
-from hornbook.text.streams import LARGEST_RECORD, Trouble, compression_of
+from hornbook.text.streams import LARGEST_RECORD, Trouble, brief, compression_of
 
-PARQUET_ROWS = 64
+# Few, since a file may say one long text in a thousand rows at no cost: 64 would be 1.4 times as fast.
+PARQUET_ROWS = 8
 IDS_AT_ONCE = 1 << 20
 # What the chunks of an HDF5 file may expand to; a chunk is decompressed whole.
 LARGEST_CHUNK = 256 << 20
@@ -93,9 +94,9 @@ def _library_trouble(format: str) -> Iterator[None]:
     except OSError as error:
         if error.strerror and error.filename:
             raise Trouble(f"cannot be read ({error.strerror})") from None
-        raise Trouble(f"not a sound {format} file ({error})") from None
+        raise Trouble(f"not a sound {format} file ({brief(error)})") from None
     except Exception as error:
-        raise Trouble(f"not a sound {format} file ({error})") from None
+        raise Trouble(f"not a sound {format} file ({brief(error)})") from None
 
 
 @contextlib.contextmanager

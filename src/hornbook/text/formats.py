@@ -21,6 +21,7 @@ from hornbook.text.streams import (
     LARGEST_RECORD,
     Cutter,
     Trouble,
+    brief,
     compression_of,
     read_escaped_blocks,
     read_lines,
@@ -101,6 +102,8 @@ def read_json(input: Input) -> Iterator[Found]:
     picker = _Picker(input)
     for line, source in json_values(read_escaped_blocks(input.text_blocks())):
         with told_at(f"line {line}") as troubles:
+            if len(source) > LARGEST_RECORD:
+                raise Trouble(TOO_LONG)
             source = without_escaped_bytes(source, input.config.errors, input.tally)
             yield input.document(f"line {line}", picker.text(_parsed(source)))
         yield from troubles
@@ -120,7 +123,7 @@ def read_csv(input: Input, delimiter: str = ",") -> Iterator[Found]:
             try:
                 row = next(rows, None)
             except csv.Error as error:
-                raise Trouble(f"not sound {'TSV' if delimiter == chr(9) else 'CSV'} ({error})") from None
+                raise Trouble(f"not sound {'TSV' if delimiter == chr(9) else 'CSV'} ({brief(error)})") from None
             if row is None:
                 return
             if names is None:
@@ -224,7 +227,7 @@ def _parsed(source: str) -> Any:
     except json.JSONDecodeError as error:
         raise Trouble(f"not JSON ({error.msg}: column {error.colno})") from None
     except (ValueError, RecursionError) as error:
-        what = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        what = "nested too deeply" if isinstance(error, RecursionError) else brief(error)
         raise Trouble(f"not JSON that can be read ({what})") from None
 
 

@@ -17,38 +17,46 @@ _IN_STRING = re.compile(r'["\\]')
 
 
 class _Scanner:
-    """Where in the text we are. `start` is the begin of the value under way, `at` how far it was looked through."""
+    """Where in the text we are: `parts` and then `held` from `start` on are the value under way, `at` is how far was
+    looked, `line` is where the value under way begins."""
 
     def __init__(self) -> None:
+        self.parts: list[str] = []
+        self.size = 0
         self.held = ""
         self.start = self.at = self.depth = self.values = 0
-        self.line, self.counted = 1, 0
-        self.quoted = self.closed = False
+        self.line = 1
+        self.quoted = self.escaped = self.closed = False
         self.in_array: bool | None = None
 
     def add(self, chunk: str) -> None:
-        self.line += self.held.count("\n", self.counted, self.start)
-        self.held = self.held[self.start :] + chunk
-        self.at -= self.start
-        self.start = self.counted = 0
-        if len(self.held) > LARGEST_RECORD + len(chunk):
+        rest = self.held[self.start :]
+        if not self.parts:
+            whole, rest = rest, rest.lstrip()
+            self.line += whole.count("\n", 0, len(whole) - len(rest))
+        if rest:
+            self.parts.append(rest)
+            self.size += len(rest)
+        self.held, self.start, self.at = chunk, 0, 0
+        if self.size > LARGEST_RECORD:
             raise Trouble(f"an element longer than {LARGEST_RECORD >> 20} MB", f"line {self.line}")
 
     def scan(self) -> Iterator[tuple[int, str]]:
         """The values that are whole by now."""
+        if self.escaped and self.held:
+            self.at, self.escaped = 1, False
         while mark := (_IN_STRING if self.quoted else _OUTSIDE).search(self.held, self.at):
             sign, self.at = mark[0], mark.end()
             if sign == "\\":
-                if self.at == len(self.held):
-                    self.at -= 1
-                    return
+                self.escaped = self.at == len(self.held)
                 self.at += 1
             elif sign == '"':
                 self.quoted = not self.quoted
                 if not self.quoted and self.depth == 0 and not self.in_array:
                     yield self._take(self.at)
             elif sign in "[{":
-                if self.in_array is None and sign == "[" and not self.held[self.start : mark.start()].strip():
+                if self.in_array is None and sign == "[" and self._is_blank(mark.start()):
+                    self.line += self.held.count("\n", self.start, self.at)
                     self.in_array, self.start = True, self.at
                     continue
                 self.depth += 1
@@ -66,32 +74,35 @@ class _Scanner:
     def _take(self, end: int) -> tuple[int, str]:
         if self.closed:
             raise self.trouble("something follows the end of the array")
-        source = self.held[self.start : end]
-        begin = self.start + len(source) - len(source.lstrip())
-        self.line += self.held.count("\n", self.counted, begin)
-        self.counted = max(begin, self.counted)
-        if self.in_array is None:
-            self.in_array = False
-        self.start = end
+        whole = "".join([*self.parts, self.held[self.start : end]])
+        source = whole.lstrip()
+        self.line += whole.count("\n", 0, len(whole) - len(source))
+        line = self.line
+        self.line += source.count("\n")
+        self.parts, self.size, self.start = [], 0, end
+        self.in_array = bool(self.in_array)
         self.values += 1
-        return self.line, source.strip()
+        return line, source.rstrip()
 
     def _close(self, end: int, sign: str) -> Iterator[tuple[int, str]]:
         if sign == "}":
             raise self.trouble("a } that closes nothing")
-        if self.held[self.start : end].strip() or self.values:
+        if self.values or not self._is_blank(end):
             yield self._take(end)
         self.start, self.depth, self.in_array, self.closed = self.at, 0, False, True
 
+    def _is_blank(self, end: int) -> bool:
+        return not self.parts and not self.held[self.start : end].strip()
+
     def end(self) -> Iterator[tuple[int, str]]:
-        rest = self.held[self.start :].strip()
         if self.in_array:
             raise self.trouble("ends within its array; it was cut off")
-        if rest:
+        if not self._is_blank(len(self.held)):
             yield self._take(len(self.held))
 
     def trouble(self, what: str) -> Trouble:
-        return Trouble(f"not JSON ({what})", f"line {self.line + self.held.count(chr(10), self.counted, self.at)}")
+        line = self.line + sum(part.count("\n") for part in [*self.parts, self.held[self.start : self.at]])
+        return Trouble(f"not JSON ({what})", f"line {line}")
 
 
 def json_values(chunks: Iterable[str]) -> Iterator[tuple[int, str]]:

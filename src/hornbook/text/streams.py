@@ -37,6 +37,12 @@ class Trouble(Exception):  # noqa: N818
         self.place = place
 
 
+def brief(error: Exception) -> str:
+    """The first words of a library's message, so that they leave room for the file's name."""
+    first = " ".join(str(error).split()).partition(". ")[0]
+    return first if len(first) <= 70 else first[:67] + "..."
+
+
 @dataclass
 class Tally:
     """What was met on the way through a source."""
@@ -133,11 +139,11 @@ def read_blocks(path: Path) -> Iterator[bytes]:
     except OSError as error:
         if error.errno is not None:
             raise Trouble(f"cannot be read ({error.strerror})") from None
-        raise Trouble(f"not sound {compression[1:]} data ({error})") from None
+        raise Trouble(f"not sound {compression[1:]} data ({brief(error)})") from None
     except Exception as error:  # zlib, lzma and zstd each have an error of their own
         if not compression:
             raise
-        raise Trouble(f"not sound {compression[1:]} data ({error})") from None
+        raise Trouble(f"not sound {compression[1:]} data ({brief(error)})") from None
 
 
 def _decompressed(file: IO[bytes], begin: Callable[[], _Engine]) -> Iterator[bytes]:
