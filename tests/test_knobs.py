@@ -131,6 +131,12 @@ TURNS = {
     "recipe": Turn("custom", "mine", place),
     "data": Turn("short.txt", "other.txt"),
     "seed": Turn(1, 2),
+    "text.format": Turn(None, "text", data, {"data": "rows.jsonl"}),
+    "text.field": Turn("text", "title", losses, {"data": "rows.jsonl"}),
+    "text.document": Turn(None, "file", data, {"data": "rows.jsonl"}),
+    "text.errors": Turn("strict", "replace", refusal, {"data": "latin1.txt"}),
+    "text.bad_records": Turn("stop", "skip", refusal, {"data": "bad.jsonl"}),
+    "text.max_documents": Turn(None, 50, data, {"data": "rows.jsonl"}),
     "tokenizer.kind": Turn("byte", "char", vocabulary),
     "tokenizer.vocab_size": Turn(262, 270, data, {"tokenizer.kind": "bpe"}),
     "tokenizer.split": Turn("gpt2", "code", vocabulary, BPE | {"data": "code.txt"}),
@@ -208,6 +214,10 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., En
     for number in range(20):
         letters = "abcdefghijklmnopqrst"[number] + "uvwxyz"
         (home / "folder" / f"{number:02}.txt").write_text(" ".join(chance.choices(letters, k=60)) * 2)
+    rows = [json.dumps({"text": f"{number} " + "the cat " * 5, "title": "ab " * 20}) for number in range(100)]
+    (home / "rows.jsonl").write_text("\n".join(rows))
+    (home / "bad.jsonl").write_text("\n".join([*rows, "{}"]))
+    (home / "latin1.txt").write_bytes(b"na\xefve " * 100)
     compiled: list[int] = []
     threads = torch.get_num_threads()
 

@@ -1,4 +1,4 @@
-"""Files of every format and compression, made by other programs than the readers: the standard library, pyarrow, h5py."""
+"""Files of every format and compression, made by others than the readers: the standard library, pyarrow, h5py."""
 
 from __future__ import annotations
 

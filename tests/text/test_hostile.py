@@ -4,13 +4,14 @@ in flat memory."""
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import lzma
 import os
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,21 +56,17 @@ def read_in_a_child(path: Path, **knobs: Any) -> dict[str, Any]:
     return result
 
 
-class Writer:
-    """A compressed file, written piece by piece."""
-
-    def __init__(self, path: Path) -> None:
-        opened: dict[str, Callable[[], Any]] = {
-            ".gz": lambda: gzip.open(path, "wb", 1),
-            ".zst": lambda: zstd.open(path, "wb", level=1),
-            ".xz": lambda: lzma.open(path, "wb", preset=0),
-        }
-        self.file = opened.get(path.suffix, lambda: open(path, "wb"))()
-
-    def fill(self, pieces: Iterator[bytes]) -> None:
-        with self.file as file:
-            for piece in pieces:
-                file.write(piece)
+def fill(path: Path, pieces: Iterable[bytes]) -> None:
+    """A file, compressed as its name says, written piece by piece."""
+    openers: dict[str, tuple[Callable[..., Any], dict[str, int]]] = {
+        ".gz": (gzip.open, {"compresslevel": 1}),
+        ".zst": (zstd.open, {"level": 1}),
+        ".xz": (lzma.open, {"preset": 0}),
+    }
+    opener, options = openers.get(path.suffix, (open, {}))
+    with opener(path, "wb", **options) as file:
+        for piece in pieces:
+            file.write(piece)
 
 
 @pytest.mark.parametrize("ending", [".gz", ".zst", ".xz"])
@@ -82,7 +79,7 @@ def test_a_bomb_of_one_record_stops_at_the_largest_there_may_be(
 ) -> None:
     path = tmp_path / f"{name}{ending}"
     filling = b"a" * MEGABYTE
-    Writer(path).fill(iter([begin, *[filling] * 600, end]))
+    fill(path, [begin, *[filling] * 600, end])
     assert path.stat().st_size < 4 * MEGABYTE
     found = read_in_a_child(path)
     assert "64 MB" in found["told"]
@@ -93,7 +90,7 @@ def test_a_bomb_of_one_record_stops_at_the_largest_there_may_be(
 @pytest.mark.parametrize("name", ["a.txt.gz", "a.txt.zst"])
 def test_a_bomb_of_text_is_a_long_text_and_fills_no_memory(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
-    Writer(path).fill(iter([b"a" * MEGABYTE] * 600))
+    fill(path, [b"a" * MEGABYTE] * 600)
     found = read_in_a_child(path)
     assert found["size"] == 600 * MEGABYTE
     assert found["grown"] < 150 * MEGABYTE
@@ -192,10 +189,8 @@ def test_names_inside_the_data_are_only_names(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "a.jsonl").write_text('{"text": "a", "name": "../../evil", "../../field": "b"}\n')
     assert texts_of(folder, field="../../field") == ["b"]
-    archive = gzip.GzipFile("../../evil.txt", "wb", fileobj=(out := open(folder / "b.jsonl.gz", "wb")))
-    archive.write(b'"c"\n')
-    archive.close()
-    out.close()
+    with (folder / "b.jsonl.gz").open("wb") as out, gzip.GzipFile("../../evil.txt", "wb", fileobj=out) as archive:
+        archive.write(b'"c"\n')
     assert texts_of(folder / "b.jsonl.gz") == ["c"]
     assert {path.name for path in tmp_path.rglob("*")} == {"in", "a.jsonl", "b.jsonl.gz"}
 
@@ -227,14 +222,15 @@ def test_memory_is_flat_however_large_the_file(name: str, some_text: str, tmp_pa
         lines = some_lines(some_text, megabytes)
         if name == "c.json.xz":
             lines = (line.replace(b"\n", b",\n") for line in lines)
-            Writer(path).fill(iter([b"[", *lines, b'"end"]']))
+            fill(path, itertools.chain([b"["], lines, [b'"end"]']))
         elif name == "d.csv":
-            Writer(path).fill(iter([b"text\n", *(b'"' + line.replace(b'"', b'""')[:-1] + b'"\n' for line in lines)]))
+            rows = (b'"' + line.replace(b'"', b'""')[:-1] + b'"\n' for line in lines)
+            fill(path, itertools.chain([b"text\n"], rows))
         elif name == "e.parquet":
             texts = [json.loads(line)["text"] for line in lines]
             parquet.write_table(pyarrow.table({"text": texts}), path)  # one row group, as pandas writes it
         else:
-            Writer(path).fill(lines)
+            fill(path, lines)
         found = read_in_a_child(path)
         assert found["told"] == ""
         assert found["size"] >= 0.99 * megabytes * MEGABYTE

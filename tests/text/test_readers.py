@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import gzip
+import lzma
 import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from hornbook.base.errors import UserError
-from hornbook.text.documents import Document
+from hornbook.text.documents import Document, TextConfig
 from hornbook.text.readers import Source, joined, source_from_path
 
 
@@ -131,3 +136,80 @@ def test_several_sources_are_read_one_after_another(tmp_path: Path) -> None:
     both = joined([source_from_path(tmp_path / "b"), source_from_path(tmp_path / "a" / "x.md")])
     assert [document.text for document in both.documents()] == ["b1", "b2", "ax"]
     assert both.name == "b+x"
+
+
+def test_a_pattern_is_the_files_that_it_names_in_a_fixed_order(tmp_path: Path) -> None:
+    lay_out(tmp_path, {"data/b.jsonl": '"b"', "data/a.jsonl": '"a"', "data/x/c.jsonl": '"c"', "data/a.txt": "no"})
+    assert names(source_from_path(tmp_path / "data" / "*.jsonl")) == ["a.jsonl line 1", "b.jsonl line 1"]
+    everywhere = source_from_path(tmp_path / "data" / "**" / "*.jsonl")
+    assert [document.text for document in everywhere.documents()] == ["a", "b", "c"]
+    assert everywhere.name == "data"
+    with pytest.raises(UserError, match="no file has such a name"):
+        source_from_path(tmp_path / "data" / "*.csv")
+    lay_out(tmp_path, {"odd[1].txt": "a file that is called so"})
+    assert names(source_from_path(tmp_path / "odd[1].txt")) == ["odd[1].txt"]
+
+
+def test_a_folder_is_its_texts_or_its_records_whichever_are_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = lay_out(
+        tmp_path / "data", {"README.md": "short", "train.jsonl": '{"text": "long enough"}', "b.csv": "text\nc"}
+    )
+    assert names(source_from_path(data)) == ["b.csv line 2", "train.jsonl line 1"]
+    assert "README.md" in capsys.readouterr().err
+    sources = lay_out(
+        tmp_path / "sources", {"a.rs": "fn main() { /* long */ }", "b.c": "int x;", "table.csv": "n,m\n1,2"}
+    )
+    assert names(source_from_path(sources)) == ["a.rs", "b.c"]
+    only = lay_out(tmp_path / "only", {"a.json": '["a"]', "b.json.gz": ""})
+    assert [path.name for path in source_from_path(only).files] == ["a.json", "b.json.gz"]
+
+
+def test_how_a_source_is_read_is_part_of_its_signature_and_of_each_of_several(tmp_path: Path) -> None:
+    lay_out(tmp_path, {"a.jsonl": '{"text": "a", "title": "t"}\n{"text": "b", "title": "u"}', "b.txt": "c"})
+    one = source_from_path(tmp_path / "a.jsonl")
+    other = source_from_path(tmp_path / "a.jsonl", TextConfig(field="title"))
+    assert one.signature() != other.signature()
+    both = joined([one, other, source_from_path(tmp_path / "b.txt")])
+    assert [document.text for document in both.documents()] == ["a", "b", "t", "u", "c"]
+    first = both.read_with(TextConfig(max_documents=1))
+    assert [document.text for document in first.documents()] == ["a", "t", "c"]
+    assert len({both.signature(), first.signature(), one.signature()}) == 3
+
+
+def test_the_likely_amount_of_text_counts_compressed_bytes_more_than_once(tmp_path: Path) -> None:
+    lay_out(tmp_path, {"a.txt": "a" * 1000, "b.txt.gz": "b" * 1000, "c.parquet": "c" * 1000})
+    assert source_from_path(tmp_path / "a.txt").likely_bytes_of_text() == 1000
+    assert source_from_path(tmp_path / "b.txt.gz").likely_bytes_of_text() > 2000
+    assert source_from_path(tmp_path / "c.parquet").likely_bytes_of_text() > 2000
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, lzma.compress])
+def test_standard_input_is_read_as_often_as_needed_and_leaves_nothing(
+    compress: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    code = """
+import sys
+from pathlib import Path
+from hornbook.text.documents import TextConfig
+from hornbook.text.readers import source_from_path
+for _ in range(2):
+    source = source_from_path(Path("-"), TextConfig(format="jsonl"))
+    print([(document.name, document.text) for document in source.documents()], source.name)
+print(source.signature())
+"""
+    seen = set()
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            input=compress(b'"a"\n"b"\n'),
+            env=os.environ | {"HORNBOOK_HOME": str(tmp_path)},
+            capture_output=True,
+            check=True,
+        )
+        expected = "[('standard-input line 1', 'a'), ('standard-input line 2', 'b')] standard-input"
+        assert done.stdout.decode().splitlines()[:2] == [expected] * 2
+        seen.add(done.stdout)
+    assert len(seen) == 1  # the same text has the same signature, whenever it comes
+    assert list((tmp_path / "spool").iterdir()) == []

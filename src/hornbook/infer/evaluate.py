@@ -42,7 +42,8 @@ def evaluate(path: Path, data: str | None, at: str = "best", device: str | None 
                 ids += speaker.encode(document.text) + [end] * document.ends
                 text_bytes += len(document.text.encode())
             else:
-                ids += speaker.tokenizer.checked(document.ids, document.name)
-                text_bytes += len(speaker.tokenizer.decode_bytes(ids))
+                given = speaker.tokenizer.checked(document.ids, document.name)
+                ids += given
+                text_bytes += len(speaker.tokenizer.decode_bytes(given))
         tokens, text = TokenArray([np.asarray(ids, dtype=np.uint32)]), data
     return {"text": text, "model": str(speaker.folder), **speaker.score_tokens(tokens, text_bytes).as_dict()}
