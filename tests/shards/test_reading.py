@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +83,42 @@ def test_ids_that_the_vocabulary_does_not_have_are_told(tmp_path: Path, capsys: 
         prepared(path)
     assert cli.main(["prepare", str(path), "--tokenizer.kind", "bpe"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "holds ids" in line
+    assert "a.h5: holds ids" in line
     assert "--tokenizer.kind" in line
+
+
+def test_a_large_array_of_ids_is_trained_on_once_its_tokenizer_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "pile_train.h5"
+    with h5py.File(path, "w") as file:
+        file["tokens"] = np.random.default_rng(1).integers(97, 123, 300_000).astype(np.int32)
+    sizes = ["--model.n-layer", "1", "--model.n-head", "1", "--model.n-embd", "8", "--model.context", "16"]
+    words = ["train", "--data", str(path), "--out", str(tmp_path / "run"), "--train.steps", "2", *sizes]
+    assert cli.main(words) == 2  # sizes for so much text come with a vocabulary to be learned
+    assert cli.main([*words, "--tokenizer.kind", "byte"]) == 0
+    capsys.readouterr()
+    assert cli.main(["eval", str(tmp_path / "run"), "--data", str(path), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["tokens"] == 300_000
+    assert result["bits_per_byte"] == pytest.approx(result["loss"] / np.log(2))  # a byte for each id, and no other
+
+
+def test_a_pattern_and_standard_input_are_prepared_as_the_files_are(tmp_path: Path) -> None:
+    texts = [f"text number {number}, and more" for number in range(100)]
+    for part in (0, 1):
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts[part * 50 : part * 50 + 50])
+        (tmp_path / f"{part}.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    both = b"".join((tmp_path / f"{part}.jsonl.gz").read_bytes() for part in (0, 1))
+    made = {}
+    for name, stdin in [("files", None), (str(tmp_path / "*.jsonl.gz"), None), ("-", both)]:
+        paths = [str(tmp_path / f"{part}.jsonl.gz") for part in (0, 1)] if name == "files" else [name]
+        more = ["--text.format", "jsonl"] if stdin else []
+        command = [sys.executable, "-m", "hornbook.cli", "prepare", *paths, "--tokenizer.kind", "byte", "--json", *more]
+        done = subprocess.run(command, input=stdin, capture_output=True, check=True, timeout=100)
+        made[name] = json.loads(done.stdout.splitlines()[-1])
+    assert len({each["fingerprint"] for each in made.values()}) == 1
+    assert len({each["folder"] for each in made.values()}) == 3
 
 
 @pytest.mark.parametrize("documents", [3, 200])

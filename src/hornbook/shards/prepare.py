@@ -132,7 +132,7 @@ def prepare(
     if measured.ids and tokenizer_config.kind in LEARNED:
         made = ", ".join(kind for kind in KINDS if kind not in LEARNED)
         raise UserError(
-            f"{source.name}: holds ids, which mean nothing to a {tokenizer_config.kind} vocabulary yet to be learned; "
+            f"{measured.ids}: holds ids, which mean nothing to a {tokenizer_config.kind} vocabulary yet to be learned; "
             f"name the one that made them: --tokenizer.kind with one of {made}"
         )
     fraction = config.val_fraction or val_fraction_for(measured.text_bytes)
@@ -195,7 +195,8 @@ class _Measured:
     text_bytes: int
     characters: int
     """Ids, where the source holds these."""
-    ids: bool
+    ids: str
+    """What holds ids, where something does."""
 
 
 class _SplitRule:
@@ -229,12 +230,12 @@ class _SplitRule:
 
 def _measure(source: Source, tally: Tally) -> _Measured:
     documents = text_bytes = characters = 0
-    ids = False
+    ids = ""
     for document in source.documents(tally):
         documents += document.ends
         text_bytes += len(document.text.encode()) if document.ids is None else BYTES_PER_ID * document.size
         characters += document.size
-        ids = ids or document.ids is not None
+        ids = ids or ("" if document.ids is None else document.name)
     if tally.skipped:
         warn(f"{tally.skipped:,} records were passed over, the first: {tally.first_skipped}")
     return _Measured(documents, text_bytes, characters, ids)

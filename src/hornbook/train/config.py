@@ -129,11 +129,15 @@ class RunConfig(Settings):
 
 
 def override(config: RunConfig, *layers: Mapping[str, Any], origins: Mapping[str, str] | None = None) -> RunConfig:
-    """Turn some knobs of a run, the last layer winning. A stop that a layer gives replaces those from before it."""
+    """Turn some knobs of a run, the last layer winning. A stop that a layer gives replaces those from before it; so
+    does another kind of tokenizer what was chosen for the one before."""
     tree = config.model_dump()
     for layer in layers:
         wanted = layer.get("train")
         if isinstance(wanted, Mapping) and any(wanted.get(stop) is not None for stop in STOPS):
             tree["train"] |= dict.fromkeys(STOPS)
+        wanted = layer.get("tokenizer")
+        if isinstance(wanted, Mapping) and wanted.get("kind", tree["tokenizer"]["kind"]) != tree["tokenizer"]["kind"]:
+            tree["tokenizer"] = TokenizerConfig(train_bytes=tree["tokenizer"]["train_bytes"]).model_dump()
         tree = merge(tree, layer)
     return build(RunConfig, tree, origins)
