@@ -4,6 +4,7 @@ in flat memory."""
 from __future__ import annotations
 
 import gzip
+import io
 import itertools
 import json
 import lzma
@@ -19,7 +20,7 @@ import h5py
 import numpy as np
 import pyarrow
 import pytest
-from formats_at_hand import COMPRESS, as_hdf5, texts_of, zstd
+from formats_at_hand import COMPRESS, as_hdf5, as_parquet, texts_of, zstd
 from pyarrow import parquet
 
 from hornbook.base.errors import UserError
@@ -129,6 +130,29 @@ def test_a_parquet_row_that_is_repeated_a_thousand_times_does_not_multiply(tmp_p
     assert found["grown"] < 600 * MEGABYTE
 
 
+def test_a_parquet_page_is_not_given_the_memory_that_it_claims(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    data = as_parquet(["some text"] * 100, use_dictionary=False, compression="none")
+    begin = parquet.read_metadata(io.BytesIO(data)).row_group(0).column(1).data_page_offset
+    place = begin
+    for _ in range(2):  # past the page's kind and its size before compression
+        assert data[place] == 0x15
+        place = end_of_number(data, place + 1)
+    assert data[place] == 0x15
+    claimed = 2 * 1_700_000_000
+    number = bytes([claimed >> shift & 0x7F | 0x80 for shift in (0, 7, 14, 21)] + [claimed >> 28])
+    path.write_bytes(data[: place + 1] + number + data[end_of_number(data, place + 1) :])
+    found = read_in_a_child(path)
+    assert "a.parquet: not a sound parquet file" in found["told"]
+    assert found["grown"] < 100 * MEGABYTE
+
+
+def end_of_number(data: bytes, place: int) -> int:
+    while data[place] & 0x80:
+        place += 1
+    return place + 1
+
+
 def test_hdf5_opens_no_other_file(tmp_path: Path) -> None:
     secret = tmp_path / "secret.h5"
     secret.write_bytes(as_hdf5([1, 2, 3]))
@@ -228,7 +252,9 @@ def test_memory_is_flat_however_large_the_file(name: str, some_text: str, tmp_pa
             fill(path, itertools.chain([b"text\n"], rows))
         elif name == "e.parquet":
             texts = [json.loads(line)["text"] for line in lines]
-            parquet.write_table(pyarrow.table({"text": texts}), path)  # one row group, as pandas writes it
+            parquet.write_table(
+                pyarrow.table({"text": texts}), path, compression="none"
+            )  # one row group, as from pandas
         else:
             fill(path, lines)
         found = read_in_a_child(path)

@@ -19,6 +19,8 @@ from hornbook.text.streams import LARGEST_RECORD, Trouble, brief, compression_of
 
 # Few, since a file may say one long text in a thousand rows at no cost: 64 would be 1.4 times as fast.
 PARQUET_ROWS = 8
+PAGE_BUFFER = 1 << 20
+LARGEST_HELD = 32 << 20
 IDS_AT_ONCE = 1 << 20
 # What the chunks of an HDF5 file may expand to; a chunk is decompressed whole.
 LARGEST_CHUNK = 256 << 20
@@ -32,9 +34,16 @@ def read_parquet(input: Input) -> Iterator[Found]:
     from pyarrow import parquet
 
     with _seekable(input) as path, _library_trouble("parquet"), path.open("rb") as opened:
-        # Neither option of speed: they hold a whole row group, which is the whole file where pandas wrote it.
+        metadata = parquet.read_metadata(opened)
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        largest = max(
+            (each.column(n).total_compressed_size for each in groups for n in range(each.num_columns)), default=0
+        )
+        # A column's part of a row group is held whole where it is small, for pyarrow cuts it out before it believes what
+        # a page claims; a large one, which is the whole file where pandas wrote it, is read page by page.
+        buffer = PAGE_BUFFER if min(largest, path.stat().st_size) > LARGEST_HELD else 0
         file = parquet.ParquetFile(
-            opened, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True, memory_map=False
+            opened, metadata=metadata, pre_buffer=False, buffer_size=buffer, page_checksum_verification=True
         )
         is_text = {each.name: _is_text(pyarrow, each.type) for each in file.schema_arrow}
         column = input.config.field or choose_field(is_text)
