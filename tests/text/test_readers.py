@@ -199,11 +199,11 @@ for _ in range(2):
     print([(document.name, document.text) for document in source.documents()], source.name)
 print(source.signature())
 """
-    seen = set()
+    seen, data = set(), compress(b'"a"\n"b"\n')
     for _ in range(2):
         done = subprocess.run(
             [sys.executable, "-c", code],
-            input=compress(b'"a"\n"b"\n'),
+            input=data,
             env=os.environ | {"HORNBOOK_HOME": str(tmp_path)},
             capture_output=True,
             check=True,

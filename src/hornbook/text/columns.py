@@ -35,13 +35,11 @@ def read_parquet(input: Input) -> Iterator[Found]:
 
     with _seekable(input) as path, _library_trouble("parquet"), path.open("rb") as opened:
         metadata = parquet.read_metadata(opened)
-        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-        largest = max(
-            (each.column(n).total_compressed_size for each in groups for n in range(each.num_columns)), default=0
-        )
-        # A column's part of a row group is held whole where it is small, for pyarrow cuts it out before it believes what
-        # a page claims; a large one, which is the whole file where pandas wrote it, is read page by page.
-        buffer = PAGE_BUFFER if min(largest, path.stat().st_size) > LARGEST_HELD else 0
+        groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+        sizes = (group.column(n).total_compressed_size for group in groups for n in range(group.num_columns))
+        # A column's part of a row group is held whole where it is small, for pyarrow cuts it out before it believes
+        # what a page claims; a large one, which is the whole file where pandas wrote it, is read page by page.
+        buffer = PAGE_BUFFER if min(max(sizes, default=0), path.stat().st_size) > LARGEST_HELD else 0
         file = parquet.ParquetFile(
             opened, metadata=metadata, pre_buffer=False, buffer_size=buffer, page_checksum_verification=True
         )

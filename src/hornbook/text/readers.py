@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hornbook.base.console import warn
-from hornbook.base.errors import LONGEST_LINE, UserError
+from hornbook.base.errors import UserError
 from hornbook.base.spool import spooled
 from hornbook.text.documents import AS_IT_COMES, Document, Found, Input, TextConfig
 from hornbook.text.formats import FORMAT_OF, FORMATS, format_by_name, read
@@ -88,9 +88,7 @@ class Source:
 
     def _stop_or_skip(self, path: Path, trouble: Trouble, tally: Tally) -> None:
         where = self.name if self.content is not None else str(path)
-        rest = f" {trouble.place}".rstrip() + f": {trouble.what}"
-        room = max(LONGEST_LINE - len(rest), 60)  # the file's own name is the end of its path
-        line = (where if len(where) <= room else f"...{where[3 - room :]}") + rest
+        line = f"{where} {trouble.place}".rstrip() + f": {trouble.what}"
         if self.config.bad_records == "stop":
             raise UserError(line) from None
         tally.skipped += 1
