@@ -254,7 +254,8 @@ WITHOUT_A_USER_YET = {"encode_bytes"}
 
 def test_every_public_function_has_a_user() -> None:
     """Called in the sources from outside itself, or offered at the Python door; not by its own test alone."""
-    called_by_others = {"mistakes", "forward", "backward", "error"}  # settings, torch, argparse
+    # settings, torch, argparse, urllib
+    called_by_others = {"mistakes", "forward", "backward", "error", "redirect_request"}
     door = {("hornbook", name) for name in ("fit", "load", "prepare_text", "TrainedRun")} | {
         ("hornbook.infer.speaker", "Speaker")
     }

@@ -25,6 +25,8 @@ MANIFEST = "MANIFEST.json"
 _STAGED = ".staged-"
 _DISCARDED = ".discarded-"
 _REPLACED = ".replaced-"
+_PARTIAL = ".partial-"
+_AGAIN = "run the same command again"
 _DISK_ERRORS = {
     errno.ENOSPC: "the disk is full; make room",
     errno.EDQUOT: "the disk quota is used up; make room",
@@ -151,19 +153,32 @@ def staged_file(final: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep a second process out of a folder; the lock dies with the process that holds it."""
+    with disk_trouble_named(folder), open(folder / ".lock", "ab") as file:
+        if not _take_lock(file, wait=False):
+            raise UserError(f"{folder}: another process is at work in it; wait for it, or choose another --out")
+        yield
+
+
+@contextlib.contextmanager
+def turn_at(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """One at a time makes the file at `path`; whoever comes second calls `waiting`, and waits."""
+    with disk_trouble_named(path), open(path.with_name(f".lock-{path.name}"), "ab") as file:
+        if not _take_lock(file, wait=False):
+            waiting()
+            _take_lock(file, wait=True)
+        yield
+
+
+def _take_lock(file: IO[bytes], wait: bool) -> bool:
     try:
         import fcntl  # not on Windows
     except ImportError:
-        yield
-        return
-    with disk_trouble_named(folder), open(folder / ".lock", "ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{folder}: another process is at work in it; wait for it, or choose another --out"
-            ) from None
-        yield
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
 
 
 def remove(path: Path) -> None:
@@ -276,6 +291,56 @@ class BinaryWriter:
         self._file.close()
 
 
+class Partial:
+    """A file that arrives in pieces, over several tries and processes. Until `finish` the pieces have a name of their
+    own; notes beside them say what they are pieces of."""
+
+    def __init__(self, final: Path) -> None:
+        self.final = final
+        self.path = final.with_name(_PARTIAL + final.name)
+        self._notes = final.with_name(_PARTIAL + final.name + ".json")
+
+    def size(self) -> int:
+        return self.path.stat().st_size if self.path.is_file() else 0
+
+    def notes(self) -> dict[str, Any]:
+        """What `begin` was told; nothing where that cannot be read."""
+        try:
+            return read_json(self._notes)
+        except UserError:
+            return {}
+
+    def begin(self, notes: dict[str, Any]) -> None:
+        self.discard()
+        with disk_trouble_named(self.final, _AGAIN), _opened(self._notes, "wb") as file:
+            _step("write", self._notes, lambda: file.write(json.dumps(notes).encode()))
+
+    @contextlib.contextmanager
+    def appending(self) -> Iterator[Callable[[bytes], None]]:
+        with disk_trouble_named(self.final, _AGAIN):
+            file: IO[bytes] = _step("open", self.path, lambda: open(self.path, "ab", buffering=0))  # noqa: SIM115
+            with file:
+                yield lambda data: _step("append", self.path, lambda: _write_all(file, data))
+
+    def finish(self) -> None:
+        """All pieces are there, and proven to be the right ones."""
+        with disk_trouble_named(self.final, _AGAIN):
+            _sync_file(self.path)
+            remove(self._notes)
+            _step("rename", self.final, lambda: os.replace(self.path, self.final))
+            _sync_folder(self.final.parent)
+
+    def discard(self) -> None:
+        for path in (self.path, self._notes):
+            remove(path)
+
+
+def _write_all(file: IO[bytes], data: bytes) -> None:
+    view = memoryview(data)
+    while view:  # an unbuffered file may take less than it is given
+        view = view[file.write(view) :]
+
+
 def damage(folder: Path) -> str | None:
     """What is wrong with a sealed folder, in a few words; None when every file is as it was written."""
     path = folder / MANIFEST
@@ -339,7 +404,7 @@ def free_bytes(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def disk_trouble_named(path: Path) -> Iterator[None]:
+def disk_trouble_named(path: Path, go_on: str = "go on (hornbook resume RUN)") -> Iterator[None]:
     """A full or failing disk becomes one line. Libraries hide the cause in their own errors, so those are
     searched."""
     try:
@@ -351,9 +416,7 @@ def disk_trouble_named(path: Path) -> Iterator[None]:
             what = _DISK_ERRORS[errno.ENOSPC]
         else:
             raise
-        raise MachineError(
-            f"{path}: {what}, then go on (hornbook resume RUN): what was saved before is intact"
-        ) from error
+        raise MachineError(f"{path}: {what}, then {go_on}: what was saved before is intact") from error
 
 
 def _staging_for(final: Path) -> Path:
