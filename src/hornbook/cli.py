@@ -203,9 +203,10 @@ def _prepare(words: list[str]) -> int:
     given = from_words(PrepareConfig, _long_forms(words))
     chosen = given.pop("out", None)
     knobs = build(PrepareConfig, given)
-    source = joined([find_source(name, knobs.text) for name in names])
+    progress = Progress(sys.stderr if as_json else None)
+    source = joined([find_source(name, knobs.text, progress=progress) for name in names])
     out = Path(str(chosen)) if chosen is not None else default_folder(source, knobs.tokenizer, knobs.shards)
-    with Progress() as progress:
+    with progress:
         shards = prepare(source, knobs.tokenizer, knobs.shards, out, progress)
     if as_json:
         print(json.dumps({"folder": str(out), **shards.manifest}))
@@ -302,21 +303,48 @@ def _recipes(words: list[str]) -> int:
 
 
 def _corpora(words: list[str]) -> int:
-    given = _with_json(_parser("corpora", "The texts that have a name."), words)
-    from hornbook.base.console import count, table
-    from hornbook.text.corpora import CORPORA
+    parser = _parser("corpora", "The texts that have a name; of one: its files, its switches, a look into it.")
+    parser.add_argument("name", nargs="?", help="a corpus, with its switches: pile:files=0-2")
+    parser.add_argument("--show", action="store_true", help="its first documents in tokens; fetches it; --tokenizer.*")
+    parser.add_argument("--documents", type=int, default=3, help="how many of them")
+    parser.add_argument("--json", action="store_true", help="print JSON, for a script to read")
+    given, knobs = parser.parse_known_args(words)
+    if knobs and not given.show:
+        raise UserError(f"corpora: {knobs[0]}: only with --show; see hornbook corpora --help")
+    if given.show:
+        return _show_text(given.name or "", given.documents, knobs, given.json)
+    from hornbook.text.corpora import CORPORA, find_corpus
+    from hornbook.text.look import show_corpora, show_corpus
 
-    rows = []
-    for corpus in CORPORA.values():
-        source = corpus.locate()
-        rows.append((corpus.name, len(source.files), source.bytes_on_disk(), corpus.licence, corpus.about))
-    if given.json:
-        print(json.dumps([dict(zip(("name", "files", "bytes", "licence", "about"), row, strict=True)) for row in rows]))
+    if given.name:
+        corpus, choice = find_corpus(given.name)
+        facts: Any = corpus.facts(choice)
+        show: Any = show_corpus
     else:
-        shown = [
-            (name, f"{number:,}", count(float(size)), licence, about) for name, number, size, licence, about in rows
-        ]
-        table(("corpus", "files", "bytes", "licence", "what it is"), shown)
+        facts = [corpus.facts(corpus.choose([])) for corpus in CORPORA.values()]
+        show = show_corpora
+    if given.json:
+        print(json.dumps(facts))
+    else:
+        show(facts)
+    return 0
+
+
+def _show_text(name: str, shown: int, knobs: list[str], as_json: bool) -> int:
+    from hornbook.base.settings import build, from_words
+    from hornbook.text.corpora import find_source
+    from hornbook.text.look import Look, LookConfig
+
+    if not name:
+        raise UserError("corpora: --show needs a name: hornbook corpora python-stdlib --show")
+    if shown < 1:
+        raise UserError(f"--documents: should be at least 1, not {shown}")
+    config = build(LookConfig, from_words(LookConfig, knobs))
+    look = Look.at(find_source(name).documents(), config.tokenizer)
+    if as_json:
+        print(json.dumps(look.as_dict(shown), ensure_ascii=False))
+    else:
+        look.show(shown, config.tokenizer.kind)
     return 0
 
 

@@ -13,7 +13,7 @@ from hornbook.base.errors import UserError
 from hornbook.base.settings import from_file, nearest
 from hornbook.recipes import modern
 from hornbook.shards.format import is_shards
-from hornbook.text.corpora import CORPORA, find_source
+from hornbook.text.corpora import find_corpus, find_source, is_corpus
 from hornbook.train.config import RunConfig, override
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {
@@ -21,6 +21,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "demo-classic": modern.demo_classic,
 }
 DEFAULT = "demo"
+MOST_BYTES_TO_FIT = 100_000_000
 
 
 def compose(named: RunConfig | str | None, knobs: Mapping[str, Any]) -> RunConfig:
@@ -39,8 +40,8 @@ def compose(named: RunConfig | str | None, knobs: Mapping[str, Any]) -> RunConfi
     data = knobs.get("data", tree.get("data"))
     if based_on is not None:
         base = _recipe(str(based_on))
-    elif isinstance(data, str) and data not in CORPORA and not is_shards(Path(data)):
-        base = _for_own_text(data)
+    elif isinstance(data, str) and (text_bytes := _bytes_to_fit(data)) is not None:
+        base = _for_text(data, text_bytes)
     else:
         base = _recipe(DEFAULT)
     return override(base, tree, knobs, origins=origins)
@@ -58,7 +59,19 @@ def _is_given(knobs: Mapping[str, Any], dotted: str) -> bool:
     return first in knobs and (not rest or (isinstance(knobs[first], Mapping) and _is_given(knobs[first], rest)))
 
 
-def _for_own_text(data: str) -> RunConfig:
+def _bytes_to_fit(data: str) -> int | None:
+    """The amount of text that sizes are chosen for. The default recipe is for its own corpus; and for those that are
+    too much to read in one sitting, until somebody says how long to train."""
+    if is_shards(Path(data)) or data == RECIPES[DEFAULT]().data:
+        return None
+    if not is_corpus(data):
+        return find_source(data).likely_bytes_of_text()
+    corpus, choice = find_corpus(data)
+    likely = corpus.likely_bytes_of_text(choice)
+    return likely if likely <= MOST_BYTES_TO_FIT else None
+
+
+def _for_text(data: str, text_bytes: int) -> RunConfig:
     from hornbook.base.machine import choose_machine
 
-    return modern.own_text(data, find_source(data).likely_bytes_of_text(), choose_machine().device != "cpu")
+    return modern.own_text(data, text_bytes, choose_machine().device != "cpu")

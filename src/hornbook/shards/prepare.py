@@ -100,7 +100,7 @@ def open_or_prepare(
     """Shards of a corpus, of the text at a path, or at a folder of shards; prepared now unless they are there."""
     if is_shards(Path(data)):
         return Shards.open(Path(data))
-    source = find_source(data, text)
+    source = find_source(data, text, progress=progress)
     out = default_folder(source, tokenizer, shards)
     files.remove_leftovers(out.parent, shared=True)
     if is_shards(out):
@@ -146,7 +146,7 @@ def prepare(
     manifest: dict[str, Any] = {}
     with files.folder_with_manifest(out, MANIFEST, manifest) as staging:
         tokenizer.save(staging)
-        writers = {name: _SplitWriter(name, staging, dtype) for name in ("train", "val")}
+        writers = {name: _SplitWriter(name, staging, dtype) for name in ("train", "val", "test")}
         val_text: list[bytes] = []
         done = 0
         for batch in _batches(rule.split(source.documents())):
@@ -161,7 +161,7 @@ def prepare(
             progress.update(f"preparing {source.name}: {share:.0%} of {count(measured.text_bytes)} bytes")
         for writer in writers.values():
             writer.close_file()
-        splits = {name: writer.facts() for name, writer in writers.items()}
+        splits = {name: writer.facts() for name, writer in writers.items() if name != "test" or writer.tokens}
         if val_text:
             splits["val"]["yardsticks"] = _yardsticks(b"".join(val_text))
         content = [
@@ -191,8 +191,9 @@ def val_fraction_for(text_bytes: int) -> float:
 
 @dataclass(frozen=True)
 class _Measured:
-    documents: int
     text_bytes: int
+    documents: int
+    """These, and their characters, are of what brings no split of its own."""
     characters: int
     """Ids, where the source holds these."""
     ids: str
@@ -209,10 +210,15 @@ class _SplitRule:
         self._tail_from = int(measured.characters * (1 - fraction)) if few else None
         rule = "hash of the document's text" if self._tail_from is None else "tail of the text"
         self.description = f"{rule}, {fraction:.4g} for validation"
+        if not measured.characters:
+            self.description = "the corpus's own"
 
     def split(self, documents: Iterator[Document]) -> Iterator[tuple[str, Document]]:
         characters, begins, home = 0, True, "train"
         for document in documents:
+            if document.split:
+                yield document.split, document
+                continue
             if self._tail_from is None:
                 if begins:  # the pieces of a long document stay together
                     content = document.text.encode() if document.ids is None else document.ids.tobytes()
@@ -232,13 +238,14 @@ def _measure(source: Source, tally: Tally) -> _Measured:
     documents = text_bytes = characters = 0
     ids = ""
     for document in source.documents(tally):
-        documents += document.ends
         text_bytes += len(document.text.encode()) if document.ids is None else BYTES_PER_ID * document.size
-        characters += document.size
+        if not document.split:
+            documents += document.ends
+            characters += document.size
         ids = ids or ("" if document.ids is None else document.name)
     if tally.skipped:
         warn(f"{tally.skipped:,} records were passed over, the first: {tally.first_skipped}")
-    return _Measured(documents, text_bytes, characters, ids)
+    return _Measured(text_bytes, documents, characters, ids)
 
 
 def _encoded(tokenizer: Tokenizer, documents: list[Document]) -> list[tuple[list[int], bytes]]:

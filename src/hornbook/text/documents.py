@@ -50,6 +50,8 @@ class Document:
     text: str
     ends: bool = True
     ids: NDArray[np.uint32] | None = field(default=None, compare=False)
+    split: str = ""
+    """train, val or test, where the corpus brings splits of its own."""
 
     @property
     def size(self) -> int:

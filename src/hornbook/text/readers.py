@@ -15,7 +15,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,6 +43,12 @@ class Source:
     config: TextConfig = AS_IT_COMES
     content: str | None = None
     """What stands for the files' content, where their times do not tell whether they are the same."""
+    split: str = ""
+    """Where the whole of it belongs; otherwise preparation decides for each document."""
+    shape: Callable[[Iterator[str]], Iterator[str]] | None = None
+    """Makes documents of the texts that the files hold, in their order."""
+    variant: str = ""
+    """Says how it is shaped: with the same files, another variant is another text."""
     parts: tuple[Source, ...] = ()
     """Several sources in one, each read in its own way; `files` are all of theirs."""
 
@@ -56,7 +62,7 @@ class Source:
         mine = Tally()
         limit = self.config.max_documents
         found = 0
-        for document in self._documents(mine):
+        for document in self._shaped(mine):
             yield document
             found += document.ends
             if found == limit:
@@ -70,6 +76,14 @@ class Source:
             if mine.skipped:
                 raise UserError(f"{where}: no record could be read; the first of {mine.skipped}: {mine.first_skipped}")
             raise UserError(f"{where}: empty; there is no text to learn from")
+
+    def _shaped(self, tally: Tally) -> Iterator[Document]:
+        if self.shape is None:
+            for document in self._documents(tally):
+                yield replace(document, split=self.split)
+        else:
+            for number, text in enumerate(self.shape(document.text for document in self._documents(tally))):
+                yield Document(f"{self.name} {number + 1}", text, split=self.split)
 
     def _documents(self, tally: Tally) -> Iterator[Document]:
         for path in self.files:
@@ -108,7 +122,7 @@ class Source:
         if self.parts:
             digest.update("".join(part.signature() for part in self.parts).encode())
             return digest.hexdigest()
-        digest.update(json.dumps(self.config.model_dump(), sort_keys=True).encode())
+        digest.update(json.dumps([self.config.model_dump(), self.split, self.variant], sort_keys=True).encode())
         for path in self.files:
             facts = path.stat()
             line = f"{path.relative_to(self.root).as_posix()}|{facts.st_size}|{facts.st_mtime_ns}\n"
