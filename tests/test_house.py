@@ -32,11 +32,12 @@ FLOORS = {
     "cli": 8,
     "": 8,  # hornbook itself, the Python door
 }
-STAGES = ("files.staged_folder(", "files.staged_file(", "files.folder_with_manifest(")
+STAGES = ("files.staged_folder(", "files.staged_file(", "unfinished_folder(")
 # A library writes by itself here: into a staged folder that was handed in, or into memory.
 WRITES_WHERE_IT_MAY = {
     ("hornbook.model.folder", "save_model"),
     ("hornbook.text.tokenizer", "save"),
+    ("hornbook.shards.prepare", "_learn"),
     ("hornbook", "_repr_png_"),
 }
 MOST_KNOBS = 120

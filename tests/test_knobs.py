@@ -20,7 +20,8 @@ import torch
 
 from hornbook.base.console import Progress
 from hornbook.base.errors import UserError
-from hornbook.base.files import read_json, read_log
+from hornbook.base.files import read_json
+from hornbook.base.logs import read_log
 from hornbook.base.settings import knobs, merge
 from hornbook.model.folder import checkpoint_folders, step_of
 from hornbook.shards.format import Shards
@@ -97,6 +98,10 @@ def vocabulary(run: Ended) -> list[str]:
     return sorted(read_json(checkpoint_folders(run.folder)[0] / "tokenizer.json")["model"]["vocab"])
 
 
+def cutting(run: Ended) -> Any:
+    return read_json(checkpoint_folders(run.folder)[0] / "tokenizer.json")["pre_tokenizer"]
+
+
 def machine(run: Ended) -> dict[str, Any]:
     record = read_json(run.folder / "run.json")["machine"] if not run.refusal else {}
     return {name: record.get(name) for name in ("device", "dtype", "threads")} | {"refusal": run.refusal}
@@ -141,7 +146,10 @@ TURNS = {
     "tokenizer.vocab_size": Turn(262, 270, data, {"tokenizer.kind": "bpe"}),
     "tokenizer.split": Turn("gpt2", "code", vocabulary, BPE | {"data": "code.txt"}),
     "tokenizer.train_bytes": Turn(64_000_000, 100, vocabulary, BPE | {"data": "folder"}),
+    "tokenizer.ranks_file": Turn("one.tiktoken", "other.tiktoken", refusal, {"tokenizer.kind": "gpt2"}),
+    "tokenizer.as_published": Turn(False, True, cutting, {"tokenizer.kind": "wordpiece"}),
     "shards.val_fraction": Turn(None, 0.3, data),
+    "shards.test_fraction": Turn(0.0, 0.3, data),
     "order.kind": Turn("phased", "windows"),
     "order.drop_last": Turn(False, True, losses, {"train.batch_tokens": 16 * 50}),
     "model.vocab_size": Turn(257, 300, refusal),

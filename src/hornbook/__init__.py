@@ -53,7 +53,7 @@ class TrainedRun:
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every step and every evaluation, as written."""
-        from hornbook.base.files import read_log
+        from hornbook.base.logs import read_log
 
         return read_log(self.folder / "metrics.jsonl")
 

@@ -132,6 +132,7 @@ def _conclude(outcome: Outcome, as_json: bool) -> int:
     """Draw the curves, tell what was reached, let the model speak, and say what to try next."""
     from hornbook.base import files
     from hornbook.base.console import duration, say
+    from hornbook.base.logs import read_log
     from hornbook.infer.speaker import load_speaker
     from hornbook.model.folder import RUN
     from hornbook.report.curves import draw
@@ -139,7 +140,7 @@ def _conclude(outcome: Outcome, as_json: bool) -> int:
 
     run = outcome.folder
     pictures = draw(run)
-    evaluated = [each for each in files.read_log(run / "metrics.jsonl") if each.get("val_loss") is not None]
+    evaluated = [each for each in read_log(run / "metrics.jsonl") if each.get("val_loss") is not None]
     best = min(evaluated, key=lambda each: float(each["val_loss"]), default=None)
     if as_json:
         facts = {
@@ -181,9 +182,9 @@ def _conclude(outcome: Outcome, as_json: bool) -> int:
 
 
 def _prepare(words: list[str]) -> int:
-    from hornbook.base.console import Progress, count, say
+    from hornbook.base.console import Progress, say
     from hornbook.base.settings import build, from_words
-    from hornbook.shards.prepare import PrepareConfig, default_folder, prepare
+    from hornbook.shards.prepare import PrepareConfig, default_folder, prepare, report
     from hornbook.text.corpora import find_source
     from hornbook.text.readers import joined
 
@@ -211,12 +212,8 @@ def _prepare(words: list[str]) -> int:
     if as_json:
         print(json.dumps({"folder": str(out), **shards.manifest}))
         return 0
-    for name, facts in shards.manifest["splits"].items():
-        size = count(float(facts["bytes_of_text"]))
-        say(f"{name:6} {facts['documents']:,} documents, {size} bytes, {facts['tokens']:,} tokens")
-    if (reading := shards.manifest["reading"])["replaced_characters"] or reading["skipped_records"]:
-        replaced, skipped = reading["replaced_characters"], reading["skipped_records"]
-        say(f"{replaced:,} characters replaced, {skipped:,} records passed over")
+    for line in report(shards.manifest):
+        say(line)
     say(f"shards {out}\nnext:  hornbook train --data {out}")
     return 0
 
@@ -245,6 +242,9 @@ def _generate(words: list[str]) -> int:
     parser = _parser("generate", "Let a model continue a prompt.")
     parser.add_argument("model", type=Path, metavar="runs/NAME|MODEL")
     parser.add_argument("--prompt", default="", help="what to continue; the beginning of a document when not given")
+    parser.add_argument(
+        "--special-tokens", action="store_true", help="read special tokens out of the prompt, such as <|endoftext|>"
+    )
     parser.add_argument("--max-tokens", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same text")
     for rule, kind in (("temperature", float), ("top-k", int), ("top-p", float), ("min-p", float)):
@@ -257,6 +257,7 @@ def _generate(words: list[str]) -> int:
     if given.max_tokens < 1:
         raise UserError(f"--max-tokens: should be at least 1, not {given.max_tokens}")
     speaker = load_speaker(given.model, given.at, given.device)
+    rules["specials"] = given.special_tokens
     stream = speaker.stream(given.prompt, max_tokens=given.max_tokens, seed=given.seed, **rules)
     if given.json:
         print(json.dumps({"prompt": given.prompt, "text": "".join(stream), "seed": given.seed}, ensure_ascii=False))
@@ -305,7 +306,9 @@ def _recipes(words: list[str]) -> int:
 def _corpora(words: list[str]) -> int:
     parser = _parser("corpora", "The texts that have a name; of one: its files, its switches, a look into it.")
     parser.add_argument("name", nargs="?", help="a corpus, with its switches: pile:files=0-2")
-    parser.add_argument("--show", action="store_true", help="its first documents in tokens; fetches it; --tokenizer.*")
+    parser.add_argument(
+        "--show", action="store_true", help="its first documents in tokens; fetches it; takes --tokenizer.*, --text.*"
+    )
     parser.add_argument("--documents", type=int, default=3, help="how many of them")
     parser.add_argument("--json", action="store_true", help="print JSON, for a script to read")
     given, knobs = parser.parse_known_args(words)
@@ -339,7 +342,7 @@ def _show_text(name: str, shown: int, knobs: list[str], as_json: bool) -> int:
         raise UserError("corpora: --show needs a name: hornbook corpora python-stdlib --show")
     if shown < 1:
         raise UserError(f"--documents: should be at least 1, not {shown}")
-    config = build(LookConfig, from_words(LookConfig, knobs))
+    config = build(LookConfig, from_words(LookConfig, _long_forms(knobs)))
     look = Look.at(find_source(name).documents(), config.tokenizer)
     if as_json:
         print(json.dumps(look.as_dict(shown), ensure_ascii=False))

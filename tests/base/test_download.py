@@ -19,6 +19,7 @@ import hostile
 from hornbook.base import download, files
 from hornbook.base.console import Progress
 from hornbook.base.errors import LONGEST_LINE, HornbookError, MachineError, UserError
+from hornbook.base.unfinished import Partial
 
 BODY = random.Random(1).randbytes(300_000)
 SHA = hashlib.sha256(BODY).hexdigest()
@@ -309,7 +310,7 @@ def test_a_crash_at_any_step_loses_nothing(
         child.join()
         final = folder / "f.bin"
         assert not final.exists() or final.read_bytes() == BODY
-        had = files.Partial(final).size() if folder.exists() and not final.exists() else 0
+        had = Partial(final).size() if folder.exists() and not final.exists() else 0
         before = len(server.asked)
         assert fetch(server, folder).read_bytes() == BODY
         assert sum(asked.sent for asked in server.asked[before:]) in (0, len(BODY) - had)

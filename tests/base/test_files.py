@@ -16,6 +16,8 @@ import pytest
 
 from hornbook.base import files
 from hornbook.base.errors import LONGEST_LINE, MachineError, UserError
+from hornbook.base.logs import Log, read_log
+from hornbook.base.unfinished import BinaryWriter, finish_folder, unfinished_folder
 
 OLD, NEW = b"old" * 50, b"new" * 70
 CRASHED = 17
@@ -30,10 +32,11 @@ def write_folder(path: Path, content: bytes) -> None:
 
 def write_manifested_folder(path: Path, content: bytes) -> None:
     manifest: dict[str, Any] = {}
-    with files.folder_with_manifest(path, "list.json", manifest) as staging:
-        writer = files.BinaryWriter(staging / "a.bin")
+    with unfinished_folder(path, "state") as place:
+        writer = BinaryWriter(place / "a.bin")
         writer.write(content)
         manifest["a.bin"] = writer.close()
+        finish_folder(place, path, "state", "list.json", manifest)
 
 
 def write_through_library(path: Path, content: bytes) -> None:
@@ -70,7 +73,7 @@ WAYS: dict[str, tuple[Write, Read]] = {
     "write_bytes": (files.write_bytes, read_file),
     "staged_file": (write_through_library, read_file),
     "staged_folder": (write_folder, read_folder),
-    "folder_with_manifest": (write_manifested_folder, read_manifested_folder),
+    "unfinished_folder": (write_manifested_folder, read_manifested_folder),
 }
 every_way = pytest.mark.parametrize(("write", "read"), WAYS.values(), ids=WAYS)
 
@@ -269,7 +272,7 @@ def test_removing_takes_files_links_and_folders_but_not_what_a_link_leads_to(tmp
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_a_crash_in_logging_loses_no_line_that_was_synced(after: bool, steps: Steps, tmp_path: Path) -> None:
     def work(path: Path) -> None:
-        log = files.Log(path, keep_bytes=len(kept))
+        log = Log(path, keep_bytes=len(kept))
         for number in range(3):
             log.write({"step": number})
             log.sync()
@@ -282,16 +285,16 @@ def test_a_crash_in_logging_loses_no_line_that_was_synced(after: bool, steps: St
         path = tmp_path / str(number)
         path.write_bytes(kept + b'{"step": "after the checkpoint"}\n{"ste')
         steps.crash_at(number, after, lambda path=path: work(path))
-        entries = files.read_log(path)
+        entries = read_log(path)
         assert entries[0] == {"step": "kept"}
         work(path)
-        assert files.read_log(path) == [{"step": "kept"}, {"step": 0}, {"step": 1}, {"step": 2}]
+        assert read_log(path) == [{"step": "kept"}, {"step": 0}, {"step": 1}, {"step": 2}]
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 def test_a_failing_disk_under_a_log_is_one_line(code: int, steps: Steps, tmp_path: Path) -> None:
     def work() -> None:
-        log = files.Log(tmp_path / "log", keep_bytes=0)
+        log = Log(tmp_path / "log", keep_bytes=0)
         log.write({"step": 1})
         log.sync()
         log.close()
@@ -303,36 +306,36 @@ def test_a_failing_disk_under_a_log_is_one_line(code: int, steps: Steps, tmp_pat
 
 def test_a_log_grows_from_where_it_is_cut_back_to(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    log = files.Log(path)
+    log = Log(path)
     log.write({"step": 1, "text": "zwölf\n"})
     length = log.sync()
     log.write({"step": 2})
     log.close()
     assert length == len(path.read_bytes().splitlines(keepends=True)[0])
-    again = files.Log(path, keep_bytes=length)
+    again = Log(path, keep_bytes=length)
     again.write({"step": 3})
     again.close()
-    assert files.read_log(path) == [{"step": 1, "text": "zwölf\n"}, {"step": 3}]
-    files.Log(path).close()
-    assert files.read_log(path) == []
+    assert read_log(path) == [{"step": 1, "text": "zwölf\n"}, {"step": 3}]
+    Log(path).close()
+    assert read_log(path) == []
 
 
 def test_a_log_that_someone_shortened_is_not_filled_with_zeros(tmp_path: Path) -> None:
-    log = files.Log(tmp_path / "log", keep_bytes=1_000)
+    log = Log(tmp_path / "log", keep_bytes=1_000)
     log.write({"step": 1})
     log.close()
     (tmp_path / "log").write_bytes(b"")
-    log = files.Log(tmp_path / "log", keep_bytes=1_000)
+    log = Log(tmp_path / "log", keep_bytes=1_000)
     log.write({"step": 2})
     log.close()
-    assert files.read_log(tmp_path / "log") == [{"step": 2}]
+    assert read_log(tmp_path / "log") == [{"step": 2}]
 
 
 def test_a_line_that_is_cut_off_or_no_entry_is_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "log"
-    assert files.read_log(path) == []
+    assert read_log(path) == []
     path.write_bytes(b'{"a": 1}\n[1]\n\n\xff\xfe\n{"b": 2}\n{"c": ')
-    assert files.read_log(path) == [{"a": 1}, {"b": 2}]
+    assert read_log(path) == [{"a": 1}, {"b": 2}]
 
 
 def any_file(folder: Path, chance: random.Random) -> Path:
@@ -498,7 +501,7 @@ def test_a_hash_is_the_hash_that_others_compute(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")  # FIPS 180-2, appendix B.1
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert files.sha256(tmp_path / "abc") == known
-    writer = files.BinaryWriter(tmp_path / "piecewise")
+    writer = BinaryWriter(tmp_path / "piecewise")
     for piece in (b"a", b"", b"bc"):
         writer.write(piece)
     assert (writer.close(), writer.bytes_written) == (known, 3)

@@ -15,7 +15,8 @@ from hornbook.base import files
 from hornbook.base.errors import MachineError, UserError
 from hornbook.shards import prepare as preparing
 from hornbook.shards.format import Shards, is_shards
-from hornbook.shards.prepare import ShardsConfig, default_folder, open_or_prepare, val_fraction_for
+from hornbook.shards.prepare import ShardsConfig, default_folder, open_or_prepare
+from hornbook.shards.splits import val_fraction_for
 from hornbook.text.readers import source_from_path
 from hornbook.text.tokenizer import TokenizerConfig
 

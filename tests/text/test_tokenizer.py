@@ -13,7 +13,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from hornbook.base.errors import UserError
 from hornbook.text.tokenizer import (
     END_OF_TEXT,
-    KINDS,
     UNKNOWN,
     Tokenizer,
     TokenizerConfig,
@@ -43,6 +42,7 @@ TRICKY = [
     " " * 200,
     "def f(x):\n        return x  # comment\n",
 ]
+KINDS = ["char", "byte", "bpe"]
 any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from trial import all_of, exact, good_checkpoints, learned, losses, metrics, tiniest
 
-from hornbook.base.files import read_json, read_log
+from hornbook.base.files import read_json
+from hornbook.base.logs import read_log
 from hornbook.shards.format import Shards
 from hornbook.train.config import RunConfig
 from hornbook.train.start import fit, resume

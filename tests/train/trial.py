@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hornbook.base import files
+from hornbook.base.logs import read_log
 from hornbook.base.settings import knobs, merge
 from hornbook.model.folder import checkpoint_folders
 from hornbook.train.config import RunConfig
@@ -45,7 +46,7 @@ def knob_words(config: RunConfig) -> list[str]:
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    return files.read_log(run / "metrics.jsonl")
+    return read_log(run / "metrics.jsonl")
 
 
 def exact(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -68,7 +69,7 @@ def learned(run: Path) -> dict[str, str]:
 
 def all_of(run: Path) -> tuple[Any, ...]:
     """All that an interrupted run must have in common with the one that was left in peace."""
-    return exact(metrics(run)), files.read_log(run / "samples.jsonl"), learned(run)
+    return exact(metrics(run)), read_log(run / "samples.jsonl"), learned(run)
 
 
 def good_checkpoints(run: Path) -> list[int]:

@@ -23,6 +23,7 @@ from typing import IO, Any
 from hornbook.base import files
 from hornbook.base.console import Progress, count, duration
 from hornbook.base.errors import MachineError, UserError
+from hornbook.base.unfinished import Partial, turn_at
 
 STALL_SECONDS = 30.0
 LEAST_BYTES_PER_SECOND = 100
@@ -45,23 +46,24 @@ def fetch(
     check: Callable[[Path], str | None] | None = None,
     headers: Mapping[str, str] | None = None,
     progress: Progress | None = None,
+    otherwise: str = "train on text that is here: --data PATH",
 ) -> Path:
     """The file at `url` as `folder`/`name`. It is proven by its sha256, else by its size, or by `check`, which says
-    what is wrong with it. A file that is there is not fetched again."""
+    what is wrong with it. A file that is there is not fetched again. `otherwise` is a way without a network."""
     if sha256 is None and size is None and check is None:
         raise ValueError(f"{url}: nothing is known by which the file could be told from another")
     final = place(folder, name)
-    partial = files.Partial(final)
+    partial = Partial(final)
     progress = progress or Progress(live=False)
     if is_there(final, size):
         return final
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
         raise UserError(f"{url}: only http and https addresses are fetched")
     files.make_folder(final.parent)
-    with files.turn_at(final, lambda: progress.note(f"{name}: another process is fetching it; waiting for that")):
+    with turn_at(final, lambda: progress.note(f"{name}: another process is fetching it; waiting for that")):
         if not is_there(final, size):
             files.remove(final)
-            _Transfer(url, partial, sha256, size, check, dict(headers or {}), progress).run()
+            _Transfer(url, partial, sha256, size, check, dict(headers or {}), progress, otherwise).run()
     return final
 
 
@@ -95,12 +97,13 @@ class _WrongFileError(Exception):
 @dataclass
 class _Transfer:
     url: str
-    partial: files.Partial
+    partial: Partial
     sha256: str | None
     size: int | None
     check: Callable[[Path], str | None] | None
     headers: dict[str, str]
     progress: Progress
+    otherwise: str
     ranges_work: bool = True
     received: int = 0
     began: float = field(default_factory=time.monotonic)
@@ -138,7 +141,7 @@ class _Transfer:
                     kept = f"{count(self.partial.size())} bytes are kept; " if self.partial.size() else ""
                     raise MachineError(
                         f"{self.name}: cannot be fetched from {self.host} ({error}); {kept}"
-                        "try again with a network, or train on text that is here: --data PATH"
+                        f"try again with a network, or {self.otherwise}"
                     ) from None
                 pause = 0.25 * 2**fruitless if error.wait is None else error.wait
                 self.progress.update(f"fetching {self.name}: {error}; trying again")

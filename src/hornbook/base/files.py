@@ -25,8 +25,8 @@ MANIFEST = "MANIFEST.json"
 _STAGED = ".staged-"
 _DISCARDED = ".discarded-"
 _REPLACED = ".replaced-"
-_PARTIAL = ".partial-"
-_AGAIN = "run the same command again"
+UNFINISHED = ".unfinished-"
+LOCK = ".lock"
 _DISK_ERRORS = {
     errno.ENOSPC: "the disk is full; make room",
     errno.EDQUOT: "the disk quota is used up; make room",
@@ -48,14 +48,14 @@ def write_bytes(path: Path, data: bytes) -> None:
     staged = _staging_for(path)
     with disk_trouble_named(path):
         try:
-            with _opened(staged, "wb") as file:
+            with opened(staged, "wb") as file:
                 _step("write", path, lambda: file.write(data))
-            _step("rename", path, lambda: os.replace(staged, path))
+            rename(staged, path)
         except BaseException:
             with contextlib.suppress(OSError):
                 staged.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -99,38 +99,36 @@ def staged_folder(final: Path, notes: dict[str, Any] | None = None) -> Iterator[
 
 
 @contextlib.contextmanager
-def folder_with_manifest(final: Path, name: str, manifest: dict[str, Any]) -> Iterator[Path]:
-    """The same with a manifest of the caller's, filled by the time the folder is: it is written last, under `name`,
-    with its own hash."""
-    with _staged_folder(final) as staging:
-        yield staging
-        _sync_files(staging)
-        _write_manifest(staging / name, manifest)
-
-
-@contextlib.contextmanager
 def _staged_folder(final: Path) -> Iterator[Path]:
     make_folder(final.parent)
     staging = _staging_for(final)
-    # A folder cannot be replaced at once: until the new one has the name, the old one is whole under this one.
-    replaced = final.with_name(_REPLACED + final.name)
     with disk_trouble_named(final):
         try:
             remove(staging)
             make_folder(staging)
             yield staging
-            _restore(replaced)
-            if final.exists() or final.is_symlink():
-                _step("rename", final, lambda: os.replace(final, replaced))
-            _step("rename", final, lambda: os.replace(staging, final))
+            take_name(staging, final)
         except BaseException:
             with contextlib.suppress(OSError):
                 remove(staging)
-            with contextlib.suppress(OSError):
-                _restore(replaced)
             raise
-        _sync_folder(final.parent)
-        remove(replaced)
+
+
+def take_name(staging: Path, final: Path) -> None:
+    """A folder that is whole gets its name. It cannot be replaced at once: until the new one has the name, the old one
+    is whole under another."""
+    replaced = final.with_name(_REPLACED + final.name)
+    try:
+        _restore(replaced)
+        if final.exists() or final.is_symlink():
+            rename(final, replaced)
+        rename(staging, final)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            _restore(replaced)
+        raise
+    sync_folder(final.parent)
+    remove(replaced)
 
 
 @contextlib.contextmanager
@@ -141,35 +139,25 @@ def staged_file(final: Path) -> Iterator[Path]:
     with disk_trouble_named(final):
         try:
             yield staging
-            _sync_file(staging)
-            _step("rename", final, lambda: os.replace(staging, final))
+            sync_file(staging)
+            rename(staging, final)
         except BaseException:
             with contextlib.suppress(OSError):
                 staging.unlink(missing_ok=True)
             raise
-        _sync_folder(final.parent)
+        sync_folder(final.parent)
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep a second process out of a folder; the lock dies with the process that holds it."""
-    with disk_trouble_named(folder), open(folder / ".lock", "ab") as file:
-        if not _take_lock(file, wait=False):
+    with disk_trouble_named(folder), open(folder / LOCK, "ab") as file:
+        if not take_lock(file, wait=False):
             raise UserError(f"{folder}: another process is at work in it; wait for it, or choose another --out")
         yield
 
 
-@contextlib.contextmanager
-def turn_at(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """One at a time makes the file at `path`; whoever comes second calls `waiting`, and waits."""
-    with disk_trouble_named(path), open(path.with_name(f".lock-{path.name}"), "ab") as file:
-        if not _take_lock(file, wait=False):
-            waiting()
-            _take_lock(file, wait=True)
-        yield
-
-
-def _take_lock(file: IO[bytes], wait: bool) -> bool:
+def take_lock(file: IO[bytes], wait: bool) -> bool:
     try:
         import fcntl  # not on Windows
     except ImportError:
@@ -200,6 +188,9 @@ def remove_leftovers(folder: Path, shared: bool = False) -> None:
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.name.startswith(_REPLACED):
             _restore(path)
+        elif path.name.startswith(UNFINISHED):
+            if not shared:  # or its work is to be gone on with
+                remove(path)
         elif path.name.startswith((_STAGED, _DISCARDED)) and not (shared and _is_at_work(path.name)):
             remove(path)
 
@@ -223,122 +214,7 @@ def _restore(replaced: Path) -> None:
     if final.exists():
         remove(replaced)
     elif replaced.exists():
-        _step("rename", final, lambda: os.replace(replaced, final))
-
-
-class Log:
-    """A file of JSON lines that only grows, except that a resumed run cuts it back to where its checkpoint was."""
-
-    def __init__(self, path: Path, keep_bytes: int | None = None) -> None:
-        self.path = path
-        make_folder(path.parent)
-        with disk_trouble_named(path):
-            if keep_bytes is not None and path.exists():
-                keep = min(keep_bytes, path.stat().st_size)  # or a log that someone cut would be filled up with zeros
-                _step("truncate", path, lambda: os.truncate(path, keep))
-            self._file: IO[bytes] = _step("open", path, lambda: open(path, "ab" if keep_bytes is not None else "wb"))  # noqa: SIM115
-
-    def write(self, entry: dict[str, Any]) -> None:
-        with disk_trouble_named(self.path):
-            line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
-            _step("append", self.path, lambda: (self._file.write(line), self._file.flush()))
-
-    def sync(self) -> int:
-        """Put all lines safely on the disk, and tell how many bytes they are."""
-        with disk_trouble_named(self.path):
-            _step("fsync", self.path, lambda: os.fsync(self._file.fileno()))
-        return self._file.tell()
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The entries of a log; a last line cut off by a crash is passed over."""
-    if not path.exists():
-        return []
-    entries = []
-    for line in path.read_bytes().split(b"\n"):
-        with contextlib.suppress(ValueError):
-            entry = json.loads(line)
-            if isinstance(entry, dict):
-                entries.append(entry)
-    return entries
-
-
-class BinaryWriter:
-    """A large file written piece by piece into a staged folder, hashed on the way."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.bytes_written = 0
-        self._hash = hashlib.sha256()
-        self._file: IO[bytes] = _step("open", path, lambda: open(path, "wb"))  # noqa: SIM115
-
-    def write(self, data: bytes) -> None:
-        _step("append", self.path, lambda: self._file.write(data))
-        self._hash.update(data)
-        self.bytes_written += len(data)
-
-    def close(self) -> str:
-        """Put it safely on the disk; the sha256 of its bytes."""
-        self._file.flush()
-        _step("fsync", self.path, lambda: os.fsync(self._file.fileno()))
-        self._file.close()
-        return self._hash.hexdigest()
-
-    def abandon(self) -> None:
-        self._file.close()
-
-
-class Partial:
-    """A file that arrives in pieces, over several tries and processes. Until `finish` the pieces have a name of their
-    own; notes beside them say what they are pieces of."""
-
-    def __init__(self, final: Path) -> None:
-        self.final = final
-        self.path = final.with_name(_PARTIAL + final.name)
-        self._notes = final.with_name(_PARTIAL + final.name + ".json")
-
-    def size(self) -> int:
-        return self.path.stat().st_size if self.path.is_file() else 0
-
-    def notes(self) -> dict[str, Any]:
-        """What `begin` was told; nothing where that cannot be read."""
-        try:
-            return read_json(self._notes)
-        except UserError:
-            return {}
-
-    def begin(self, notes: dict[str, Any]) -> None:
-        self.discard()
-        with disk_trouble_named(self.final, _AGAIN), _opened(self._notes, "wb") as file:
-            _step("write", self._notes, lambda: file.write(json.dumps(notes).encode()))
-
-    @contextlib.contextmanager
-    def appending(self) -> Iterator[Callable[[bytes], None]]:
-        with disk_trouble_named(self.final, _AGAIN):
-            file: IO[bytes] = _step("open", self.path, lambda: open(self.path, "ab", buffering=0))  # noqa: SIM115
-            with file:
-                yield lambda data: _step("append", self.path, lambda: _write_all(file, data))
-
-    def finish(self) -> None:
-        """All pieces are there, and proven to be the right ones."""
-        with disk_trouble_named(self.final, _AGAIN):
-            _sync_file(self.path)
-            remove(self._notes)
-            _step("rename", self.final, lambda: os.replace(self.path, self.final))
-            _sync_folder(self.final.parent)
-
-    def discard(self) -> None:
-        for path in (self.path, self._notes):
-            remove(path)
-
-
-def _write_all(file: IO[bytes], data: bytes) -> None:
-    view = memoryview(data)
-    while view:  # an unbuffered file may take less than it is given
-        view = view[file.write(view) :]
+        rename(replaced, final)
 
 
 def damage(folder: Path) -> str | None:
@@ -390,10 +266,14 @@ def manifest_notes(folder: Path) -> dict[str, Any]:
 
 def sha256(path: Path) -> str:
     digest = hashlib.sha256()
+    hash_file(path, digest)
+    return digest.hexdigest()
+
+
+def hash_file(path: Path, digest: hashlib._Hash) -> None:
     with open(path, "rb") as file:
         while piece := file.read(1 << 20):
             digest.update(piece)
-    return digest.hexdigest()
 
 
 def free_bytes(path: Path) -> int:
@@ -430,34 +310,63 @@ def _step(kind: str, path: Path, act: Callable[[], T]) -> T:
     return act()
 
 
+def open_to_write(path: Path, mode: str, buffering: int = -1) -> IO[bytes]:
+    file: IO[bytes] = _step("open", path, lambda: open(path, mode, buffering))  # noqa: SIM115
+    return file
+
+
+def append(file: IO[bytes], path: Path, data: bytes | memoryview) -> None:
+    """To a file that is open without a buffer, which may take less at once than it is given."""
+
+    def write_all() -> None:
+        view = memoryview(data)
+        while view:
+            view = view[file.write(view) :]
+
+    _step("append", path, write_all)
+
+
+def truncate(path: Path, size: int) -> None:
+    _step("truncate", path, lambda: os.truncate(path, size))
+
+
+def rename(path: Path, final: Path) -> None:
+    _step("rename", final, lambda: os.replace(path, final))
+
+
+def sync(file: IO[bytes], path: Path) -> None:
+    """Put what was written to an open file safely on the disk."""
+    _step("fsync", path, lambda: os.fsync(file.fileno()))
+
+
 @contextlib.contextmanager
-def _opened(path: Path, mode: str) -> Iterator[IO[bytes]]:
-    file: IO[bytes] = _step("open", path, lambda: open(path, mode))  # noqa: SIM115
+def opened(path: Path, mode: str) -> Iterator[IO[bytes]]:
+    file = open_to_write(path, mode)
     with file:
         yield file
         file.flush()
-        _step("fsync", path, lambda: os.fsync(file.fileno()))
+        sync(file, path)
 
 
 def _seal(folder: Path, notes: dict[str, Any]) -> None:
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        for path in _sync_files(folder)
+        for path in sync_files(folder)
     }
-    _write_manifest(folder / MANIFEST, {"notes": notes, "files": files})
+    write_manifest(folder / MANIFEST, {"notes": notes, "files": files})
 
 
-def _write_manifest(path: Path, manifest: dict[str, Any]) -> None:
+def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
     data = json.dumps(manifest | {"sha256": _hash_of_json(manifest)}, indent=2).encode()
-    with _opened(path, "wb") as file:
+    with opened(path, "wb") as file:
         _step("write", path, lambda: file.write(data))
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_files(folder: Path) -> list[Path]:
+def sync_files(folder: Path) -> list[Path]:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in paths:
-        _sync_file(path)
+        sync_file(path)
     return paths
 
 
@@ -465,12 +374,12 @@ def _hash_of_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _sync_file(path: Path) -> None:
+def sync_file(path: Path) -> None:
     with open(path, "rb") as file:
-        _step("fsync", path, lambda: os.fsync(file.fileno()))
+        sync(file, path)
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
     if sys.platform == "win32":
         return
     handle = os.open(path, os.O_RDONLY)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from hornbook.base import files
 from hornbook.base.errors import UserError
+from hornbook.base.unfinished import BinaryWriter
 
 KEEP_SECONDS = 7 * 24 * 3600
 _numbers = itertools.count()
@@ -31,7 +32,7 @@ def spooled(blocks: Iterable[bytes], ending: str = "") -> Iterator[tuple[Path, s
     path = folder / f"{os.getpid()}-{next(_numbers)}{ending}"
     allowed = files.free_bytes(folder) // 2
     with files.disk_trouble_named(path):
-        writer = files.BinaryWriter(path)
+        writer = BinaryWriter(path)
         try:
             for block in blocks:
                 writer.write(block)

@@ -35,16 +35,19 @@ class Speaker:
                 f"{self.model.config.vocab_size}; they do not belong together"
             )
 
-    def encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text)
+    def encode(self, text: str, specials: bool = False) -> list[int]:
+        return self.tokenizer.encode(text, specials)
 
     def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids)
 
-    def stream(self, prompt: str = "", *, max_tokens: int = 256, seed: int = 0, **rules: Any) -> Iterator[str]:
-        """The continuation of `prompt`, whole characters as they come. `rules` are SamplerConfig's knobs."""
-        ids = self.encode(prompt) or [self.tokenizer.end_of_text]
-        text = self.tokenizer.stream()
+    def stream(
+        self, prompt: str = "", *, max_tokens: int = 256, seed: int = 0, specials: bool = False, **rules: Any
+    ) -> Iterator[str]:
+        """The continuation of `prompt`, whole characters as they come. `specials` reads special tokens out of the
+        prompt; `rules` are SamplerConfig's knobs."""
+        ids = self.tokenizer.encode_prompt(prompt, specials)
+        text = self.tokenizer.stream(continues=bool(prompt))
         chosen = SamplerConfig().with_(**rules)
         end = self.tokenizer.end_of_text
         for token in generate(self.model, ids, chosen, seed=seed, max_tokens=max_tokens, end_of_text=end):
@@ -53,9 +56,9 @@ class Speaker:
         if rest := text.end():
             yield rest
 
-    def generate(self, prompt: str = "", *, max_tokens: int = 256, seed: int = 0, **rules: Any) -> str:
-        """The continuation of `prompt`, all at once."""
-        return "".join(self.stream(prompt, max_tokens=max_tokens, seed=seed, **rules))
+    def generate(self, prompt: str = "", **options: Any) -> str:
+        """The continuation of `prompt`, all at once; options as for `stream`."""
+        return "".join(self.stream(prompt, **options))
 
     def score(self, text: str) -> Score:
         """Loss, perplexity and bits per byte of a text under the model."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hornbook.base import files
 from hornbook.base.errors import UserError
+from hornbook.base.logs import read_log
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +46,7 @@ class Curves:
 
     @classmethod
     def read(cls, run: Path) -> Curves:
-        entries = files.read_log(run / "metrics.jsonl")
+        entries = read_log(run / "metrics.jsonl")
         trained = [each for each in entries if _is_finite(each.get("loss"))]
         evaluated = [each for each in entries if _is_finite(each.get("val_loss"))]
         if not trained:

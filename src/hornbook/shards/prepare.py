@@ -1,46 +1,53 @@
 """Documents become shards.
 
 In: a `Source`, and knobs.  Out: a folder of shards; the one that was made before, where text and knobs are the same.
-The text is read twice: once to learn the vocabulary and to count, once to encode. An end-of-text id follows every
-document.
+As much of the text is read as it takes to choose sizes and to learn the vocabulary; then all of it, once, while what
+was read before is encoded and written. An end-of-text id follows every document. A preparation that is cut off goes
+on where its last full file ended.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import lzma
+import time
+import zlib
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import Field
 
 from hornbook.base import files
-from hornbook.base.console import Progress, count, warn
+from hornbook.base.console import Progress, count, duration, warn
 from hornbook.base.errors import UserError
 from hornbook.base.settings import Settings
+from hornbook.base.unfinished import empty_unfinished, finish_folder, unfinished_folder
 from hornbook.shards.format import FORMAT_VERSION, MANIFEST, Shards, is_shards
+from hornbook.shards.splits import Measured, Piece, SplitRule, measure
+from hornbook.shards.writer import STATE, ShardWriter, read_state, write_state
 from hornbook.text.corpora import find_source
-from hornbook.text.documents import AS_IT_COMES, Document, TextConfig
+from hornbook.text.documents import AS_IT_COMES, TextConfig
+from hornbook.text.encoder import EncoderFailed, SlowEncoder, fastest_encoder, has_gigatoken
 from hornbook.text.readers import Source
 from hornbook.text.streams import Tally
-from hornbook.text.tokenizer import KINDS, LEARNED, Tokenizer, TokenizerConfig, train_tokenizer
+from hornbook.text.tokenizer import Tokenizer, TokenizerConfig, refuse_ids, train_tokenizer
 
-FEW_DOCUMENTS = 64
-FEW_HELD_BACK = 6
-BATCH_CHARACTERS = 4_000_000
+BATCH_CHARACTERS = 8_000_000
+BATCHES_WAITING = 2
 TOKENS_PER_SHARD = 100_000_000
 YARDSTICK_BYTES = 8_000_000
-BYTES_PER_ID = 4  # about, before the ids are decoded
+LONG_LEARNING_SECONDS = 10.0
 
 
 class ShardsConfig(Settings):
     val_fraction: float | None = Field(None, gt=0, lt=1)
     """Share of the text held back for validation; a tenth of a small text, less of a large one, when not given."""
+    test_fraction: float = Field(0.0, ge=0, lt=1)
+    """Share of the text held back for a test at the very end."""
 
 
 class PrepareConfig(Settings):
@@ -49,45 +56,6 @@ class PrepareConfig(Settings):
     text: TextConfig = TextConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     shards: ShardsConfig = ShardsConfig()
-
-
-@dataclass
-class _SplitWriter:
-    """The files of one split as they grow."""
-
-    name: str
-    folder: Path
-    dtype: np.dtype[Any]
-    tokens: int = 0
-    documents: int = 0
-    text_bytes: int = 0
-    shards: list[dict[str, Any]] = field(default_factory=list)
-    _file: files.BinaryWriter | None = None
-
-    def add(self, ids: list[int], text_bytes: int, ends: bool) -> None:
-        if self._file is None:
-            self._file = files.BinaryWriter(self.folder / f"{self.name}-{len(self.shards):05}.bin")
-        self._file.write(np.asarray(ids, dtype=self.dtype).tobytes())
-        self.tokens += len(ids)
-        self.documents += ends
-        self.text_bytes += text_bytes
-        if self._file.bytes_written >= TOKENS_PER_SHARD * self.dtype.itemsize:
-            self.close_file()
-
-    def close_file(self) -> None:
-        if self._file is not None:
-            digest = self._file.close()
-            facts = {"name": self._file.path.name, "bytes": self._file.bytes_written, "sha256": digest}
-            self.shards.append(facts)
-            self._file = None
-
-    def facts(self) -> dict[str, Any]:
-        return {
-            "tokens": self.tokens,
-            "documents": self.documents,
-            "bytes_of_text": self.text_bytes,
-            "shards": self.shards,
-        }
 
 
 def open_or_prepare(
@@ -103,19 +71,12 @@ def open_or_prepare(
     source = find_source(data, text, progress=progress)
     out = default_folder(source, tokenizer, shards)
     files.remove_leftovers(out.parent, shared=True)
-    if is_shards(out):
-        try:
-            return Shards.open(out)
-        except UserError:
-            files.remove(out)
-    return prepare(source, tokenizer, shards, out, progress)
+    return _there(out, None) or prepare(source, tokenizer, shards, out, progress)
 
 
 def default_folder(source: Source, tokenizer: TokenizerConfig, shards: ShardsConfig) -> Path:
     """A place in the cache for just this text and these knobs: when one changes, so does the place."""
-    parts = [FORMAT_VERSION, source.signature(), tokenizer.model_dump(), shards.model_dump()]
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    return files.home() / "shards" / f"{source.name}-{digest[:12]}"
+    return files.home() / "shards" / f"{source.name}-{_key(source, tokenizer, shards)[:12]}"
 
 
 def prepare(
@@ -125,166 +86,230 @@ def prepare(
     out: Path,
     progress: Progress | None = None,
 ) -> Shards:
-    """Write the shards of a source into the folder `out`."""
+    """Write the shards of a source into the folder `out`, or find them there."""
     progress = progress or Progress(live=False)
-    tally = Tally()
-    measured = _measure(source, tally)
-    if measured.ids and tokenizer_config.kind in LEARNED:
-        made = ", ".join(kind for kind in KINDS if kind not in LEARNED)
-        raise UserError(
-            f"{measured.ids}: holds ids, which mean nothing to a {tokenizer_config.kind} vocabulary yet to be learned; "
-            f"name the one that made them: --tokenizer.kind with one of {made}"
-        )
-    fraction = config.val_fraction or val_fraction_for(measured.text_bytes)
-    rule = _SplitRule(measured, fraction)
-    progress.update(
-        f"learning a {tokenizer_config.kind} vocabulary from {count(measured.text_bytes)} bytes of {source.name}"
-    )
-    texts = _sample_for_vocabulary(source, rule, tokenizer_config.train_bytes)
-    tokenizer = train_tokenizer(tokenizer_config, texts, measured.text_bytes)
-    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
-    manifest: dict[str, Any] = {}
-    with files.folder_with_manifest(out, MANIFEST, manifest) as staging:
-        tokenizer.save(staging)
-        writers = {name: _SplitWriter(name, staging, dtype) for name in ("train", "val", "test")}
-        val_text: list[bytes] = []
-        done = 0
-        for batch in _batches(rule.split(source.documents())):
-            encoded = _encoded(tokenizer, [document for _, document in batch])
-            for (split, document), (ids, data) in zip(batch, encoded, strict=True):
-                writers[split].add(ids, len(data), document.ends)
-                done += len(data)
-                if split == "val":
-                    val_text.append(data)
-                    val_text = val_text if writers["val"].text_bytes <= YARDSTICK_BYTES else []
-            share = done / max(measured.text_bytes, 1)
-            progress.update(f"preparing {source.name}: {share:.0%} of {count(measured.text_bytes)} bytes")
-        for writer in writers.values():
-            writer.close_file()
-        splits = {name: writer.facts() for name, writer in writers.items() if name != "test" or writer.tokens}
-        if val_text:
-            splits["val"]["yardsticks"] = _yardsticks(b"".join(val_text))
-        content = [
-            tokenizer.fingerprint,
-            *(each["sha256"] for facts in splits.values() for each in facts["shards"]),
-        ]
-        manifest |= {
-            "format_version": FORMAT_VERSION,
-            "name": source.name,
-            "dtype": f"uint{dtype.itemsize * 8}",
-            "vocab_size": tokenizer.vocab_size,
-            "tokenizer": tokenizer_config.kind,
-            "tokenizer_fingerprint": tokenizer.fingerprint,
-            "source_signature": source.signature(),
-            "split_rule": rule.description,
-            "reading": {"replaced_characters": tally.replaced, "skipped_records": tally.skipped},
-            "splits": splits,
-            "fingerprint": hashlib.sha256("".join(content).encode()).hexdigest(),
-        }
+    key = _key(source, tokenizer_config, config)
+    measured = measure(source, config.val_fraction)
+    if measured.ids:
+        refuse_ids(tokenizer_config.kind, measured.ids)
+    rule = SplitRule(source, measured, config.val_fraction, config.test_fraction)
+    other = f"{out}: another process is preparing this text; waiting for it"
+    with unfinished_folder(out, STATE, lambda: progress.note(other)) as place:
+        if (there := _there(out, key)) is not None:
+            return there
+        work = _Preparation(source, rule, measured, tokenizer_config, place, key, progress)
+        try:
+            manifest = work.run(fast=True)
+        except EncoderFailed as failure:
+            progress.note(f"{failure}; going on with tokenizers, which is slower")
+            files.remove(place / STATE)
+            manifest = work.run(fast=False)
+        finish_folder(place, out, STATE, MANIFEST, manifest)
     return Shards.open(out)
 
 
-def val_fraction_for(text_bytes: int) -> float:
-    """A tenth of a text up to 5 MB, half a megabyte up to 1 GB, and then a two-thousandth."""
-    return max(min(0.1, 500_000 / max(text_bytes, 1)), 0.0005)
+def report(manifest: dict[str, Any]) -> Iterator[str]:
+    """What was prepared, a line each."""
+    for name, facts in manifest["splits"].items():
+        size = count(float(facts["bytes_of_text"]))
+        yield f"{name:6} {facts['documents']:,} documents, {size} bytes, {facts['tokens']:,} tokens"
+    facts, reading = manifest["report"], manifest["reading"]
+    yield (
+        f"{facts['bytes_per_token']:.2f} bytes per token; {count(facts['bytes_per_second'])} bytes a second, "
+        f"{duration(facts['seconds'])} in all, encoded by {facts['encoder']}"
+    )
+    counts = {
+        "characters replaced": reading["replaced_characters"],
+        "records passed over": reading["skipped_records"],
+        "documents dropped that another split has": facts["duplicates"],
+    }
+    if any(counts.values()):
+        yield ", ".join(f"{number:,} {what}" for what, number in counts.items() if number)
 
 
-@dataclass(frozen=True)
-class _Measured:
-    text_bytes: int
-    documents: int
-    """These, and their characters, are of what brings no split of its own."""
-    characters: int
-    """Ids, where the source holds these."""
-    ids: str
-    """What holds ids, where something does."""
+class _Preparation:
+    """One text on its way into a folder."""
 
+    def __init__(
+        self,
+        source: Source,
+        rule: SplitRule,
+        measured: Measured,
+        config: TokenizerConfig,
+        place: Path,
+        key: str,
+        progress: Progress,
+    ) -> None:
+        self._source, self._rule, self._measured = source, rule, measured
+        self._config, self._place, self._key, self._progress = config, place, key, progress
+        self._tally = Tally()
+        self._compressed = _Compressed()
 
-class _SplitRule:
-    """Which split a document belongs to: by the hash of its text, so that it stays there when others are added; with
-    few documents, where hashing would be a lottery, the text's tail."""
-
-    def __init__(self, measured: _Measured, fraction: float) -> None:
-        self._threshold = int(fraction * 2**64)
-        few = measured.documents < FEW_DOCUMENTS or measured.documents * fraction < FEW_HELD_BACK
-        self._tail_from = int(measured.characters * (1 - fraction)) if few else None
-        rule = "hash of the document's text" if self._tail_from is None else "tail of the text"
-        self.description = f"{rule}, {fraction:.4g} for validation"
-        if not measured.characters:
-            self.description = "the corpus's own"
-
-    def split(self, documents: Iterator[Document]) -> Iterator[tuple[str, Document]]:
-        characters, begins, home = 0, True, "train"
-        for document in documents:
-            if document.split:
-                yield document.split, document
-                continue
-            if self._tail_from is None:
-                if begins:  # the pieces of a long document stay together
-                    content = document.text.encode() if document.ids is None else document.ids.tobytes()
-                    digest = hashlib.sha256(content).digest()
-                    home = "val" if int.from_bytes(digest[:8], "big") < self._threshold else "train"
-                begins = document.ends
-                yield home, document
-                continue
-            head, tail = document.cut(self._tail_from - characters)
-            characters += document.size
-            for split, part in (("train", head), ("val", tail)):
-                if part is not None:
-                    yield split, part
-
-
-def _measure(source: Source, tally: Tally) -> _Measured:
-    documents = text_bytes = characters = 0
-    ids = ""
-    for document in source.documents(tally):
-        text_bytes += len(document.text.encode()) if document.ids is None else BYTES_PER_ID * document.size
-        if not document.split:
-            documents += document.ends
-            characters += document.size
-        ids = ids or ("" if document.ids is None else document.name)
-    if tally.skipped:
-        warn(f"{tally.skipped:,} records were passed over, the first: {tally.first_skipped}")
-    return _Measured(text_bytes, documents, characters, ids)
-
-
-def _encoded(tokenizer: Tokenizer, documents: list[Document]) -> list[tuple[list[int], bytes]]:
-    """The ids of each, and the bytes that they stand for. Ids from elsewhere hold their ends of text already."""
-    fresh = iter(tokenizer.encode_batch([document.text for document in documents if document.ids is None]))
-    pairs = []
-    for document in documents:
-        if document.ids is None:
-            pairs.append((next(fresh) + [tokenizer.end_of_text] * document.ends, document.text.encode()))
+    def run(self, fast: bool) -> dict[str, Any]:
+        """Everything but the manifest, which it returns."""
+        state = read_state(self._place, self._key)
+        if state is None:
+            empty_unfinished(self._place)
+            state = {"key": self._key}
+            tokenizer = self._learn(state)
         else:
-            ids = tokenizer.checked(document.ids, document.name)
-            pairs.append((ids, tokenizer.decode_bytes(ids)))
-    return pairs
+            tokenizer = Tokenizer.load(self._place)
+            self._progress.note(f"going on with the preparation of {self._source.name} that was cut off")
+        if fast and tokenizer.has_gpt2_pieces and not has_gigatoken():
+            self._progress.note("gigatoken is not installed; going on with tokenizers, which is slower")
+        encoder = fastest_encoder if fast else SlowEncoder
+        writer = ShardWriter(self._place, tokenizer, encoder, TOKENS_PER_SHARD, state)
+        try:
+            self._pump(writer)
+            writer.finish()
+            return self._manifest(tokenizer, writer)
+        finally:
+            writer.abandon()
+
+    def _learn(self, state: dict[str, Any]) -> Tokenizer:
+        began = time.monotonic()
+        size = count(float(self._measured.text_bytes))
+        self._progress.update(f"learning a {self._config.kind} vocabulary from {size} bytes of {self._source.name}")
+        texts = _sample_for_vocabulary(self._source, self._rule, self._config.train_bytes)
+        tokenizer = train_tokenizer(self._config, texts, self._measured.text_bytes)
+        tokenizer.save(self._place)
+        if time.monotonic() - began > LONG_LEARNING_SECONDS:
+            write_state(self._place, state | {"tokenizer": tokenizer.fingerprint, "splits": {}})
+        return tokenizer
+
+    def _pump(self, writer: ShardWriter) -> None:
+        """Read here, while one thread encodes what was read before, another writes what was encoded before that, and
+        a third compresses, for scale."""
+        waiting: deque[Future[None]] = deque()
+        done = 0
+        self._compressed = _Compressed()
+        with ThreadPoolExecutor(1) as encoding, ThreadPoolExecutor(1) as writing, ThreadPoolExecutor(1) as compressing:
+            for batch, items, size in self._batches(writer.items, compressing):
+                if len(waiting) >= BATCHES_WAITING:
+                    waiting.popleft().result()
+                waiting.append(writing.submit(writer.add, encoding.submit(writer.encode, batch), items))
+                done += size
+                share = min(done / max(self._measured.text_bytes, 1), 1)
+                self._progress.update(
+                    f"preparing {self._source.name}: {share:.0%} of {'about ' * (not self._measured.whole)}"
+                    f"{count(float(self._measured.text_bytes))} bytes, {count(done / writer.seconds)} a second"
+                )
+            for batch_written in waiting:
+                batch_written.result()
+        if self._tally.skipped:
+            warn(f"{self._tally.skipped:,} records were passed over, the first: {self._tally.first_skipped}")
+
+    def _batches(self, have: int, compressing: ThreadPoolExecutor) -> Iterator[tuple[list[Piece], int, int]]:
+        """Pieces, how many things of the source are read with them, and their bytes; without the first `have`."""
+        self._tally = Tally()
+        batch: list[Piece] = []
+        size = items = 0
+        for items, pieces in enumerate(self._rule.split(self._source, self._tally), start=1):
+            for piece in pieces:
+                if piece.split == "val" and piece.ids is None and self._compressed.wants(len(piece.data)):
+                    compressing.submit(self._compressed.add, piece.data)
+            if items <= have:
+                continue
+            batch += pieces
+            size += sum(len(piece.data) for piece in pieces)
+            if size >= BATCH_CHARACTERS:
+                yield batch, items, size
+                batch, size = [], 0
+        yield batch, items, size
+
+    def _manifest(self, tokenizer: Tokenizer, writer: ShardWriter) -> dict[str, Any]:
+        splits: dict[str, Any] = {
+            name: {
+                "tokens": split.tokens,
+                "documents": split.documents,
+                "bytes_of_text": split.bytes_of_text,
+                "shards": split.shards,
+            }
+            for name, split in writer.splits.items()
+            if name != "test" or split.shards
+        }
+        if yardsticks := self._compressed.bits_per_byte():
+            splits["val"]["yardsticks"] = yardsticks
+        totals = {
+            name: sum(facts[name] for facts in splits.values()) for name in ("documents", "bytes_of_text", "tokens")
+        }
+        seconds = writer.seconds
+        content = [tokenizer.fingerprint, *(each["sha256"] for facts in splits.values() for each in facts["shards"])]
+        return {
+            "format_version": FORMAT_VERSION,
+            "name": self._source.name,
+            "key": self._key,
+            "dtype": f"uint{writer.dtype.itemsize * 8}",
+            "vocab_size": tokenizer.vocab_size,
+            "tokenizer": self._config.kind,
+            "tokenizer_fingerprint": tokenizer.fingerprint,
+            "source_signature": self._source.signature(),
+            "split_rule": self._rule.description,
+            "reading": {"replaced_characters": self._tally.replaced, "skipped_records": self._tally.skipped},
+            "report": totals
+            | {
+                "bytes_per_token": totals["bytes_of_text"] / max(totals["tokens"], 1),
+                "duplicates": self._rule.duplicates,
+                "encoder": writer.encoder.name if totals["tokens"] else None,
+                "seconds": seconds,
+                "bytes_per_second": totals["bytes_of_text"] / max(seconds, 1e-9),
+            },
+            "splits": splits,
+            "fingerprint": hashlib.sha256("".join(content).encode()).hexdigest(),
+        }
 
 
-def _sample_for_vocabulary(source: Source, rule: _SplitRule, limit: int) -> Iterator[str]:
+def _key(source: Source, tokenizer: TokenizerConfig, shards: ShardsConfig) -> str:
+    """The same for the same text and knobs."""
+    parts = [FORMAT_VERSION, source.signature(), tokenizer.model_dump(), shards.model_dump()]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _there(out: Path, key: str | None) -> Shards | None:
+    """Shards that were made before, of the same text by the same knobs where a key tells these; None if damaged."""
+    try:
+        shards = Shards.open(out)
+    except UserError:
+        return None
+    return shards if key in (None, shards.manifest.get("key")) else None
+
+
+def _sample_for_vocabulary(source: Source, rule: SplitRule, limit: int) -> Iterator[str]:
     read = 0
-    for split, document in rule.split(source.documents()):
-        if split == "train" and document.ids is None:
-            yield document.text
-            read += len(document.text.encode())
-            if read >= limit:
-                return
+    for pieces in rule.split(source):
+        for piece in pieces:
+            if piece.split == "train" and piece.ids is None:
+                yield piece.data.decode()
+                read += len(piece.data)
+                if read >= limit:
+                    return
 
 
-def _batches(pairs: Iterator[tuple[str, Document]]) -> Iterator[list[tuple[str, Document]]]:
-    batch: list[tuple[str, Document]] = []
-    characters = 0
-    for pair in pairs:
-        batch.append(pair)
-        characters += pair[1].size
-        if characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
+class _Compressed:
+    """Bits per byte that general compressors need for the validation text, for scale; of a large one not told."""
 
+    def __init__(self) -> None:
+        self._wanted = self._bytes = 0
+        # As gzip.compress and lzma.compress with preset 9 do.
+        self._compressors: dict[str, Any] = {
+            "gzip -9": zlib.compressobj(9, zlib.DEFLATED, 31),
+            "xz -9": lzma.LZMACompressor(preset=9),
+        }
+        self._sizes = dict.fromkeys(self._compressors, 0)
 
-def _yardsticks(text: bytes) -> dict[str, float]:
-    """Bits per byte that general compressors need for the same text."""
-    sizes = {"gzip -9": len(gzip.compress(text, 9)), "xz -9": len(lzma.compress(text, preset=9))}
-    return {name: 8 * size / len(text) for name, size in sizes.items()}
+    def wants(self, size: int) -> bool:
+        self._wanted += size
+        return self._wanted <= YARDSTICK_BYTES
+
+    def add(self, text: bytes) -> None:
+        self._bytes += len(text)
+        for name, compressor in self._compressors.items():
+            self._sizes[name] += len(compressor.compress(text))
+
+    def bits_per_byte(self) -> dict[str, float]:
+        if not 0 < self._bytes == self._wanted:
+            return {}
+        return {
+            name: 8 * (self._sizes[name] + len(compressor.flush())) / self._bytes
+            for name, compressor in self._compressors.items()
+        }

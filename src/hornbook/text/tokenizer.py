@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from pydantic import Field
 from hornbook.base import files
 from hornbook.base.errors import UserError
 from hornbook.base.settings import Settings
+from hornbook.text.gpt2 import gpt2_ranks, merges_of
 
 if TYPE_CHECKING:
     import tokenizers
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
 END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<|unknown|>"
+WORDPIECE_END = "<|EOS|>"
+WORDPIECE_UNKNOWN = "[UNK]"
+WORDPIECE_ENTRIES = 40_000
 # Punctuation takes the line's end and the next line's indentation with it: 6 % fewer tokens for Python's sources than
 # with GPT-2's pieces.
 CODE_PIECES = (
@@ -41,19 +46,30 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 class TokenizerConfig(Settings):
-    kind: Literal["bpe", "char", "byte"] = "bpe"
+    kind: Literal["bpe", "char", "byte", "wordpiece", "gpt2"] = "bpe"
     """How text is cut into tokens."""
     vocab_size: int | None = Field(None, ge=257, le=1_000_000)
-    """Entries of a trained vocabulary; chosen from the amount of text when not given. Only for bpe."""
+    """Entries of a trained vocabulary; for bpe chosen from the amount of text when not given, for wordpiece 40,000."""
     split: Literal["gpt2", "code"] = "gpt2"
     """How bpe cuts text into the pieces that tokens never cross; `code` keeps line ends and indentation together."""
     train_bytes: int = Field(64_000_000, ge=1)
     """At most so much text is read to learn the vocabulary from."""
+    ranks_file: str | None = None
+    """For gpt2: a local copy of r50k_base.tiktoken; fetched once when not given."""
+    as_published: bool = False
+    """For wordpiece: keep control characters, and read special tokens out of text, as the system it comes from did."""
 
     def mistakes(self) -> Iterator[tuple[str, str]]:
+        if self.ranks_file is not None and self.kind != "gpt2":
+            yield "ranks_file", "only gpt2 reads ranks; leave it out, or --tokenizer.kind gpt2"
+        if self.as_published and self.kind != "wordpiece":
+            yield (
+                "as_published",
+                "only wordpiece was published in two ways; leave it out, or --tokenizer.kind wordpiece",
+            )
         if self.split == "code" and self.kind != "bpe":
             yield "split", f"only bpe splits text first; leave it out for {self.kind}"
-        if self.vocab_size is not None and self.kind != "bpe":
+        if self.vocab_size is not None and self.kind not in ("bpe", "wordpiece"):
             yield (
                 "vocab_size",
                 f"a {self.kind} tokenizer has the vocabulary it needs; leave it out, or --tokenizer.kind bpe",
@@ -66,10 +82,12 @@ class Tokenizer:
     def __init__(self, inner: tokenizers.Tokenizer) -> None:
         inner.encode_special_tokens = True  # "<|endoftext|>" in a text is thirteen characters, not the end of it
         self._inner = inner
-        end = inner.token_to_id(END_OF_TEXT)
-        if end is None:
+        ends = [inner.token_to_id(name) for name in (END_OF_TEXT, WORDPIECE_END)]
+        self.end_of_text: int = next((end for end in ends if end is not None), -1)
+        if self.end_of_text < 0:
             raise UserError(f"tokenizer.json: has no {END_OF_TEXT} token, which ends a document")
-        self.end_of_text: int = end
+        # What a template puts before each text; what it puts after is the end of the text, which all documents get.
+        self.opening: list[int] = inner.encode("").ids[:1]
 
     @property
     def vocab_size(self) -> int:
@@ -77,13 +95,33 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        return hashlib.sha256(self._inner.to_str().encode()).hexdigest()
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
-    def encode(self, text: str) -> list[int]:
+    def to_json(self) -> str:
+        return str(self._inner.to_str())
+
+    @property
+    def ids_are_bytes(self) -> bool:
+        return self.vocab_size == 257 and self._piece_bytes[:256] == [bytes([byte]) for byte in range(256)]
+
+    @property
+    def has_gpt2_pieces(self) -> bool:
+        """Whether it is byte-level BPE that cuts text as GPT-2 does."""
+        return type(self._inner.pre_tokenizer).__name__ == "ByteLevel" and self._inner.normalizer is None
+
+    def encode(self, text: str, specials: bool = False) -> list[int]:
+        """The ids of a text. A special token's name in it is text like any other, unless `specials` asks for it."""
+        if specials:
+            pieces = re.split("(" + "|".join(map(re.escape, self._specials)) + ")", text)
+            return [each for piece in pieces for each in self._special_or_text(piece)]
         try:
             return list(self._inner.encode(text, add_special_tokens=False).ids)
         except TypeError:  # half a surrogate pair, as Python reads a word of a command line that is not UTF-8
             raise UserError("the text to encode is not UTF-8; convert it, for example with iconv") from None
+
+    def encode_prompt(self, text: str, specials: bool = False) -> list[int]:
+        """Ids for a model to go on from: a document's beginning, but not its end."""
+        return [*self.opening, *self.encode(text, specials)] or [self.end_of_text]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Many texts at once, on all cores."""
@@ -103,6 +141,8 @@ class Tokenizer:
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        if self._inserts_blanks:
+            return b"".join(map(self.stream().bytes_of, ids))
         pieces = self._piece_bytes
         return b"".join(pieces[token] for token in ids)
 
@@ -113,26 +153,32 @@ class Tokenizer:
             raise UserError("only a byte tokenizer encodes bytes that are not text")
         return [table[data[place : place + 1]] for place in range(len(data))]
 
-    def stream(self) -> TextStream:
-        return TextStream(self)
+    def stream(self, continues: bool = False) -> TextStream:
+        """Ids to text one by one; where it `continues` a text, a word comes with the blank before it."""
+        return TextStream(self, continues)
 
-    def piece(self, token: int) -> bytes:
-        """The bytes that a token stands for; none for a special token."""
+    def piece(self, token: int, first: bool = False) -> bytes:
+        """The bytes that a token stands for, at the beginning of a text or in it; none for a special token."""
+        if first and self._inserts_blanks and self._piece_bytes[token]:
+            return str(self._inner.decoder.decode([self._inner.id_to_token(token)])).encode()
         return self._piece_bytes[token]
+
+    def name(self, token: int) -> str:
+        """How tokenizer.json writes a token."""
+        return str(self._inner.id_to_token(token))
 
     def save(self, folder: Path, context: int | None = None) -> None:
         """Into a staged folder: files that transformers' AutoTokenizer loads with the same ids."""
         self._inner.save(str(folder / TOKENIZER_FILES[0]))
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": END_OF_TEXT,
-            "eos_token": END_OF_TEXT,
-            "pad_token": END_OF_TEXT,
+            **dict.fromkeys(("bos_token", "eos_token", "pad_token"), self._inner.id_to_token(self.end_of_text)),
             "split_special_tokens": True,
             "clean_up_tokenization_spaces": False,
         }
-        if self._inner.token_to_id(UNKNOWN) is not None:
-            settings["unk_token"] = UNKNOWN
+        for name in (UNKNOWN, WORDPIECE_UNKNOWN):
+            if name in self._specials:
+                settings["unk_token"] = name
         files.write_json(folder / TOKENIZER_FILES[1], settings | ({"model_max_length": context} if context else {}))
 
     @classmethod
@@ -149,9 +195,21 @@ class Tokenizer:
         except Exception as error:  # tokenizers raises plain Exceptions
             raise UserError(f"{path}: not a tokenizer ({error})") from None
 
+    def _special_or_text(self, piece: str) -> list[int]:
+        return [self._specials[piece]] if piece in self._specials else self.encode(piece)
+
+    @cached_property
+    def _specials(self) -> dict[str, int]:
+        added = self._inner.get_added_tokens_decoder().items()
+        return {each.content: token for token, each in added if each.special}
+
+    @cached_property
+    def _inserts_blanks(self) -> bool:
+        return type(self._inner.decoder).__name__ == "WordPiece"
+
     @cached_property
     def _piece_bytes(self) -> list[bytes]:
-        special = {token for token, added in self._inner.get_added_tokens_decoder().items() if added.special}
+        special = set(self._specials.values())
         byte_level = type(self._inner.decoder).__name__ == "ByteLevel"
         to_byte = {letter: byte for byte, letter in enumerate(byte_letters())}
         pieces = []
@@ -161,6 +219,8 @@ class Tokenizer:
                 pieces.append(b"")
             elif byte_level:
                 pieces.append(bytes(to_byte[letter] for letter in piece))
+            elif self._inserts_blanks:
+                pieces.append(self._inner.decoder.decode(["x", piece])[1:].encode())
             else:
                 pieces.append(piece.encode())
         return pieces
@@ -169,12 +229,18 @@ class Tokenizer:
 class TextStream:
     """Ids come one by one; text goes out as soon as it is whole characters."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, continues: bool) -> None:
         self._tokenizer = tokenizer
+        self._at_beginning = not continues
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def feed(self, token: int) -> str:
-        return self._decoder.decode(self._tokenizer.piece(token))
+        return self._decoder.decode(self.bytes_of(token))
+
+    def bytes_of(self, token: int) -> bytes:
+        piece = self._tokenizer.piece(token, self._at_beginning)
+        self._at_beginning = self._at_beginning and not piece
+        return piece
 
     def end(self) -> str:
         return self._decoder.decode(b"", final=True)
@@ -182,12 +248,22 @@ class TextStream:
 
 def train_tokenizer(config: TokenizerConfig, texts: Iterable[str], total_bytes: int) -> Tokenizer:
     """Learn a vocabulary from texts."""
-    size = config.vocab_size or vocab_size_for(total_bytes)
+    size = config.vocab_size or (WORDPIECE_ENTRIES if config.kind == "wordpiece" else vocab_size_for(total_bytes))
     return Tokenizer(KINDS[config.kind](texts, config, size))
 
 
 # Kinds whose vocabulary comes from the text; what an id means is not known before.
-LEARNED = ("bpe", "char")
+LEARNED = ("bpe", "char", "wordpiece")
+
+
+def refuse_ids(kind: str, where: str) -> None:
+    """Ids from elsewhere mean nothing to a vocabulary that is yet to be learned."""
+    if kind in LEARNED:
+        made = ", ".join(each for each in KINDS if each not in LEARNED)
+        raise UserError(
+            f"{where}: holds ids, which mean nothing to a {kind} vocabulary yet to be learned; "
+            f"name the one that made them: --tokenizer.kind with one of {made}"
+        )
 
 
 def vocab_size_for(text_bytes: int) -> int:
@@ -226,10 +302,72 @@ def byte_tokenizer(_texts: Iterable[str], _config: TokenizerConfig, _size: int) 
     return _without_merges([*byte_letters(), END_OF_TEXT], byte_level=True)
 
 
+def train_wordpiece(texts: Iterable[str], config: TokenizerConfig, vocab_size: int) -> tokenizers.Tokenizer:
+    """Words and their pieces, without accents; what cannot be put together from pieces is unknown."""
+    import tokenizers
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+    cleaning = [normalizers.NFD(), normalizers.StripAccents()]
+    if not config.as_published:  # its patterns for this were plain strings, which no text contains
+        cleaning.append(normalizers.Replace(tokenizers.Regex(r"[\p{C}&&[^\s]]"), ""))
+        cleaning.append(normalizers.Replace(tokenizers.Regex(r"\s+"), " "))
+    words = r"\w+|[^\w\s]+"
+    specials = [WORDPIECE_UNKNOWN, WORDPIECE_END]
+
+    def around(vocabulary: dict[str, int], pattern: str) -> tokenizers.Tokenizer:
+        tokenizer = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token=WORDPIECE_UNKNOWN))
+        tokenizer.normalizer = normalizers.Sequence(cleaning)
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(pattern), "removed", invert=True)
+        return tokenizer
+
+    def learned(size: int, first: list[str]) -> dict[str, int]:
+        tokenizer = around({}, words)
+        trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=first, show_progress=False)
+        tokenizer.train_from_iterator(kept, trainer)
+        return dict(tokenizer.get_vocab())
+
+    kept = list(texts)
+    # The trainer numbers letters inside of words by chance, and by the numbers it decides between pairs that are
+    # equally frequent. With the letters known beforehand, the same text always gives the same vocabulary.
+    letters = sorted(entry for entry in learned(1, specials) if entry.startswith("##") and len(entry) == 3)
+    vocabulary = learned(vocab_size, [*specials, *letters])
+    # As published, special tokens are words: tokenizer.json has no place for the setting that reads them out of text.
+    names = "|".join(map(re.escape, specials))
+    tokenizer = around(vocabulary, f"{names}|{words}" if config.as_published else words)
+    tokenizer.add_special_tokens(specials)
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{WORDPIECE_END} $A {WORDPIECE_END}", special_tokens=[(WORDPIECE_END, 1)]
+    )
+    return tokenizer
+
+
+def gpt2_tokenizer(_texts: Iterable[str], config: TokenizerConfig, _size: int) -> tokenizers.Tokenizer:
+    """GPT-2's own vocabulary; nothing is learned."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
+
+    letters = byte_letters()
+    ranks = gpt2_ranks(config.ranks_file)
+    written = {token: "".join(letters[byte] for byte in token) for token in ranks}
+    tokenizer = tokenizers.Tokenizer(
+        models.BPE(
+            vocab={written[token]: rank for token, rank in ranks.items()},
+            merges=[(written[one], written[other]) for one, other in merges_of(ranks)],
+        )
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([END_OF_TEXT])
+    return tokenizer
+
+
 KINDS: dict[str, Callable[[Iterable[str], TokenizerConfig, int], tokenizers.Tokenizer]] = {
     "bpe": train_bpe,
     "char": train_char,
     "byte": byte_tokenizer,
+    "wordpiece": train_wordpiece,
+    "gpt2": gpt2_tokenizer,
 }
 
 

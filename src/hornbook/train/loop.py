@@ -184,9 +184,10 @@ def sample(run: Run) -> None:
     end = tokenizer.end_of_text
     with at_rest(run) as model:
         for prompt in knobs.prompts:
-            ids = tokenizer.encode(prompt) or [end]
+            ids = tokenizer.encode_prompt(prompt)
             new = generate(model, ids, knobs.rules, seed=run.config.seed, max_tokens=knobs.tokens, end_of_text=end)
-            run.metrics.sampled(run.state.step, prompt, tokenizer.decode(list(new)))
+            text = tokenizer.stream(continues=bool(prompt))
+            run.metrics.sampled(run.state.step, prompt, "".join([*map(text.feed, new), text.end()]))
 
 
 def save(run: Run) -> None:

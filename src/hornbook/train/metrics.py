@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from hornbook.base import files
 from hornbook.base.console import Progress, count, duration
+from hornbook.base.logs import Log
 from hornbook.infer.score import Score
 
 METRICS = "metrics.jsonl"
@@ -47,8 +47,8 @@ class Metrics:
         peak_flops: float | None,
         kept: dict[str, int] | None,
     ) -> None:
-        self._log = files.Log(folder / METRICS, (kept or {}).get(METRICS))
-        self._samples = files.Log(folder / SAMPLES, (kept or {}).get(SAMPLES))
+        self._log = Log(folder / METRICS, (kept or {}).get(METRICS))
+        self._samples = Log(folder / SAMPLES, (kept or {}).get(SAMPLES))
         self._progress = progress
         self._flops_per_token = flops_per_token
         self._peak_flops = peak_flops

@@ -1,0 +1,173 @@
+"""Work that outlives the process that began it.
+
+In: pieces of a file, or of a folder, over several tries and processes.  Out: the whole under its final name. Until
+then it has a name of its own beside that, from which a later process goes on; one process at a time is at it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from hornbook.base import files
+from hornbook.base.errors import UserError
+
+_PARTIAL = ".partial-"
+_AGAIN = "run the same command again"
+
+
+@contextlib.contextmanager
+def turn_at(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """One at a time makes the file at `path`; whoever comes second calls `waiting`, and waits."""
+    lock = path.with_name(f".lock-{path.name}")
+    with files.disk_trouble_named(path), files.open_to_write(lock, "ab") as file:
+        if not files.take_lock(file, wait=False):
+            waiting()
+            files.take_lock(file, wait=True)
+        yield
+
+
+class BinaryWriter:
+    """A large file written piece by piece, hashed on the way; one that a crash cut short goes on after `keep_bytes`."""
+
+    def __init__(self, path: Path, keep_bytes: int = 0) -> None:
+        self.path = path
+        self.bytes_written = keep_bytes
+        self._hash = hashlib.sha256()
+        if keep_bytes:
+            files.truncate(path, keep_bytes)
+            files.hash_file(path, self._hash)
+        self._file = files.open_to_write(path, "ab" if keep_bytes else "wb", buffering=0)
+
+    def write(self, data: bytes | memoryview) -> None:
+        files.append(self._file, self.path, data)
+        self._hash.update(data)
+        self.bytes_written += len(data)
+
+    def sync(self) -> int:
+        """Put what was written safely on the disk; how many bytes it is."""
+        files.sync(self._file, self.path)
+        return self.bytes_written
+
+    def close(self) -> str:
+        """Put it safely on the disk; the sha256 of its bytes."""
+        self.sync()
+        self._file.close()
+        return self._hash.hexdigest()
+
+    def abandon(self) -> None:
+        self._file.close()
+
+
+class Partial:
+    """A file that arrives in pieces. Notes beside them say what they are pieces of."""
+
+    def __init__(self, final: Path) -> None:
+        self.final = final
+        self.path = final.with_name(_PARTIAL + final.name)
+        self._notes = final.with_name(_PARTIAL + final.name + ".json")
+
+    def size(self) -> int:
+        return self.path.stat().st_size if self.path.is_file() else 0
+
+    def notes(self) -> dict[str, Any]:
+        """What `begin` was told; nothing where that cannot be read."""
+        try:
+            return files.read_json(self._notes)
+        except UserError:
+            return {}
+
+    def begin(self, notes: dict[str, Any]) -> None:
+        self.discard()
+        with files.disk_trouble_named(self.final, _AGAIN), files.opened(self._notes, "wb") as file:
+            files.append(file, self._notes, json.dumps(notes).encode())
+
+    @contextlib.contextmanager
+    def appending(self) -> Iterator[Callable[[bytes], None]]:
+        with (
+            files.disk_trouble_named(self.final, _AGAIN),
+            files.open_to_write(self.path, "ab", buffering=0) as file,
+        ):
+            yield lambda data: files.append(file, self.path, data)
+
+    def finish(self) -> None:
+        """All pieces are there, and proven to be the right ones."""
+        with files.disk_trouble_named(self.final, _AGAIN):
+            files.sync_file(self.path)
+            files.remove(self._notes)
+            files.rename(self.path, self.final)
+            files.sync_folder(self.final.parent)
+
+    def discard(self) -> None:
+        for path in (self.path, self._notes):
+            files.remove(path)
+
+
+@contextlib.contextmanager
+def unfinished_folder(final: Path, state: str, wait: Callable[[], object] = lambda: None) -> Iterator[Path]:
+    """A folder beside `final` to fill; `finish_folder` gives it its name.
+
+    It stays after a failure once it holds a file `state`, from which the next one can go on. One process at a time
+    has it: another is told so by `wait`, and gets its turn when the first one is done."""
+    files.make_folder(final.parent)
+    place = final.with_name(files.UNFINISHED + final.name)
+    with files.disk_trouble_named(final, _AGAIN), _turn_in(place, wait):
+        files.remove_leftovers(place)
+        try:
+            yield place
+        finally:
+            if place.is_dir() and not (place / state).exists():
+                with contextlib.suppress(OSError):
+                    files.remove(place)
+
+
+def empty_unfinished(place: Path) -> None:
+    """Begin anew."""
+    for path in place.iterdir():
+        if path.name != files.LOCK:
+            files.remove(path)
+
+
+def finish_folder(place: Path, final: Path, state: str, name: str, manifest: dict[str, Any]) -> None:
+    """An unfinished folder is done: its manifest is written last, under `name`, with its own hash."""
+    files.sync_files(place)
+    files.write_manifest(place / name, manifest)
+    for path in (place / state, place / files.LOCK):
+        files.remove(path)
+    files.take_name(place, final)
+
+
+@contextlib.contextmanager
+def _turn_in(place: Path, wait: Callable[[], object]) -> Iterator[None]:
+    """The lock lies in the folder, so that it goes with it."""
+    while True:
+        files.make_folder(place)
+        try:
+            file = files.open_to_write(place / files.LOCK, "ab")
+        except FileNotFoundError:  # the one before has just finished, and the folder has its name
+            continue
+        except OSError:
+            if not any(place.iterdir()):
+                with contextlib.suppress(OSError):
+                    files.remove(place)
+            raise
+        with file:
+            if not files.take_lock(file, wait=False):
+                wait()
+                files.take_lock(file, wait=True)
+            if _is_still(file, place / files.LOCK):
+                yield
+                return
+
+
+def _is_still(file: IO[bytes], path: Path) -> bool:
+    """Whether an open file is the one at a path: who waited may hold the lock of a folder that is gone from there."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False

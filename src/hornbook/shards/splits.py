@@ -1,0 +1,201 @@
+"""Which split a document belongs to.
+
+In: documents as they are read.  Out: pieces of text, each with its split: train, val or test.
+What a corpus brings as a split stays one. Other documents go by the hash of their text, so that they stay where they
+are when others are added; with few documents, where hashing would be a lottery, the text's tail is held back. Text
+that is held back is not trained on: a document of the same text in a split before is dropped, and counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
+
+from hornbook.base.errors import UserError
+from hornbook.text.documents import Document
+from hornbook.text.readers import Source
+from hornbook.text.streams import Tally
+
+SPLITS = ("train", "val", "test")
+FEW_DOCUMENTS = 64
+FEW_HELD_BACK = 6
+# So much text is read to choose by; of a larger one the amount is estimated from its files' sizes.
+LOOK_AT_BYTES = 8_000_000
+# Hashes that are remembered to find the same text again: about 200 MB of them.
+MOST_HASHES = 2_000_000
+BYTES_PER_ID = 4  # about, before the ids are decoded
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A document, or a part of one, in its split: as UTF-8, or as the ids of one that was encoded elsewhere."""
+
+    split: str
+    name: str
+    data: bytes
+    begins: bool
+    ends: bool
+    ids: NDArray[Any] | None = None
+
+
+@dataclass
+class Measured:
+    """How much text there is; all of it, or what could be told from its beginning and the sizes of its files."""
+
+    text_bytes: int = 0
+    documents: int = 0
+    """These, and their characters or ids, are of what brings no split of its own."""
+    characters: int = 0
+    ids: str = ""
+    """What holds ids, where something does."""
+    whole: bool = True
+    hashes: list[tuple[int, int, int]] = field(default_factory=list)
+    """Of documents: a hash of the text, and the characters where it begins and ends."""
+
+
+def measure(source: Source, val_fraction: float | None) -> Measured:
+    """Read until it is clear how to split: a large text of many documents not to its end."""
+    found = Measured()
+    estimate = source.likely_bytes_of_text()
+    most = _most_documents(source)
+    read = 0
+    for read, document in enumerate(source.documents(), start=1):
+        size = len(_encoded(document)) if document.ids is None else BYTES_PER_ID * document.size
+        found.text_bytes += size
+        found.ids = found.ids or ("" if document.ids is None else document.name)
+        if not document.split:
+            if document.ends and len(found.hashes) < MOST_HASHES:
+                found.hashes.append((_hash(document), found.characters, found.characters + document.size))
+            found.documents += document.ends
+            found.characters += document.size
+        if found.text_bytes >= LOOK_AT_BYTES:
+            likely = min(estimate, found.text_bytes // read * most) if most else estimate
+            fraction = val_fraction or val_fraction_for(likely)
+            if _brings_splits(source) or not _are_few(found.documents, fraction):
+                found.text_bytes, found.whole = max(likely, found.text_bytes), False
+                break
+    return found
+
+
+def val_fraction_for(text_bytes: int) -> float:
+    """A tenth of a text up to 5 MB, half a megabyte up to 1 GB, and then a two-thousandth."""
+    return max(min(0.1, 500_000 / max(text_bytes, 1)), 0.0005)
+
+
+class SplitRule:
+    """Gives each document its split; counts the duplicates that it drops."""
+
+    def __init__(self, source: Source, measured: Measured, val_fraction: float | None, test_fraction: float) -> None:
+        val = val_fraction or val_fraction_for(measured.text_bytes)
+        if val + test_fraction >= 1:
+            raise UserError(
+                f"--shards.test-fraction: {test_fraction:g} and {val:.4g} for validation leave nothing to train on"
+            )
+        self.duplicates = 0
+        self._hash_below = {"val": int(val * 2**64), "test": int((val + test_fraction) * 2**64)}
+        few = measured.whole and _are_few(measured.documents, val)
+        shares_after = [val + test_fraction, test_fraction] if test_fraction else [val]
+        cuts = [int(measured.characters * (1 - share)) for share in shares_after]
+        self._cuts = cuts if few else None
+        self._held = _held_back(source)
+        for digest, begin, end in measured.hashes if few else ():
+            at = sum(begin >= cut for cut in cuts)
+            if at and not any(begin < cut < end for cut in cuts):
+                self._held[digest] = max(at, self._held.get(digest, 0))
+        rule = "tail of the text" if few else "hash of the document's text"
+        shares = f"{val:.4g} for validation" + (f", {test_fraction:.4g} for testing" if test_fraction else "")
+        self.description = f"{rule}, {shares}" if measured.characters else "the corpus's own"
+
+    def split(self, source: Source, tally: Tally | None = None) -> Iterator[list[Piece]]:
+        """For each thing that the source yields, the pieces that become of it: none, one, or several."""
+        self.duplicates = 0
+        characters, begins, home = 0, True, "train"
+        unended: set[str] = set()
+        for document in source.documents(tally):
+            whole = begins and document.ends
+            data = _encoded(document)
+            digest = _hash(document, data) if begins and (self._held or not (document.split or self._cuts)) else 0
+            if begins:
+                home = document.split or self._by_hash(digest)
+            if document.split or self._cuts is None:
+                pieces = [Piece(home, document.name, data, home not in unended, document.ends, document.ids)]
+            else:
+                pieces = self._cut(document, data, characters, unended)
+                characters += document.size
+            begins = document.ends
+            if whole and len(pieces) == 1 and self._held.get(digest, 0) > SPLITS.index(pieces[0].split):
+                self.duplicates += 1
+                pieces = []
+            unended = {piece.split for piece in pieces if not piece.ends}
+            yield pieces
+
+    def _by_hash(self, digest: int) -> str:
+        return next((split for split, limit in self._hash_below.items() if digest < limit), "train")
+
+    def _cut(self, document: Document, data: bytes, begin: int, unended: set[str]) -> list[Piece]:
+        """The parts of a document before, between and after the places where the tails begin; a tail's beginning ends
+        what was before."""
+        pieces: list[Piece] = []
+        rest: Document | None = document
+        at = begin
+        for split, until in zip(SPLITS, [*(self._cuts or []), None], strict=False):
+            if rest is None:
+                break
+            part, rest = (rest, None) if until is None else rest.cut(until - at)
+            if part is not None:
+                text = data if part is document else _encoded(part)
+                at += part.size
+                pieces.append(Piece(split, part.name, text, split not in unended, part.ends or at == until, part.ids))
+        return pieces
+
+
+def _are_few(documents: int, fraction: float) -> bool:
+    return documents < FEW_DOCUMENTS or documents * fraction < FEW_HELD_BACK
+
+
+def _in_order(source: Source) -> list[Source]:
+    """The sources that a source is made of, and that nothing is made of."""
+    return [each for part in source.parts for each in _in_order(part)] if source.parts else [source]
+
+
+def _brings_splits(source: Source) -> bool:
+    return all(part.split for part in _in_order(source))
+
+
+def _most_documents(source: Source) -> int:
+    """How many are read at most; 0 where nothing limits them."""
+    limits = [part.config.max_documents for part in _in_order(source)]
+    return sum(limit or 0 for limit in limits) if all(limits) else 0
+
+
+def _held_back(source: Source) -> dict[int, int]:
+    """Hashes of what a corpus holds back by itself, with the place of its split in SPLITS. A part of a source is of one
+    split, so the first document tells."""
+    held: dict[int, int] = {}
+    for part in _in_order(source):
+        begins = True
+        for document in part.documents():
+            if document.split not in SPLITS[1:] or len(held) >= MOST_HASHES:
+                break
+            if begins and document.ends:
+                digest = _hash(document)
+                held[digest] = max(SPLITS.index(document.split), held.get(digest, 0))
+            begins = document.ends
+    return held
+
+
+def _encoded(document: Document) -> bytes:
+    try:
+        return document.text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{document.name}: holds half of a surrogate pair, which is no text; leave it out") from None
+
+
+def _hash(document: Document, data: bytes | None = None) -> int:
+    if document.ids is not None:
+        data = document.ids.tobytes()
+    return int.from_bytes(hashlib.sha256(_encoded(document) if data is None else data).digest()[:8], "big")

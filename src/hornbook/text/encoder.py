@@ -1,0 +1,149 @@
+"""Many documents become one array of ids, as fast as the machine can.
+
+In: a tokenizer, and documents as UTF-8.  Out: their ids one after another, and where each one's begin.
+Byte-level BPE goes through gigatoken where it is installed: more than ten times as fast as the others, and young. So
+it is kept at arm's length: special tokens are not given to it, what it encodes is compared with `tokenizers` on a
+sample of every batch, and where it fails or differs, `EncoderFailed` says so and the work is done over without it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hornbook.text.tokenizer import Tokenizer
+
+FIRST_SAMPLE_BYTES = 131_072
+SAMPLE_BYTES = 4_096
+
+Ids = NDArray[Any]
+Offsets = NDArray[np.int64]
+
+
+class EncoderFailed(Exception):  # noqa: N818
+    """The fast encoder cannot be relied on; what it gave is to be thrown away."""
+
+
+class Encoder(Protocol):
+    name: str
+
+    def encode(self, documents: Sequence[bytes]) -> tuple[Ids, Offsets]:
+        """Ids of all documents, and n + 1 places: document i has ids[places[i] : places[i + 1]]."""
+        ...
+
+
+def fastest_encoder(tokenizer: Tokenizer) -> Encoder:
+    """The fastest there is for this tokenizer on this machine."""
+    if tokenizer.ids_are_bytes:
+        return _Bytes()
+    if tokenizer.has_gpt2_pieces and has_gigatoken():
+        return _Gigatoken(tokenizer)
+    return SlowEncoder(tokenizer)
+
+
+def has_gigatoken() -> bool:
+    try:
+        import gigatoken  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+class SlowEncoder:
+    """`tokenizers` itself: any kind, and the judge of the others."""
+
+    name = "tokenizers"
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def encode(self, documents: Sequence[bytes]) -> tuple[Ids, Offsets]:
+        found = [np.asarray(ids, np.uint32) for ids in self._tokenizer.encode_batch([d.decode() for d in documents])]
+        return np.concatenate([np.empty(0, np.uint32), *found]), _places([len(ids) for ids in found])
+
+
+class _Bytes:
+    """The ids of a byte tokenizer are the bytes."""
+
+    name = "bytes"
+
+    def encode(self, documents: Sequence[bytes]) -> tuple[Ids, Offsets]:
+        return np.frombuffer(b"".join(documents), np.uint8), _places([len(each) for each in documents])
+
+
+class _Gigatoken:
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        import gigatoken
+
+        description = json.loads(tokenizer.to_json())
+        description["added_tokens"] = []
+        self._judge = SlowEncoder(tokenizer)
+        self._sample_bytes = FIRST_SAMPLE_BYTES
+        self.name = "gigatoken"
+        with _contained():
+            self._inner = gigatoken.Tokenizer.from_json(json.dumps(description))
+
+    def encode(self, documents: Sequence[bytes]) -> tuple[Ids, Offsets]:
+        with _contained():
+            ids, places = self._encode(documents)
+            for place, document in self._sample(documents):
+                found = self._encode([document])[0] if place is None else ids[places[place] : places[place + 1]]
+                if not np.array_equal(found, self._judge.encode([document])[0]):
+                    raise EncoderFailed("gigatoken differs from tokenizers on a sample of this text")
+        self._sample_bytes = SAMPLE_BYTES
+        return ids, places
+
+    def _encode(self, documents: Sequence[bytes]) -> tuple[Ids, Offsets]:
+        layout = self._inner.encode_batch(list(documents)).layout.to_ListOffsetArray64(True)
+        places = np.asarray(layout.offsets.data)
+        return np.asarray(layout.content.data)[: places[-1]], places
+
+    def _sample(self, documents: Sequence[bytes]) -> list[tuple[int | None, bytes]]:
+        """Documents from all over the batch, with their numbers, and a piece of one that is too long to take whole."""
+        room, chosen, too_long = self._sample_bytes, [], b""
+        for place in range(0, len(documents), max(len(documents) // 64, 1)):
+            if len(documents[place]) <= room:
+                room -= len(documents[place])
+                chosen.append((place, documents[place]))
+            else:
+                too_long = documents[place]
+        piece = too_long[len(too_long) // 2 :][:room].decode(errors="ignore").encode()
+        return [*chosen, (None, piece)]
+
+
+class _contained:  # noqa: N801
+    """Any failure of the library, a panic in its Rust included, is `EncoderFailed`."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is not None and not isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError, EncoderFailed)):
+            raise EncoderFailed(f"gigatoken failed ({type(error).__name__}: {error})") from error
+
+
+def framed(
+    ids: Ids, places: Offsets, before: Sequence[Sequence[int]], after: Sequence[Sequence[int]], dtype: np.dtype[Any]
+) -> tuple[Ids, Offsets]:
+    """The same with some ids before and after each document; and where each one ends."""
+    extra = np.array([len(one) + len(other) for one, other in zip(before, after, strict=True)], np.int64)
+    ends = places[1:] + np.cumsum(extra)
+    result = np.empty(len(ids) + int(extra.sum()), dtype)
+    start = 0
+    for one, other, (first, last), end in zip(before, after, pairwise(places.tolist()), ends.tolist(), strict=True):
+        if one:
+            result[start : start + len(one)] = one
+            start += len(one)
+        result[start : start + last - first] = ids[first:last]
+        if other:
+            result[end - len(other) : end] = other
+        start = end
+    return result, ends
+
+
+def _places(lengths: Sequence[int]) -> Offsets:
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)

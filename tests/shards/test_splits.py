@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hornbook.base.errors import UserError
+from hornbook.shards import splits
+from hornbook.shards.splits import Piece, SplitRule, measure
+from hornbook.text.documents import Document, TextConfig
+from hornbook.text.readers import Source
+from hornbook.text.streams import Tally
+
+
+class Given(Source):
+    """A source of documents that a test makes up."""
+
+    given: tuple[Document, ...]
+
+    def documents(self, tally: Tally | None = None) -> Iterator[Document]:
+        for part in self.parts:
+            yield from part.documents()
+        yield from self.given
+
+    def likely_bytes_of_text(self) -> int:
+        return sum(len(document.text.encode(errors="replace")) for document in self.documents())
+
+
+def source_of(documents: list[Document], parts: tuple[Source, ...] = ()) -> Given:
+    source = Given("made up", Path(), (), parts=parts)
+    object.__setattr__(source, "given", tuple(documents))
+    return source
+
+
+def plain(texts: list[str], split: str = "") -> list[Document]:
+    return [Document(str(number), text, split=split) for number, text in enumerate(texts)]
+
+
+def split(source: Source, val: float | None = None, test: float = 0.0) -> tuple[dict[str, list[str]], SplitRule]:
+    rule = SplitRule(source, measure(source, val), val, test)
+    found: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    for pieces in rule.split(source):
+        for piece in pieces:
+            found[piece.split].append(piece.data.decode())
+    return found, rule
+
+
+def test_asking_for_a_test_split_leaves_the_validation_split_as_it_is() -> None:
+    source = source_of(plain([f"document {number}" for number in range(1_000)]))
+    without, _ = split(source, 0.1)
+    found, rule = split(source, 0.1, 0.2)
+    assert found["val"] == without["val"]
+    assert sorted(found["train"] + found["test"]) == sorted(without["train"])
+    assert 150 < len(found["test"]) < 250
+    assert not without["test"]
+    assert "testing" in rule.description
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    texts=st.lists(st.text(min_size=1, max_size=30), min_size=1, max_size=20),
+    val=st.floats(0.05, 0.45),
+    test=st.sampled_from([0.0, 0.1, 0.4]),
+)
+def test_of_few_documents_the_tails_are_held_back_and_nothing_is_lost(
+    texts: list[str], val: float, test: float
+) -> None:
+    texts = [f"{number}{text}" for number, text in enumerate(texts)]  # none twice
+    found, rule = split(source_of(plain(texts)), val, test)
+    whole = "".join(texts)
+    assert "".join(found["train"] + found["val"] + found["test"]) == whole
+    assert len("".join(found["train"])) == int(len(whole) * (1 - (val + test)))
+    assert len("".join(found["test"])) == (len(whole) - int(len(whole) * (1 - test)) if test else 0)
+    assert rule.duplicates == 0
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.text(max_size=30), st.booleans()), min_size=1, max_size=12), st.floats(0.05, 0.9))
+def test_pieces_of_a_document_begin_and_end_once_in_each_split(parts: list[tuple[str, bool]], val: float) -> None:
+    parts = [(f"{number}{text}" if text else "", ends) for number, (text, ends) in enumerate(parts)]
+    documents = [
+        Document("a", text, ends=ends) for text, ends in [*parts, ("end", True)]
+    ]  # in the parts below, none twice
+    source = source_of(documents)
+    rule = SplitRule(source, measure(source, val), val, 0.0)
+    pieces = [piece for found in rule.split(source) for piece in found]
+    for name in ("train", "val"):
+        inside = False
+        for piece in (piece for piece in pieces if piece.split == name):
+            assert piece.begins is not inside
+            inside = not piece.ends
+        assert not inside
+    assert b"".join(piece.data for piece in pieces).decode() == "".join(text for text, _ in parts) + "end"
+
+
+def test_a_corpus_keeps_its_own_splits_and_trains_on_nothing_of_what_it_holds_back() -> None:
+    train = plain(["a", "b", "shared with val", "c", "shared with test", "a"], "train")
+    val = plain(["shared with val", "d", "in both"], "val")
+    test = plain(["shared with test", "in both", "e"], "test")
+    parts = (source_of(train), source_of(val), source_of(test))
+    found, rule = split(source_of([], parts))
+    assert found == {
+        "train": ["a", "b", "c", "a"],
+        "val": ["shared with val", "d"],
+        "test": ["shared with test", "in both", "e"],
+    }
+    assert rule.duplicates == 3
+    assert rule.description == "the corpus's own"
+
+
+def test_so_does_a_corpus_among_other_texts() -> None:
+    parts = (source_of(plain(["a", "both"], "train")), source_of(plain(["both", "b"], "val")))
+    found, rule = split(source_of([], (source_of([], parts), source_of(plain(["c" * 90])))), 0.1)
+    assert found == {"train": ["a", "c" * 81], "val": ["both", "b", "c" * 9], "test": []}
+    assert rule.duplicates == 1
+
+
+def test_a_text_that_is_one_large_document_gives_its_tail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(splits, "LOOK_AT_BYTES", 50)
+    pieces = [Document("large", letter * 60, ends=letter == "c") for letter in "abc"]
+    found, rule = split(source_of(pieces), 0.1)
+    assert "".join(found["val"]) == "c" * 18
+    assert "".join(found["train"] + found["val"]) == "a" * 60 + "b" * 60 + "c" * 60
+    assert "tail" in rule.description
+
+
+def test_duplicates_of_a_tail_are_dropped_from_what_is_trained_on() -> None:
+    texts = ["twin", "a" * 50, "b" * 50, "twin", "twin"]
+    found, rule = split(source_of(plain(texts)), 0.1)
+    assert (found["train"], found["val"], rule.duplicates) == (["a" * 50, "b" * 46], ["b" * 4, "twin", "twin"], 1)
+
+
+def test_by_hash_the_same_text_is_in_one_split_and_none_is_dropped() -> None:
+    texts = [f"document {number % 300}" for number in range(900)]
+    found, rule = split(source_of(plain(texts)), 0.3)
+    assert sorted(found["train"] + found["val"]) == sorted(texts)
+    assert set(found["train"]).isdisjoint(found["val"])
+    assert rule.duplicates == 0
+
+
+def test_a_large_text_is_measured_without_reading_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(splits, "LOOK_AT_BYTES", 5_000)
+    texts = [f"document {number:05}" for number in range(10_000)]
+    source = source_of(plain(texts))
+    found = measure(source, 0.05)
+    assert (found.whole, found.text_bytes) == (False, 14 * 10_000)
+    assert found.documents < 400
+    assert measure(source, 0.000_5).whole  # by hash too few would be held back
+    limited = replace(source, config=TextConfig(max_documents=1_000))
+    object.__setattr__(limited, "given", source.given)
+    assert measure(limited, 0.05).text_bytes == 14 * 1_000
+
+
+def test_what_is_held_back_leaves_something_to_train_on() -> None:
+    source = source_of(plain(["some text"]))
+    with pytest.raises(UserError, match="test-fraction"):
+        SplitRule(source, measure(source, 0.5), 0.5, 0.5)
+
+
+def test_half_of_a_surrogate_pair_is_told_with_its_document() -> None:
+    with pytest.raises(UserError, match="0: holds half"):
+        split(source_of(plain(["\ud800"])))
+
+
+def test_a_piece_knows_its_document() -> None:
+    source = source_of(plain(["one", "two"]))
+    rule = SplitRule(source, measure(source, None), None, 0.0)
+    assert next(rule.split(source))[0] == Piece("train", "0", b"one", True, True)

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import sys
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hornbook.text.encoder import EncoderFailed, SlowEncoder, fastest_encoder, framed
+from hornbook.text.tokenizer import END_OF_TEXT, Tokenizer, TokenizerConfig, train_tokenizer
+
+any_documents = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=80), max_size=12)
+
+
+@pytest.fixture(scope="module")
+def trained(some_text: str) -> dict[str, Tokenizer]:
+    kinds: list[dict[str, Any]] = [
+        {"kind": "bpe", "vocab_size": 900},
+        {"kind": "byte"},
+        {"kind": "bpe", "vocab_size": 700, "split": "code"},
+        {"kind": "char"},
+    ]
+    configs = [TokenizerConfig.model_validate(each) for each in kinds]
+    return {f"{config.kind} {config.split}": train_tokenizer(config, [some_text], len(some_text)) for config in configs}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("bpe gpt2", "gigatoken"), ("byte gpt2", "bytes"), ("bpe code", "tokenizers"), ("char gpt2", "tokenizers")],
+)
+def test_each_kind_has_its_fastest_encoder(kind: str, name: str, trained: dict[str, Tokenizer]) -> None:
+    if name == "gigatoken":
+        pytest.importorskip("gigatoken")
+    assert fastest_encoder(trained[kind]).name == name
+
+
+@settings(max_examples=500, deadline=None)
+@given(texts=any_documents)
+@pytest.mark.parametrize("kind", ["bpe gpt2", "byte gpt2"])
+def test_fast_ids_are_those_of_tokenizers(kind: str, texts: list[str], trained: dict[str, Tokenizer]) -> None:
+    tokenizer = trained[kind]
+    if "fast" not in vars(tokenizer):
+        tokenizer.fast = fastest_encoder(tokenizer)  # type: ignore[attr-defined]
+    ids, places = tokenizer.fast.encode([text.encode() for text in texts])  # type: ignore[attr-defined]
+    found = [ids[first:last].tolist() for first, last in pairwise(places)]
+    assert found == [tokenizer.encode(text) for text in texts]
+
+
+def test_special_tokens_are_text_to_every_encoder(trained: dict[str, Tokenizer]) -> None:
+    for tokenizer in trained.values():
+        ids, _ = fastest_encoder(tokenizer).encode([f"a{END_OF_TEXT}b".encode(), END_OF_TEXT.encode()])
+        assert tokenizer.end_of_text not in ids
+
+
+def test_long_documents_have_the_same_ids(trained: dict[str, Tokenizer], some_text: str) -> None:
+    tokenizer = trained["bpe gpt2"]
+    documents = [(some_text * 12).encode(), b"", b"\n" * 300_000, some_text.encode()]
+    fast, slow = fastest_encoder(tokenizer).encode(documents), SlowEncoder(tokenizer).encode(documents)
+    np.testing.assert_array_equal(fast[0], slow[0])
+    np.testing.assert_array_equal(fast[1], slow[1])
+
+
+def test_without_gigatoken_tokenizers_does_it(trained: dict[str, Tokenizer], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gigatoken", None)
+    assert fastest_encoder(trained["bpe gpt2"]).name == "tokenizers"
+
+
+class Faulty:
+    """Stands for a release of gigatoken with a mistake in it."""
+
+    def __init__(self, inner: Any, harm: Any) -> None:
+        self._inner, self._harm, self.broken = inner, harm, False
+
+    def encode_batch(self, documents: list[bytes]) -> Any:
+        return self._inner.encode_batch(self._harm(documents) if self.broken else documents)
+
+
+def panic(documents: list[bytes]) -> list[bytes]:
+    class PanicException(BaseException):
+        pass
+
+    raise PanicException("index out of bounds")
+
+
+@pytest.mark.parametrize("at", [0, 1])
+@pytest.mark.parametrize("size", [50, 200_000], ids=["short", "long"])
+@pytest.mark.parametrize("harm", [lambda documents: [each.upper() for each in documents], panic])
+def test_an_encoder_that_differs_or_fails_is_found_out(
+    harm: Any, size: int, at: int, trained: dict[str, Tokenizer], some_text: str
+) -> None:
+    pytest.importorskip("gigatoken")
+    encoder = fastest_encoder(trained["bpe gpt2"])
+    faulty = encoder._inner = Faulty(encoder._inner, harm)  # type: ignore[attr-defined]
+    text = (some_text * 9).encode()
+    documents = [*(text[place : place + size] for place in range(0, 400_000, size)), b""]
+    assert len(documents[0]) == size
+    for _ in range(at):
+        encoder.encode(documents)
+    faulty.broken = True
+    with pytest.raises(EncoderFailed, match="gigatoken"):
+        encoder.encode(documents)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    documents=st.lists(
+        st.tuples(st.lists(st.integers(0, 999), max_size=9), st.booleans(), st.booleans()), min_size=1, max_size=9
+    )
+)
+def test_framing_is_putting_ids_before_and_after_each_document(
+    documents: list[tuple[list[int], bool, bool]],
+) -> None:
+    flat = np.array([token for ids, _, _ in documents for token in ids], np.uint32)
+    places = np.cumsum([0, *(len(ids) for ids, _, _ in documents)])
+    before = [[7, 8] if begins else [] for _, begins, _ in documents]
+    after = [[9] if ends else [] for _, _, ends in documents]
+    expected = [[*one, *ids, *other] for one, (ids, _, _), other in zip(before, documents, after, strict=True)]
+    result, ends = framed(flat, places, before, after, np.dtype("<u2"))
+    assert result.tolist() == [token for each in expected for token in each]
+    assert ends.tolist() == np.cumsum([len(each) for each in expected]).tolist()
+    assert result.dtype == np.dtype("<u2")
