@@ -335,15 +335,14 @@ def _corpora(words: list[str]) -> int:
 
 def _show_text(name: str, shown: int, knobs: list[str], as_json: bool) -> int:
     from hornbook.base.settings import build, from_words
-    from hornbook.text.corpora import find_source
-    from hornbook.text.look import Look, LookConfig
+    from hornbook.text.look import LookConfig, look_into
 
     if not name:
         raise UserError("corpora: --show needs a name: hornbook corpora python-stdlib --show")
     if shown < 1:
         raise UserError(f"--documents: should be at least 1, not {shown}")
     config = build(LookConfig, from_words(LookConfig, _long_forms(knobs)))
-    look = Look.at(find_source(name).documents(), config.tokenizer)
+    look = look_into(name, config)
     if as_json:
         print(json.dumps(look.as_dict(shown), ensure_ascii=False))
     else:

@@ -290,6 +290,40 @@ def test_training_needs_no_network_once_the_cache_is_filled(
     assert (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+def test_every_command_on_text_works_with_sockets_blocked_once_the_cache_is_filled(
+    hub: hostile.Server,
+    server: hostile.Server,
+    monkeypatch: pytest.MonkeyPatch,
+    empty_home: Path,
+    test_data: Path,
+    tmp_path: Path,
+    no_sockets: Callable[[], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    add(monkeypatch, tales())
+    hub.contents["/ranks"] = (test_data / "r50k_base.tiktoken").read_bytes()
+    monkeypatch.setattr("hornbook.text.gpt2.RANKS_AT", hub.url("/ranks"))
+    assert cli.main(["corpora", "tales", "--show", "--tokenizer.kind", "gpt2"]) == 0
+    corpus, choice = find_corpus("tales")
+    assert [each.split for each in corpus.missing(choice)] == ["val"]  # a look takes the first file only
+    find_source("tales")
+    no_sockets()
+    with pytest.raises(AssertionError, match="network was used"):
+        socket.create_connection(("127.0.0.1", 1))
+    small = ["--model.n-layer", "1", "--model.n-embd", "16", "--model.n-head", "2", "--model.context", "16"]
+    train = ["train", "--data", "tales", "--out", str(tmp_path / "run"), *small, "--train.steps", "2"]
+    for words in (
+        ["corpora"],
+        ["corpora", "tales"],
+        ["corpora", "tales", "--show", "--tokenizer.kind", "gpt2"],
+        ["prepare", "tales", "--tokenizer.kind", "gpt2"],
+        ["prepare", "tales", "--tokenizer.kind", "wordpiece"],
+        [*train, "--tokenizer.kind", "gpt2", "--train.batch-tokens", "64", "--train.device", "cpu"],
+        ["eval", str(tmp_path / "run"), "--data", "tales:split=val"],
+    ):
+        assert cli.main(words) == 0, capsys.readouterr().err
+
+
 def test_an_offline_hub_is_one_line(hub: hostile.Server, monkeypatch: pytest.MonkeyPatch, empty_home: Path) -> None:
     add(monkeypatch, tales())
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,12 +12,16 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-import zstandard
 
 from hornbook.shards.prepare import ShardsConfig, open_or_prepare
 from hornbook.text.corpora import CORPORA, find_source
 from hornbook.text.corpus import Choice, Remote
 from hornbook.text.tokenizer import TokenizerConfig
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 
 def write_articles(path: Path, split: str) -> None:
@@ -35,7 +40,7 @@ def write_articles(path: Path, split: str) -> None:
 
 def write_lines(path: Path, split: str) -> None:
     lines = (json.dumps({"text": f"{split} {each}", "meta": {"pile_set_name": "X"}}) + "\n" for each in range(3))
-    path.write_bytes(zstandard.compress("".join(lines).encode()))
+    path.write_bytes(zstd.compress("".join(lines).encode()))
 
 
 def write_stories(path: Path, split: str) -> None:

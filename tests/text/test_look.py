@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from pathlib import Path
+from typing import get_args
 
+import numpy as np
 import pytest
 
 from hornbook import cli
@@ -70,6 +73,49 @@ def test_the_command_shows_documents_tokens_and_lengths(text_file: Path, capsys:
     assert '|"|"|"|T|e|x|t| |w|r|a|p|p|i|n|g|' in shown
     assert "learned from them" in shown
     assert f"{'32,768 to 65,535':>20} {1:>8,} #" in shown
+
+
+@pytest.mark.parametrize("kind", get_args(TokenizerConfig.model_fields["kind"].annotation))
+def test_every_tokenizer_shows_its_pieces_which_are_the_text(
+    kind: str, text_file: Path, test_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--tokenizer.ranks-file", str(test_data / "r50k_base.tiktoken")] if kind == "gpt2" else []
+    assert cli.main(["corpora", str(text_file), "--show", "--tokenizer.kind", kind, *words]) == 0
+    shown = capsys.readouterr().out
+    assert f" of a {kind} vocabulary of " in shown
+    assert ("learned from them" in shown) == (kind in ("bpe", "char", "wordpiece"))
+    assert cli.main(["corpora", str(text_file), "--show", "--json", "--tokenizer.kind", kind, *words]) == 0
+    first = json.loads(capsys.readouterr().out)["first"][0]
+    begins = text_file.read_text()[:100].replace("\n", "↵")
+    if kind == "wordpiece":  # which does not keep blanks, nor tell them
+        begins = re.sub(r"[\s↵]", "", begins)
+        assert re.sub(r"\s", "", "".join(first["pieces"])).startswith(begins)
+    else:
+        assert "".join(first["pieces"]).startswith(begins)
+
+
+def test_ids_from_elsewhere_are_shown_by_the_tokenizer_that_made_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "ids.h5", "w") as file:
+        file["tokens"] = np.array([*b"two\n", 256, *b"words", 256], np.int32)
+    assert cli.main(["corpora", str(tmp_path / "ids.h5"), "--show", "--tokenizer.kind", "byte"]) == 0
+    shown = capsys.readouterr().out
+    assert "ids.h5 (11 tokens)" in shown
+    assert "|t|w|o|↵\n|<|endoftext|>|w|o|r|d|s|<|endoftext|>|" in shown
+    assert "9 bytes, 11 tokens" in shown
+    assert cli.main(["corpora", str(tmp_path / "ids.h5"), "--show"]) == 2
+    assert "name the one that made them" in capsys.readouterr().err
+
+
+def test_a_look_reads_texts_as_they_are_to_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.jsonl").write_text('{"one": "yes", "other": "no"}\n' * 3)
+    words = ["corpora", str(tmp_path / "a.jsonl"), "--show", "--tokenizer.kind", "char", "--text.field", "other"]
+    assert cli.main([*words, "--max-documents", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "|n|o|" in shown
+    assert "all 2 documents" in shown
 
 
 def test_the_same_as_json(text_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -248,9 +248,12 @@ def find_corpus(name: str) -> tuple[Corpus, dict[str, str]]:
     return CORPORA[first], CORPORA[first].choose(words)
 
 
-def find_source(name: str, config: TextConfig = AS_IT_COMES, *, progress: Progress | None = None) -> Source:
-    """A corpus by its name, fetched where it is not yet here, else the text at a path of that name."""
+def find_source(
+    name: str, config: TextConfig = AS_IT_COMES, *, progress: Progress | None = None, most_files: int | None = None
+) -> Source:
+    """A corpus by its name, fetched where it is not yet here, else the text at a path of that name. With `most_files`,
+    no more of a corpus's files are fetched and read."""
     if not is_corpus(name):
         return source_from_path(Path(name), config)
     corpus, choice = find_corpus(name)
-    return corpus.source(choice, progress or Progress(sys.stderr)).read_with(config)
+    return corpus.source(choice, progress or Progress(sys.stderr), most_files).read_with(config)

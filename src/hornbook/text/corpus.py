@@ -135,7 +135,7 @@ class Corpus:
         return [each for each in self.remote(choice) if alone in ("all", each.split)]
 
     def missing(self, choice: Choice) -> list[Remote]:
-        return [each for each in self.files(choice) if not is_there(place(self.folder(), each.name), each.size())]
+        return self._not_here(self.files(choice))
 
     def likely_bytes_of_text(self, choice: Choice) -> int:
         """Told before anything is fetched; packed files hold about three times their size."""
@@ -145,7 +145,7 @@ class Corpus:
 
     def splits(self, choice: Choice) -> list[str]:
         """Those that it brings of its own."""
-        return list(dict.fromkeys(each.split for each in self.files(choice) if each.split))
+        return _splits_of(self.files(choice))
 
     def facts(self, choice: Choice) -> dict[str, Any]:
         """What it is, what of it is here, and what the rest would cost; nothing is fetched."""
@@ -180,11 +180,13 @@ class Corpus:
             ],
         }
 
-    def source(self, choice: Choice, progress: Progress) -> Source:
+    def source(self, choice: Choice, progress: Progress, most_files: int | None = None) -> Source:
+        """Its text, or the beginning of it: that of its first files."""
         if self.local is not None:
             return self.local()
-        self._announce(choice, progress)
-        paths = [(each, each.fetch(self.folder(), progress)) for each in self.files(choice)]
+        wanted = self.files(choice)[:most_files]
+        self._announce(wanted, progress)
+        paths = [(each, each.fetch(self.folder(), progress)) for each in wanted]
         progress.close()
         shape = self.shape(choice)
         variant = ":".join(f"{name}={value}" for name, value in choice.items() if name not in ("files", "split"))
@@ -198,15 +200,18 @@ class Corpus:
                 shape=shape,
                 variant=variant,
             )
-            for split in kept or self.splits(choice) or [""]
+            for split in kept or _splits_of(wanted) or [""]
         ]
         if len(parts) == 1:
             return parts[0]
         return Source(self.name, self.folder(), tuple(path for _, path in paths), parts=tuple(parts))
 
-    def _announce(self, choice: Choice, progress: Progress) -> None:
+    def _not_here(self, wanted: list[Remote]) -> list[Remote]:
+        return [each for each in wanted if not is_there(place(self.folder(), each.name), each.size())]
+
+    def _announce(self, wanted: list[Remote], progress: Progress) -> None:
         """Say from where, how much, and where to, before it is fetched."""
-        missing = self.missing(choice)
+        missing = self._not_here(wanted)
         if missing:
             about = "" if all(each.exact for each in missing) else "about "
             size = count(float(sum(each.bytes for each in missing)))
@@ -215,3 +220,7 @@ class Corpus:
                 f"fetching {self.name} from {self.origin}: {number}{about}{size} bytes, once; "
                 f"kept in {self.folder()} (HORNBOOK_HOME)"
             )
+
+
+def _splits_of(remotes: list[Remote]) -> list[str]:
+    return list(dict.fromkeys(each.split for each in remotes if each.split))

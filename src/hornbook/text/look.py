@@ -16,8 +16,9 @@ from typing import Any
 
 from hornbook.base.console import count, say, table
 from hornbook.base.settings import Settings
-from hornbook.text.documents import Document
-from hornbook.text.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
+from hornbook.text.corpora import find_corpus, find_source, is_corpus
+from hornbook.text.documents import Document, TextConfig
+from hornbook.text.tokenizer import LEARNED, Tokenizer, TokenizerConfig, refuse_ids, train_tokenizer
 
 READ_BYTES = 4_000_000
 READ_DOCUMENTS = 20_000
@@ -28,7 +29,18 @@ COLOURS = ("black on bright_cyan", "black on bright_yellow", "black on bright_gr
 class LookConfig(Settings):
     """The knobs of a look."""
 
+    text: TextConfig = TextConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
+
+
+def look_into(name: str, config: LookConfig) -> Look:
+    """Of a corpus to be fetched, the first file is enough."""
+    source = find_source(name, config.text, most_files=1)
+    more = False
+    if is_corpus(name):
+        corpus, choice = find_corpus(name)
+        more = len(corpus.files(choice)) > 1
+    return Look.at(source.documents(), config.tokenizer, more)
 
 
 @dataclass(frozen=True)
@@ -39,18 +51,29 @@ class Look:
     all_read: bool
 
     @classmethod
-    def at(cls, documents: Iterator[Document], config: TokenizerConfig) -> Look:
-        """The text's beginning, and a vocabulary learned from that."""
+    def at(cls, documents: Iterator[Document], config: TokenizerConfig, more: bool = False) -> Look:
+        """The text's beginning; where a vocabulary is learned, it is from that. `more` says that there is some which
+        `documents` do not bring."""
         read: list[Document] = []
         text_bytes = 0
         for document in itertools.islice(documents, READ_DOCUMENTS):
+            if document.ids is not None:
+                refuse_ids(config.kind, document.name)
             read.append(document)
-            text_bytes += len(document.text.encode())
+            text_bytes += len(document.text.encode()) if document.ids is None else document.ids.nbytes
             if text_bytes >= READ_BYTES:
                 break
         tokenizer = train_tokenizer(config, (document.text for document in read), text_bytes)
         ids = tokenizer.encode_batch([document.text for document in read])
-        return cls(read, ids, tokenizer, next(documents, None) is None)
+        for place, document in enumerate(read):
+            if document.ids is not None:
+                ids[place] = tokenizer.checked(document.ids, document.name)
+        return cls(read, ids, tokenizer, not more and next(documents, None) is None)
+
+    def pieces(self, ids: list[int]) -> list[bytes]:
+        """What tokens stand for; those that stand for no text, by their names."""
+        cut = enumerate(ids[:SHOWN_TOKENS])
+        return [self.tokenizer.piece(token, place == 0) or self.tokenizer.name(token).encode() for place, token in cut]
 
     def histogram(self) -> list[tuple[int, int]]:
         """(least tokens, documents): each row reaches to twice its least."""
@@ -73,7 +96,7 @@ class Look:
                     "characters": len(document.text),
                     "tokens": len(ids),
                     "ids": ids[:SHOWN_TOKENS],
-                    "pieces": [piece_in_sight(self.tokenizer.piece(token)) for token in ids[:SHOWN_TOKENS]],
+                    "pieces": [piece_in_sight(piece) for piece in self.pieces(ids)],
                 }
                 for document, ids in zip(self.documents[:shown], self.ids, strict=False)
             ],
@@ -83,15 +106,20 @@ class Look:
     def show(self, shown: int, kind: str) -> None:
         for document, ids in zip(self.documents[:shown], self.ids, strict=False):
             split = f"{document.split}, " if document.split else ""
-            say(f"{line_in_sight(document.name)} ({split}{len(document.text):,} characters, {len(ids):,} tokens)")
-            show_pieces([self.tokenizer.piece(token) for token in ids[:SHOWN_TOKENS]], len(ids) > SHOWN_TOKENS)
+            text = f"{len(document.text):,} characters, " if document.ids is None else ""
+            say(f"{line_in_sight(document.name)} ({split}{text}{len(ids):,} tokens)")
+            show_pieces(self.pieces(ids), len(ids) > SHOWN_TOKENS)
             say(f"ids {' '.join(map(str, ids[:16]))}{' ...' if len(ids) > 16 else ''}\n")
         read = "all" if self.all_read else "the first"
-        text_bytes = sum(len(document.text.encode()) for document in self.documents)
+        text_bytes = sum(
+            len(document.text.encode()) if document.ids is None else len(self.tokenizer.decode_bytes(ids))
+            for document, ids in zip(self.documents, self.ids, strict=True)
+        )
         tokens = sum(map(len, self.ids))
+        learned = " learned from them" if kind in LEARNED else ""
         say(
             f"{read} {len(self.documents):,} documents: {count(float(text_bytes))} bytes, {tokens:,} tokens of a "
-            f"{kind} vocabulary of {self.tokenizer.vocab_size:,} learned from them"
+            f"{kind} vocabulary of {self.tokenizer.vocab_size:,}{learned}"
         )
         say("tokens in a document, and how many documents have so many:")
         show_histogram(self.histogram())
