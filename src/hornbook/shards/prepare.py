@@ -34,7 +34,7 @@ from hornbook.text.documents import AS_IT_COMES, TextConfig
 from hornbook.text.encoder import EncoderFailed, SlowEncoder, fastest_encoder, has_gigatoken
 from hornbook.text.readers import Source
 from hornbook.text.streams import Tally
-from hornbook.text.tokenizer import Tokenizer, TokenizerConfig, refuse_ids, train_tokenizer
+from hornbook.text.tokenizer import LEARNED, Tokenizer, TokenizerConfig, refuse_ids, train_tokenizer
 
 BATCH_CHARACTERS = 8_000_000
 BATCHES_WAITING = 2
@@ -169,7 +169,8 @@ class _Preparation:
     def _learn(self, state: dict[str, Any]) -> Tokenizer:
         began = time.monotonic()
         size = count(float(self._measured.text_bytes))
-        self._progress.update(f"learning a {self._config.kind} vocabulary from {size} bytes of {self._source.name}")
+        if self._config.kind in LEARNED:
+            self._progress.update(f"learning a {self._config.kind} vocabulary from {size} bytes of {self._source.name}")
         texts = _sample_for_vocabulary(self._source, self._rule, self._config.train_bytes)
         tokenizer = train_tokenizer(self._config, texts, self._measured.text_bytes)
         tokenizer.save(self._place)
