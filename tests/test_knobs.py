@@ -144,7 +144,6 @@ TURNS = {
     "text.max_documents": Turn(None, 50, data, {"data": "rows.jsonl"}),
     "tokenizer.kind": Turn("byte", "char", vocabulary),
     "tokenizer.vocab_size": Turn(262, 270, data, {"tokenizer.kind": "bpe"}),
-    "tokenizer.split": Turn("gpt2", "code", vocabulary, BPE | {"data": "code.txt"}),
     "tokenizer.train_bytes": Turn(64_000_000, 100, vocabulary, BPE | {"data": "folder"}),
     "tokenizer.ranks_file": Turn("one.tiktoken", "other.tiktoken", refusal, {"tokenizer.kind": "gpt2"}),
     "tokenizer.as_published": Turn(False, True, cutting, {"tokenizer.kind": "wordpiece"}),
@@ -216,8 +215,6 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., En
     chance = random.Random(0)
     for name, words in (("short", "the cat sat on a mat and ate the rat"), ("other", "two dogs ran to an old red hut")):
         (home / f"{name}.txt").write_text(" ".join(chance.choices(words.split(), k=520)))
-    lines = [f"def name_{number}(it):\n        return it.x{number}\n" for number in range(60)]
-    (home / "code.txt").write_text("".join(lines))
     (home / "folder").mkdir()
     for number in range(20):
         letters = "abcdefghijklmnopqrst"[number] + "uvwxyz"

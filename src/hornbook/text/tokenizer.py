@@ -32,16 +32,6 @@ UNKNOWN = "<|unknown|>"
 WORDPIECE_END = "<|EOS|>"
 WORDPIECE_UNKNOWN = "[UNK]"
 WORDPIECE_ENTRIES = 40_000
-# Punctuation takes the line's end and the next line's indentation with it: 6 % fewer tokens for Python's sources than
-# with GPT-2's pieces.
-CODE_PIECES = (
-    r"[^\r\n\p{L}\p{N}]?\p{L}+",
-    r"\p{N}{1,3}",
-    r" ?[^\s\p{L}\p{N}]+(?:[\r\n]+[ \t]*)?",
-    r"\s*[\r\n]+[ \t]*",
-    r"\s+(?!\S)",
-    r"\s+",
-)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -50,8 +40,6 @@ class TokenizerConfig(Settings):
     """How text is cut into tokens."""
     vocab_size: int | None = Field(None, ge=257, le=1_000_000)
     """Entries of a trained vocabulary; for bpe chosen from the amount of text when not given, for wordpiece 40,000."""
-    split: Literal["gpt2", "code"] = "gpt2"
-    """How bpe cuts text into the pieces that tokens never cross; `code` keeps line ends and indentation together."""
     train_bytes: int = Field(64_000_000, ge=1)
     """At most so much text is read to learn the vocabulary from."""
     ranks_file: str | None = None
@@ -67,8 +55,6 @@ class TokenizerConfig(Settings):
                 "as_published",
                 "only wordpiece was published in two ways; leave it out, or --tokenizer.kind wordpiece",
             )
-        if self.split == "code" and self.kind != "bpe":
-            yield "split", f"only bpe splits text first; leave it out for {self.kind}"
         if self.vocab_size is not None and self.kind not in ("bpe", "wordpiece"):
             yield (
                 "vocab_size",
@@ -271,15 +257,13 @@ def vocab_size_for(text_bytes: int) -> int:
     return int(min(max(2 ** round(math.log2(1.2 * math.sqrt(max(text_bytes, 1)))), 512), 32_768))
 
 
-def train_bpe(texts: Iterable[str], config: TokenizerConfig, vocab_size: int) -> tokenizers.Tokenizer:
+def train_bpe(texts: Iterable[str], _config: TokenizerConfig, vocab_size: int) -> tokenizers.Tokenizer:
     """Byte-level byte-pair encoding: any text goes in and comes out unchanged."""
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    if config.split == "code":
-        tokenizer.pre_tokenizer = _split_then_bytes("|".join(CODE_PIECES))
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
