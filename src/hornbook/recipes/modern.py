@@ -33,7 +33,7 @@ def demo() -> RunConfig:
         optim=_muon(weight_decay=0.0),
         schedule=ScheduleConfig(warmup_steps=40),
         train=TrainConfig(minutes=3, batch_tokens=2048),
-        sample=SampleConfig(prompts=("def",)),
+        sample=SampleConfig(prompts=("class",)),
     )
 
 
