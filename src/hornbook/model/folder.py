@@ -150,16 +150,16 @@ def resolve(path: Path, at: str = "best") -> Path:
     return first_good(path, candidates)
 
 
-def first_good(run: Path, candidates: list[Path]) -> Path:
-    """The first checkpoint that is as it was written; each damaged one before it is named in one line."""
+def first_good(run: Path, candidates: list[Path], wrong_with: Callable[[Path], str | None] = files.damage) -> Path:
+    """The first checkpoint that nothing is wrong with; each before it is named in one line."""
     for folder in candidates:
-        damage = files.damage(folder)
-        if damage is None:
+        wrong = wrong_with(folder)
+        if wrong is None:
             return folder
-        warn(f"{folder}: {damage}; taking the next one")
+        warn(f"{folder}: {wrong}; taking the next one")
     if candidates:
         raise UserError(f"{run}: every checkpoint is damaged; train again into another --out")
-    raise UserError(f"{run}: has no checkpoint yet; go on training with: hornbook resume {run}")
+    raise UserError(f"{run}: has no checkpoint yet; begin it anew: hornbook train --out {run}")
 
 
 def checkpoint_folders(run: Path) -> list[Path]:

@@ -20,6 +20,7 @@ from hornbook.base.errors import MachineError, UserError
 from hornbook.model.folder import (
     CHECKPOINTS,
     checkpoint_folders,
+    first_good,
     load_config,
     load_weights,
     read_tensors,
@@ -88,15 +89,7 @@ def clear_leftovers(run: Path) -> None:
 
 def newest_checkpoint(run: Path, run_id: str) -> Path:
     """The newest checkpoint that is whole and this run's own; each newer one that is not is named in one line."""
-    folders = checkpoint_folders(run)
-    for folder in folders:
-        damage = files.damage(folder) or _strangeness(folder, run_id)
-        if damage is None:
-            return folder
-        warn(f"{folder}: {damage}; taking the next one")
-    if folders:
-        raise UserError(f"{run}: every checkpoint is damaged; train again into another --out")
-    raise UserError(f"{run}: has no checkpoint yet; begin it anew: hornbook train --out {run}")
+    return first_good(run, checkpoint_folders(run), lambda each: files.damage(each) or _strangeness(each, run_id))
 
 
 def restore(checkpoint: Path, model: GPT, optimizer: Optimizer, machine: dict[str, Any]) -> TrainState:
