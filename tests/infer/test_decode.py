@@ -7,9 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hornbook.infer.config import GREEDY, SamplerConfig
+from hornbook.infer.config import SamplerConfig
 from hornbook.infer.decode import generate, window_start
 from hornbook.model.gpt import GPT
+
+GREEDY = SamplerConfig(temperature=0.0, top_p=None)
 
 SAMPLED = SamplerConfig(temperature=1.0)
 PROMPT = [7, 31, 255, 0, 98, 4, 4, 17, 120, 33, 64, 200, 9, 81, 150, 3, 77, 42, 11, 5, 210, 66]

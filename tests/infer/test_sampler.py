@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from transformers import LogitsProcessorList, MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper
 from transformers.generation import TopPLogitsWarper
 
-from hornbook.infer.config import GREEDY, SamplerConfig
+from hornbook.infer.config import SamplerConfig
 from hornbook.infer.sampler import allowed, next_tokens
+
+GREEDY = SamplerConfig(temperature=0.0, top_p=None)
 
 DRAWS = 100_000
 LOGITS = [2.0, 1.3, 1.1, 0.4, 0.0, -0.7, -1.5, -4.0]

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 import transformers
 
 from hornbook.base.console import Progress
-from hornbook.infer.config import GREEDY
+from hornbook.infer.config import SamplerConfig
 from hornbook.infer.decode import generate
 from hornbook.model.config import ModelConfig, classic, modern
 from hornbook.model.folder import load_model, resolve
@@ -22,6 +22,8 @@ from hornbook.model.gpt import GPT
 from hornbook.text.tokenizer import Tokenizer
 from hornbook.train.config import RunConfig
 from hornbook.train.start import fit
+
+GREEDY = SamplerConfig(temperature=0.0, top_p=None)
 
 TOLERANCE = 1e-4
 ODD_SIZES = [

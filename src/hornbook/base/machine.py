@@ -76,7 +76,7 @@ class Machine:
 
 def share_the_cores() -> None:
     """Let torch's threads wait asleep rather than awake. To be called before torch is first imported. Where another
-    program wants a core too, training is four times faster for it (records/); alone it costs nothing."""
+    program wants a core too, training is four times faster for it (records/)."""
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 

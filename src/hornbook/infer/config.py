@@ -19,6 +19,3 @@ class SamplerConfig(Settings):
     """Only the likeliest tokens that together have this probability."""
     min_p: float | None = Field(None, ge=0, le=1)
     """Only tokens that have this share of the likeliest one's probability."""
-
-
-GREEDY = SamplerConfig(temperature=0.0, top_p=None)
