@@ -1,0 +1,27 @@
+"""How the readers of foreign files refuse one.
+
+In: why, in a few words, from wherever in a file that was noticed.  Out: one line that names the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from hornbook.base.errors import UserError
+
+
+class FormatError(Exception):
+    """A file is not what it should be."""
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """What goes wrong in here is the file's fault."""
+    try:
+        yield
+    except FormatError as error:
+        raise UserError(f"{path}: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
