@@ -425,5 +425,7 @@ def test_a_flipped_bit_is_found_or_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_what_is_no_file_is_told(tmp_path: Path) -> None:
-    for path in (tmp_path / "a.pt", tmp_path):
-        assert "cannot be read" in refused(lambda path=path: read_torch(path), path)  # type: ignore[misc]
+    assert "No such file" in refused(lambda: read_torch(tmp_path / "a.pt"), tmp_path / "a.pt")
+    os.mkfifo(tmp_path / "pipe.pt")
+    for path in (tmp_path, tmp_path / "pipe.pt"):
+        assert "is not a file" in refused(lambda path=path: read_torch(path), path)  # type: ignore[misc]

@@ -6,7 +6,9 @@ In: why, in a few words, from wherever in a file that was noticed.  Out: one lin
 from __future__ import annotations
 
 import contextlib
+import stat
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 
 from hornbook.base.errors import UserError
@@ -25,3 +27,10 @@ def naming(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: {error}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def open_file(path: Path) -> BufferedReader:
+    """A file to read; never a pipe, which might not end or not begin."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise FormatError("is not a file")
+    return path.open("rb")

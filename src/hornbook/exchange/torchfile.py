@@ -25,7 +25,7 @@ from typing import IO, Any
 
 import torch
 
-from hornbook.exchange.refusal import FormatError, naming
+from hornbook.exchange.refusal import FormatError, naming, open_file
 
 LARGEST_PROGRAM = 64 << 20
 MOST_STEPS = 500_000
@@ -63,7 +63,7 @@ class _Claims:
 def read_torch(path: Path) -> dict[Any, Any]:
     """What a file holds, its tensors on the CPU and read as they are needed where the file is a zip."""
     with naming(path):
-        with path.open("rb") as file:
+        with open_file(path) as file:
             size = os.fstat(file.fileno()).st_size
             begin = file.read(len(BEFORE_ZIP))
             is_zip = begin.startswith(b"PK\x03\x04")
