@@ -1,17 +1,22 @@
 """The same models in Hornbook, or transformers, and in llama.cpp.
 
-    python bench/llama_cpp.py FOLDER... [--random-llama] [--out FILE.json]
+    python bench/in_llama_cpp.py FOLDER... [--random-llama] [--converter FILE --ranks FILE] [--out FILE.json]
 
 Needs hornbook and llama-cpp-python, which is llama.cpp with a Python door. Each model folder is exported to GGUF as
 f32, f16, bf16 and q8_0. Compared are the ids of texts, and, for prompts from the standard library, the logits after
 every token and the 60 tokens that follow greedily. llama.cpp keeps keys and values in float32 here, as we do; by
 default it halves them. `--random-llama` adds a model of type llama with random weights, made and run by transformers.
+`--converter` is convert_hf_to_gguf.py in llama.cpp's sources (it needs sentencepiece): for random
+models of each type with GPT-2's vocabulary, which is the only one of ours that it knows (`--ranks`,
+r50k_base.tiktoken), its file and ours are compared byte by byte and key by key.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 import sysconfig
 import tempfile
 from collections.abc import Callable
@@ -19,14 +24,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import gguf
 import llama_cpp
 import numpy as np
 import torch
 import transformers
 
 from hornbook.exchange.gguf_models import DTYPES, export_gguf
-from hornbook.model.folder import load_config, load_model
-from hornbook.text.tokenizer import Tokenizer
+from hornbook.model.config import classic, modern
+from hornbook.model.folder import load_config, load_model, save_model
+from hornbook.model.gpt import GPT
+from hornbook.text.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 
 GREEDY_TOKENS = 60
 PROMPT_TOKENS = 40
@@ -64,7 +72,7 @@ def of_transformers(folder: Path) -> Logits:
 
 
 def of_llama_cpp(path: Path, context: int) -> tuple[llama_cpp.Llama, Logits]:
-    whole = llama_cpp.GGML_TYPE_F32
+    whole = 0  # GGML_TYPE_F32
     model = llama_cpp.Llama(
         str(path), n_ctx=context, logits_all=True, type_k=whole, type_v=whole, n_threads=1, verbose=False
     )
@@ -120,9 +128,8 @@ def compared(folder: Path, ours: Logits, context: int, name: str) -> list[dict[s
     return rows
 
 
-def random_llama(like: Path, folder: Path) -> None:
+def random_llama(tokenizer: Tokenizer, folder: Path) -> None:
     """Queries and keys in groups, so that every part of the layout counts."""
-    tokenizer = Tokenizer.load(like)
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=tokenizer.vocab_size,
@@ -140,10 +147,61 @@ def random_llama(like: Path, folder: Path) -> None:
     tokenizer.save(folder, 128)
 
 
+def beside_converter(converter: Path, ranks: Path) -> list[dict[str, Any]]:
+    tokenizer = train_tokenizer(TokenizerConfig(kind="gpt2", ranks_file=str(ranks)), [], 0)
+    sizes = {"vocab_size": tokenizer.vocab_size, "n_layer": 2, "n_head": 4, "n_embd": 96, "context": 128}
+    rows = []
+    for kind in ("gpt2", "qwen3", "llama"):
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place)
+            if kind == "llama":
+                random_llama(tokenizer, folder)
+            else:
+                config = classic(**sizes) if kind == "gpt2" else modern(**sizes, n_kv_head=2)
+                model = GPT(config)
+                for parameter in model.parameters():
+                    torch.nn.init.normal_(parameter, std=0.1)
+                save_model(model, tokenizer, folder)
+            for dtype in ("f32", "f16", "bf16", "q8_0"):
+                export_gguf(folder, folder / "model-ours.gguf", dtype)
+                config_path = folder / "config.json"
+                held = json.loads(config_path.read_text())
+                if kind == "gpt2":  # which the converter asks for beside n_positions, as GPT-2 was published
+                    config_path.write_text(json.dumps(held | {"n_ctx": held["n_positions"]}))
+                command = [sys.executable, converter, folder, "--outfile", folder / "theirs.gguf", "--outtype", dtype]
+                subprocess.run(command, check=True, capture_output=True)
+                ours, theirs = (gguf.GGUFReader(folder / f"{name}.gguf") for name in ("model-ours", "theirs"))
+                stored = [
+                    {each.name: (each.tensor_type, each.data.tobytes()) for each in reader.tensors}
+                    for reader in (ours, theirs)
+                ]
+                keys = [
+                    {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
+                    for reader in (ours, theirs)
+                ]
+                rows.append(
+                    {
+                        "model": kind,
+                        "dtype": dtype,
+                        "tensors": len(stored[0]),
+                        "equal_bytes": sum(stored[1].get(name) == value for name, value in stored[0].items()),
+                        "only_ours": sorted(keys[0].keys() - keys[1].keys()),
+                        "only_theirs": sorted(keys[1].keys() - keys[0].keys()),
+                        "keys_that_differ": sorted(
+                            key for key in keys[0].keys() & keys[1].keys() if keys[0][key] != keys[1][key]
+                        ),
+                    }
+                )
+                print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+", help="model folders, such as runs/NAME/checkpoints/step-...")
     parser.add_argument("--random-llama", action="store_true")
+    parser.add_argument("--converter", type=Path, help="convert_hf_to_gguf.py of llama.cpp")
+    parser.add_argument("--ranks", type=Path, help="r50k_base.tiktoken, for --converter")
     parser.add_argument("--out", type=Path, help="write the figures here as JSON")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -155,7 +213,7 @@ def main() -> None:
         )
     if given.random_llama:
         with tempfile.TemporaryDirectory() as place:
-            random_llama(given.folders[0], Path(place))
+            random_llama(Tokenizer.load(given.folders[0]), Path(place))
             rows += compared(Path(place), of_transformers(Path(place)), 128, "llama, random, by transformers")
     versions = {}
     for name in ("llama-cpp-python", "torch", "transformers", "numpy"):
@@ -163,8 +221,10 @@ def main() -> None:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = "unknown"
+    beside = beside_converter(given.converter, given.ranks) if given.converter else []
     if given.out:
-        given.out.write_text(json.dumps({"versions": versions, "rows": rows}, indent=2, ensure_ascii=False) + "\n")
+        figures = {"versions": versions, "in_llama_cpp": rows, "beside_its_converter": beside}
+        given.out.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":
