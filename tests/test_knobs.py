@@ -69,6 +69,14 @@ def last_step(run: Ended) -> int:
     return losses(run)[-1][0]
 
 
+def train_losses(run: Ended) -> list[tuple[int, float]]:
+    return run.logged("train_loss")
+
+
+def parameters(run: Ended) -> int:
+    return run.config.model.with_(vocab_size=257).n_params()
+
+
 def evaluations(run: Ended) -> list[int]:
     return [step for step, _ in run.logged("val_loss")]
 
@@ -151,7 +159,7 @@ TURNS = {
     "shards.test_fraction": Turn(0.0, 0.3, data),
     "order.kind": Turn("phased", "windows"),
     "order.drop_last": Turn(False, True, losses, {"train.batch_tokens": 16 * 50}),
-    "model.vocab_size": Turn(257, 300, refusal),
+    "model.vocab_size": Turn(257, 300),
     "model.context": Turn(16, 8),
     "model.n_layer": Turn(1, 2),
     "model.n_head": Turn(2, 1),
@@ -164,8 +172,17 @@ TURNS = {
     "model.activation": Turn("swiglu", "gelu_tanh"),
     "model.positions": Turn("rotary", "learned"),
     "model.rope_theta": Turn(10_000.0, 50.0),
-    "model.qk_norm": Turn(True, False),
-    "model.bias": Turn(False, True),
+    "model.norm_weight": Turn(True, False, parameters),
+    "model.embedding_norm": Turn(False, True),
+    "model.qk_norm": Turn("before", "after", losses, {"optim.lr": 0.3}),
+    "model.attention_scale": Turn("head", "width"),
+    "model.out_projection": Turn(True, False),
+    "model.biases": Turn((), ("qkv", "head")),
+    "model.logit_cap": Turn(None, 0.5),
+    "model.value_embeddings": Turn(False, True),
+    "model.bigram_embeddings": Turn(0, 50),
+    "model.embedding_skip": Turn(False, True),
+    "model.dropout_at": Turn(("embedding",), ("mlp",), losses, {"model.dropout": 0.2}),
     "model.tied": Turn(False, True),
     "model.dropout": Turn(0.0, 0.2),
     "model.init": Turn("gpt2", "modern"),
@@ -178,10 +195,12 @@ TURNS = {
     "optim.beta1": Turn(0.9, 0.5),
     "optim.beta2": Turn(0.95, 0.5),
     "optim.eps": Turn(1e-8, 1e-3),
+    "optim.decay": Turn("matrices", "all", losses, {"optim.weight_decay": 1.0}),
     "optim.clip": Turn(1.0, 0.01),
     "schedule.kind": Turn("trapezoid", "cosine"),
     "schedule.warmup_steps": Turn(0, 3),
     "schedule.decay_share": Turn(0.5, 1.0),
+    "schedule.drop_step": Turn(2, 3, losses, {"schedule.kind": "drop"}),
     "schedule.final_share": Turn(0.0, 0.5),
     "sample.prompts": Turn(("",), ("the cat", "a mat"), samples),
     "sample.tokens": Turn(8, 3, samples),
@@ -195,9 +214,12 @@ TURNS = {
     "train.minutes": Turn(0.00001, 0.005, trained_a_while, NO_STEPS),
     "train.target_loss": Turn(None, 100.0, last_step),
     "train.batch_tokens": Turn(64, 32),
+    "train.context": Turn(None, 8),
     # Each micro-batch has dropout of its own.
     "train.micro_batch": Turn(None, 1, losses, {"model.dropout": 0.2}),
     "train.eval_every_steps": Turn(3, 2, evaluations),
+    "train.eval_from_step": Turn(None, 1, evaluations),
+    "train.eval_batches": Turn(None, 1, train_losses),
     "train.save_every_steps": Turn(1, 2, checkpoints, {"train.keep_checkpoints": 9}),
     "train.sample_every_steps": Turn(None, 2, sampled_at),
     "train.keep_checkpoints": Turn(2, 9, checkpoints),

@@ -21,7 +21,7 @@ def token_array(*parts: int) -> TokenArray:
 
 
 def score_of(model: GPT, tokens: TokenArray, text_bytes: int = 1000, tokens_at_once: int = 8192) -> Score:
-    return score(model, model.head.weight, tokens, CONTEXT, text_bytes, tokens_at_once)
+    return score(model, tokens, CONTEXT, text_bytes, tokens_at_once=tokens_at_once)
 
 
 def one_by_one(model: GPT, ids: list[int]) -> float:
@@ -65,11 +65,27 @@ def test_bits_per_byte_of_a_model_that_knows_nothing(untaught: Callable[..., GPT
     assert result.bits_per_byte == pytest.approx(100 * math.log2(257) / 250, rel=1e-6)
 
 
-def test_a_perplexity_beyond_all_numbers_is_infinite() -> None:
-    hidden = torch.zeros(1, CONTEXT, 2)
-    hidden[..., 0] = 1e4
-    head = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+def test_a_perplexity_beyond_all_numbers_is_infinite(untaught: Callable[..., GPT]) -> None:
+    model = untaught("classic", context=CONTEXT)
+    with torch.no_grad():  # the last norm gives every state the same direction, in which the wrong id lies
+        model.norm.weight.zero_()
+        model.norm.bias.fill_(100.0)
+        model.head.weight.fill_(-1.0)
+        model.head.weight[0] = 1.0
     ones = TokenArray([np.ones(CONTEXT + 1, dtype=np.uint16)])
-    result = score(lambda ids: hidden[:, : ids.shape[1]], head, ones, CONTEXT, 10)
+    result = score_of(model, ones)
     assert result.loss > 700
     assert result.perplexity == math.inf
+
+
+def test_so_many_windows_are_spread_over_the_text(untaught: Callable[..., GPT]) -> None:
+    model, tokens = untaught(context=CONTEXT), token_array(40 * CONTEXT + 5)
+    result = score(model, tokens, CONTEXT, 1000, windows_at_most=4)
+    ids = tokens.windows(np.arange(0, 40, 10) * CONTEXT, CONTEXT + 1)
+    exact = model.losses(torch.from_numpy(ids[:, :-1]), torch.from_numpy(ids[:, 1:]))
+    assert result.loss == pytest.approx(exact.mean().item(), rel=1e-5)
+    assert result.tokens == 4 * CONTEXT
+    bits = result.loss / math.log(2) * (len(tokens) - 1) / 1000  # as if the rest were like them
+    assert result.bits_per_byte == pytest.approx(bits, rel=1e-6)
+    whole = score(model, tokens, CONTEXT, 1000, windows_at_most=400)
+    assert whole == score(model, tokens, CONTEXT, 1000)

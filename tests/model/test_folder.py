@@ -22,8 +22,17 @@ SHAPES = {
     "gpt2, untied": classic(**SMALL, tied=False, dropout=0.1),
     "qwen3": modern(**SMALL, n_kv_head=1),
     "qwen3, tied": modern(**SMALL, tied=True),
+    "gpt2, no biases, relu": classic(**SMALL, biases=(), activation="relu"),
+    "llama": modern(**SMALL, qk_norm="none", n_kv_head=1),
+    "llama, biases": modern(**SMALL, qk_norm="none", biases=("qkv", "mlp")),
+    "qwen3, biases": modern(**SMALL, biases=("qkv",)),
+    "nanochat": modern(
+        **SMALL, qk_norm="after", norm_weight=False, embedding_norm=True, activation="relu2", logit_cap=15.0
+    ),
     "hornbook": modern(**SMALL, activation="gelu_tanh"),
-    "hornbook, tied": classic(**SMALL, bias=False),
+    "hornbook, tied": classic(**SMALL, biases=("norm", "head")),
+    "hornbook, all": modern(**SMALL, value_embeddings=True, bigram_embeddings=50, embedding_skip=True),
+    "hornbook, scaled": classic(**SMALL, attention_scale="width", out_projection=False, biases=("mlp",)),
 }
 
 
@@ -135,8 +144,9 @@ def test_weights_cut_short_are_one_line(
 @pytest.mark.parametrize(
     ("written", "says"),
     [
-        ("{}", "no hornbook section"),
-        ('{"model_type": "gpt2", "n_layer": 12}', "no hornbook section"),
+        ("{}", "model_type '': not a shape"),
+        ('{"model_type": "gpt2", "n_layer": 12}', "n_positions is missing"),
+        ('{"model_type": "bert"}', "it reads gpt2, qwen3, llama, nanochat"),
         ('{"hornbook": {"n_layer": 0}}', "n-layer"),
         ('{"hornbook": {"vocab_size": 9, "n_layers": 2}}', "did you mean --n-layer"),
         ("[]", "should hold a JSON object"),

@@ -229,4 +229,4 @@ def test_blocks_of_modern_begin_as_the_identity() -> None:
     model = GPT(modern(vocab_size=500, context=16, n_layer=3, n_head=4, n_embd=64))
     stream = torch.randn(2, 16, 64)
     for block in model.blocks:
-        assert torch.equal(block(stream, model.rotary), stream)
+        assert torch.equal(block(stream, stream, None, model.rotary, None), stream)

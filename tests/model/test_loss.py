@@ -123,3 +123,21 @@ def test_the_logits_of_a_large_vocabulary_never_exist_all_at_once() -> None:
     assert PIECE_LOGITS[False] < 300 * GPT2_VOCABULARY / 4
     assert weight.numel() < learning.elements <= PIECE_LOGITS[False]
     assert weight.numel() < scoring.elements <= PIECE_LOGITS[False]
+
+
+@pytest.mark.parametrize("cap", [None, 0.7, 15.0])
+@pytest.mark.parametrize("biased", [True, False], ids=["bias", "no bias"])
+def test_a_bias_and_a_cap_bear_on_loss_and_gradients(cap: float | None, biased: bool) -> None:
+    hidden, weight, targets = batch(101, 8, 257)
+    bias = torch.randn(257, generator=torch.Generator().manual_seed(3)).requires_grad_() if biased else None
+    inputs = [each for each in (hidden, weight, bias) if each is not None]
+    exact = [each.detach().double().requires_grad_() for each in inputs]
+    logits = F.linear(*exact)
+    logits = logits if cap is None else cap * torch.tanh(logits / cap)
+    theirs = F.cross_entropy(logits, targets, reduction="sum")
+    ours = cross_entropy_sum(hidden, weight, targets, bias, cap)
+    assert off_by(ours.detach(), theirs.detach()) < 1e-5
+    gradients = zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(theirs, exact), strict=True)
+    assert all(off_by(mine, wanted) < 1e-5 for mine, wanted in gradients)
+    each = token_losses(hidden, weight, targets, bias, cap)
+    assert off_by(each.sum(), theirs.detach()) < 1e-5

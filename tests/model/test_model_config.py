@@ -20,6 +20,10 @@ def parameters_of(config: ModelConfig) -> int:
 
 @st.composite
 def configs(draw: st.DrawFn) -> ModelConfig:
+    norm = draw(st.sampled_from(["layernorm", "rmsnorm"]))
+    projected = draw(st.booleans())
+    biases = draw(st.sets(st.sampled_from(["norm", "qkv", "out", "mlp", "head"])))
+    biases -= ({"norm"} if norm == "rmsnorm" else set()) | (set() if projected else {"out"})
     kv_heads = draw(st.integers(1, 3))
     n_head = kv_heads * draw(st.integers(1, 3))
     return ModelConfig(
@@ -29,13 +33,19 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         n_head=n_head,
         n_kv_head=draw(st.sampled_from([None, kv_heads])),
         n_embd=n_head * 2 * draw(st.integers(1, 8)),
-        head_width=draw(st.sampled_from([None, 2, 6, 10])),
+        head_width=draw(st.sampled_from([None, 2, 6, 10])) if projected else None,
         mlp_width=draw(st.none() | st.integers(1, 90)),
-        norm=draw(st.sampled_from(["layernorm", "rmsnorm"])),
-        activation=draw(st.sampled_from(["gelu_tanh", "swiglu"])),
-        positions=draw(st.sampled_from(["learned", "rotary"])),
-        qk_norm=draw(st.booleans()),
-        bias=draw(st.booleans()),
+        norm=norm,
+        biases=tuple(sorted(biases)),
+        out_projection=projected,
+        norm_weight=draw(st.booleans()),
+        embedding_norm=draw(st.booleans()),
+        activation=draw(st.sampled_from(["gelu", "gelu_tanh", "relu", "relu2", "swiglu"])),
+        positions=draw(st.sampled_from(["learned", "rotary", "none"])),
+        qk_norm=draw(st.sampled_from(["none", "before", "after"])),
+        value_embeddings=draw(st.booleans()),
+        bigram_embeddings=draw(st.sampled_from([0, 7])),
+        embedding_skip=draw(st.booleans()),
         tied=draw(st.booleans()),
     )
 
@@ -112,8 +122,21 @@ def test_the_number_of_heads_that_is_proposed_works(n_embd: int, n_head: int, po
         ("norm", "layernorm"),
         ("activation", "gelu_tanh"),
         ("positions", "learned"),
-        ("qk_norm", False),
-        ("bias", True),
+        ("qk_norm", "none"),
+        ("qk_norm", "after"),
+        ("norm_weight", False),
+        ("embedding_norm", True),
+        ("attention_scale", "width"),
+        ("attention_scale", 0.1),
+        ("out_projection", False),
+        ("biases", ("qkv",)),
+        ("biases", ("out",)),
+        ("biases", ("mlp",)),
+        ("biases", ("head",)),
+        ("logit_cap", 0.5),
+        ("value_embeddings", True),
+        ("bigram_embeddings", 30),
+        ("embedding_skip", True),
         ("tied", True),
         ("norm_eps", 0.1),
         ("rope_theta", 50.0),
@@ -130,7 +153,9 @@ def test_turning_a_knob_changes_what_the_model_computes(knob: str, value: Any) -
         model = GPT(config)
         with torch.no_grad():  # output projections that begin at zero would hide every part of a block
             for name, parameter in model.named_parameters():
-                if name.endswith(("attention.out.weight", "mlp.down.weight")):
+                if name.endswith(
+                    ("attention.out.weight", "mlp.down.weight", "_norm.weight", "shares", "bigrams.weight")
+                ):
                     parameter.copy_(torch.linspace(-1, 1, parameter.numel()).sin().view_as(parameter))
         return model.logits(torch.arange(8)[None])
 

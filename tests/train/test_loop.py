@@ -69,8 +69,8 @@ def test_the_first_ten_losses_are_those_of_before(tmp_path: Path, monkeypatch: p
             "order": {"kind": "windows"},
             "model": {
                 "n_layer": 2, "n_head": 2, "n_embd": 16, "mlp_width": 32, "context": 16, "init": "gpt2",
-                "norm": "rmsnorm", "norm_eps": 1e-6, "activation": "swiglu", "positions": "rotary", "qk_norm": True,
-                "bias": False, "tied": False,
+                "norm": "rmsnorm", "norm_eps": 1e-6, "activation": "swiglu", "positions": "rotary", "qk_norm": "before",
+                "biases": [], "tied": False,
             },
             "optim": {
                 "kind": "muon", "lr": 0.01, "matrix_lr": 0.02, "momentum": 0.95, "weight_decay": 0.1, "beta1": 0.9,

@@ -265,14 +265,26 @@ def _read_value(annotation: Any, text: str) -> Any:
         try:
             value = json.loads(text)
         except json.JSONDecodeError:
-            return [text]
+            return _words_in(text) if _chooses_from_words(allowed) else [text]
         return value if isinstance(value, list) else [text]
     return text
 
 
+def _chooses_from_words(allowed: tuple[Any, ...]) -> bool:
+    return any(typing.get_origin(inner) is typing.Literal for each in allowed for inner in typing.get_args(each))
+
+
+def _words_in(text: str) -> list[str]:
+    """`qkv,out`; `none` is no word at all."""
+    return [] if text.lower() == "none" else [word.strip() for word in text.split(",")]
+
+
 def _union(annotation: Any) -> tuple[Any, ...]:
+    """What an annotation allows."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return typing.get_args(annotation)
+        return tuple(inner for each in typing.get_args(annotation) for inner in _union(each))
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _union(typing.get_args(annotation)[0])
     return (annotation,)
 
 

@@ -36,9 +36,11 @@ def generate(
     seed: int = 0,
     max_tokens: int = 256,
     end_of_text: int | None = None,
+    known_ids: int | None = None,
     cached: bool = True,
 ) -> Iterator[int]:
-    """Continue a prompt until `max_tokens`, or the end-of-text id, which is not handed out."""
+    """Continue a prompt until `max_tokens`, or the end-of-text id, which is not handed out. Ids from `known_ids` on, of
+    a vocabulary that was widened, stand for no text and are never taken."""
     device, dtype = model.head.weight.device, model.head.weight.dtype
     context = model.config.context
     tokens = list(prompt)
@@ -51,7 +53,7 @@ def generate(
         start = moved
         unseen = tokens[start + (cache.length if cache is not None else 0) :]
         with torch.inference_mode():
-            logits = last_logits(model, torch.tensor([unseen], device=device), cache)
+            logits = last_logits(model, torch.tensor([unseen], device=device), cache)[:, :known_ids]
             token = int(next_tokens(logits, rules, [seed], len(tokens))[0])
         if token == end_of_text:
             return
@@ -61,5 +63,4 @@ def generate(
 
 def last_logits(model: GPT, ids: torch.Tensor, cache: KVCache | None) -> torch.Tensor:
     """(B, T) to the logits after the last token, (B, V): the head is not computed for the others."""
-    hidden: torch.Tensor = model(ids, cache)[:, -1]
-    return hidden @ model.head.weight.T
+    return model.read_off(model(ids, cache)[:, -1])

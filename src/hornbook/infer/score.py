@@ -8,15 +8,16 @@ before it in its window. The result does not depend on how windows are batched.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from hornbook.model.loss import token_losses
+from hornbook.model.gpt import GPT
 from hornbook.shards.format import TokenArray
-from hornbook.shards.loader import Batch, split_windows
+from hornbook.shards.loader import split_windows
 
 TOKENS_AT_ONCE = 8192
 
@@ -33,29 +34,33 @@ class Score:
 
 
 def score(
-    hidden_states: Callable[[torch.Tensor], torch.Tensor],
-    head: torch.Tensor,
+    model: GPT,
     tokens: TokenArray,
     context: int,
     text_bytes: int,
+    windows_at_most: int | None = None,
     tokens_at_once: int = TOKENS_AT_ONCE,
 ) -> Score:
-    """`hidden_states` maps ids (B, T) to (B, T, C); `head` is (V, C)."""
+    """The score of all of a text; or of so many windows, spread evenly over it."""
     nats, predicted = 0.0, 0
     with torch.inference_mode():
-        for ids, targets in _windows(tokens, context, max(tokens_at_once // context, 1), head.device):
-            nats += token_losses(hidden_states(ids), head, targets).double().sum().item()
+        for windows in _windows(tokens, context, windows_at_most, max(tokens_at_once // context, 1)):
+            ids, targets = split_windows(torch.from_numpy(windows), model.head.weight.device)
+            nats += model.losses(ids, targets).double().sum().item()
             predicted += targets.numel()
     loss = nats / max(predicted, 1)
     perplexity = math.exp(loss) if loss < 700 else math.inf
-    return Score(loss, perplexity, nats / math.log(2) / max(text_bytes, 1), predicted)
+    bits = loss / math.log(2) * (len(tokens) - 1)
+    return Score(loss, perplexity, bits / max(text_bytes, 1), predicted)
 
 
-def _windows(tokens: TokenArray, context: int, rows: int, device: torch.device) -> Iterator[Batch]:
+def _windows(tokens: TokenArray, context: int, at_most: int | None, rows: int) -> Iterator[NDArray[np.int64]]:
+    """The text as windows of context + 1 ids, (rows, context + 1) at a time; what is left at the end comes last."""
     whole = (len(tokens) - 1) // context
-    for first in range(0, whole, rows):
-        starts = np.arange(first, min(first + rows, whole), dtype=np.int64) * context
-        yield split_windows(torch.from_numpy(tokens.windows(starts, context + 1)), device)
+    count = min(at_most or whole, whole)
+    numbers = np.arange(count, dtype=np.int64) * whole // max(count, 1)
+    for first in range(0, len(numbers), rows):
+        yield tokens.windows(numbers[first : first + rows] * context, context + 1)
     rest = len(tokens) - 1 - whole * context
-    if rest > 0:
-        yield split_windows(torch.from_numpy(tokens.read(whole * context, rest + 1))[None], device)
+    if rest > 0 and count == whole:
+        yield tokens.read(whole * context, rest + 1)[None]

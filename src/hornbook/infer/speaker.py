@@ -29,7 +29,7 @@ class Speaker:
         self.folder = folder
         self.model = load_model(folder, machine.device, machine.torch_dtype)
         self.tokenizer = Tokenizer.load(folder)
-        if self.tokenizer.vocab_size != self.model.config.vocab_size:
+        if not self.model.config.fits_vocabulary(self.tokenizer.vocab_size):
             raise UserError(
                 f"{folder}: its tokenizer has {self.tokenizer.vocab_size} entries, its model "
                 f"{self.model.config.vocab_size}; they do not belong together"
@@ -50,7 +50,10 @@ class Speaker:
         text = self.tokenizer.stream(continues=bool(prompt))
         chosen = SamplerConfig().with_(**rules)
         end = self.tokenizer.end_of_text
-        for token in generate(self.model, ids, chosen, seed=seed, max_tokens=max_tokens, end_of_text=end):
+        known = self.tokenizer.vocab_size
+        for token in generate(
+            self.model, ids, chosen, seed=seed, max_tokens=max_tokens, end_of_text=end, known_ids=known
+        ):
             if piece := text.feed(token):
                 yield piece
         if rest := text.end():
@@ -69,7 +72,7 @@ class Speaker:
     def score_tokens(self, tokens: TokenArray, text_bytes: int) -> Score:
         if len(tokens) < 2:
             raise UserError("nothing to score: the text is empty")
-        return score(self.model, self.model.head.weight, tokens, self.model.config.context, text_bytes)
+        return score(self.model, tokens, self.model.config.context, text_bytes)
 
     def __repr__(self) -> str:
         config = self.model.config

@@ -24,6 +24,7 @@ class KVCache:
         self.keys = torch.empty(shape, device=device, dtype=dtype)
         self.values = torch.empty(shape, device=device, dtype=dtype)
         self.length = 0
+        self.last_ids: torch.Tensor | None = None  # (B, 1), where pairs of neighbours matter
 
     def extend(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Put the newest in place, and hand back all."""
@@ -34,6 +35,7 @@ class KVCache:
 
     def reset(self) -> None:
         self.length = 0
+        self.last_ids = None
 
 
 class Rotary(nn.Module):
@@ -61,47 +63,67 @@ class Attention(nn.Module):
         super().__init__()
         self.layer = layer
         self.n_head, self.n_kv_head, self.head_width = config.n_head, config.kv_heads, config.width_of_head
-        self.dropout = config.dropout
-        self.query = nn.Linear(config.n_embd, self.n_head * self.head_width, bias=config.bias)
-        self.key = nn.Linear(config.n_embd, self.n_kv_head * self.head_width, bias=config.bias)
-        self.value = nn.Linear(config.n_embd, self.n_kv_head * self.head_width, bias=config.bias)
-        self.out = nn.Linear(self.n_head * self.head_width, config.n_embd, bias=config.bias)
-        self.query_norm = NORMS[config.norm](config, self.head_width) if config.qk_norm else nn.Identity()
-        self.key_norm = NORMS[config.norm](config, self.head_width) if config.qk_norm else nn.Identity()
+        self.dropout, self.scale = config.drops("attention"), config.scale_of_attention
+        bias, heads = "qkv" in config.biases, self.n_head * self.head_width
+        self.query = nn.Linear(config.n_embd, heads, bias=bias)
+        self.key = nn.Linear(config.n_embd, self.n_kv_head * self.head_width, bias=bias)
+        self.value = nn.Linear(config.n_embd, self.n_kv_head * self.head_width, bias=bias)
+        self.out = nn.Linear(heads, config.n_embd, bias="out" in config.biases) if config.out_projection else None
+        self.norms_come_first = config.qk_norm == "before"
+        self.query_norm = NORMS[config.norm](config, self.head_width) if config.qk_norm != "none" else nn.Identity()
+        self.key_norm = NORMS[config.norm](config, self.head_width) if config.qk_norm != "none" else nn.Identity()
+        self.value_share = nn.Parameter(torch.ones(1)) if config.has_value_embedding(layer) else None
 
-    def forward(self, x: torch.Tensor, rotary: Rotary | None, cache: KVCache | None) -> torch.Tensor:
+    def forward(
+        self,
+        x: torch.Tensor,
+        rotary: Rotary | None,
+        cache: KVCache | None,
+        value_embedding: torch.Tensor | None = None,  # (B, T, K x D)
+    ) -> torch.Tensor:
         B, T, _ = x.shape
         start = cache.length if cache is not None else 0
-        q = self.query_norm(self.query(x).view(B, T, self.n_head, self.head_width)).transpose(1, 2)  # (B, H, T, D)
-        k = self.key_norm(self.key(x).view(B, T, self.n_kv_head, self.head_width)).transpose(1, 2)  # (B, K, T, D)
-        v = self.value(x).view(B, T, self.n_kv_head, self.head_width).transpose(1, 2)
+        q = self.query(x).view(B, T, self.n_head, self.head_width)
+        k = self.key(x).view(B, T, self.n_kv_head, self.head_width)
+        v = self.value(x)
+        if self.value_share is not None and value_embedding is not None:
+            v = v + self.value_share * value_embedding
+        v = v.view(B, T, self.n_kv_head, self.head_width).transpose(1, 2)  # (B, K, T, D)
+        if self.norms_come_first:
+            q, k = self.query_norm(q), self.key_norm(k)
+        q, k = q.transpose(1, 2), k.transpose(1, 2)  # (B, H, T, D) and (B, K, T, D)
         if rotary is not None:
             q, k = rotary(q, start), rotary(k, start)
+        if not self.norms_come_first:
+            q, k = self.query_norm(q), self.key_norm(k)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
-        y = attend(q, k, v, dropout=self.dropout if self.training else 0.0)
-        return self.out(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, C)
+        y = attend(q, k, v, self.scale, dropout=self.dropout if self.training else 0.0)
+        y = y.transpose(1, 2).reshape(B, T, -1)
+        return y if self.out is None else self.out(y)  # (B, T, C)
 
 
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout: float = 0.0) -> torch.Tensor:
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, dropout: float = 0.0) -> torch.Tensor:
     """Queries (B, H, T, D) on keys and values (B, K, S, D), of which theirs are the last T: (B, H, T, D)."""
     T, S = q.shape[2], k.shape[2]
     shared = q.shape[1] != k.shape[1]
     if q.requires_grad and T == S <= SHORT and q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        return _attend_in_short_windows(q, k, v, dropout)
+        return _attend_in_short_windows(q, k, v, scale, dropout)
     mask = _lower_right(T, S, q.device) if 1 < T < S else None
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=T == S, dropout_p=dropout, enable_gqa=shared
+        q, k, v, attn_mask=mask, is_causal=T == S, dropout_p=dropout, scale=scale, enable_gqa=shared
     )
 
 
-def _attend_in_short_windows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout: float) -> torch.Tensor:
+def _attend_in_short_windows(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, dropout: float
+) -> torch.Tensor:
     """The plain formula. torch's fused kernel is slow backwards in bf16 on CPUs: two to three times up to SHORT
     tokens."""
     B, H, T, D = q.shape
     K = k.shape[1]
     later = torch.full((T, T), float("-inf"), dtype=q.dtype).triu(1).repeat(H // K, 1)
-    scores = torch.baddbmm(later, q.reshape(B * K, H // K * T, D), k.reshape(B * K, T, D).mT, alpha=D**-0.5)
+    scores = torch.baddbmm(later, q.reshape(B * K, H // K * T, D), k.reshape(B * K, T, D).mT, alpha=scale)
     weights = F.dropout(scores.softmax(dim=-1), dropout)
     return (weights @ v.reshape(B * K, T, D)).view(B, H, T, D)
 

@@ -8,7 +8,7 @@ differ only in the values of these fields; nothing else asks which one a model i
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -16,6 +16,11 @@ from hornbook.base.settings import Settings
 
 # MLP widths and vocabularies that fill the hardware's tiles.
 WIDTH_MULTIPLE = 64
+MOST_SPARE_IDS = 128
+
+
+Bias = Literal["norm", "qkv", "out", "mlp", "head"]
+Place = Literal["embedding", "attention", "mlp", "residual"]
 
 
 class ModelConfig(Settings):
@@ -37,24 +42,44 @@ class ModelConfig(Settings):
     """Width inside the MLP; what makes it cost as much as four times n_embd without a gate when not given."""
     norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
     """How the stream is normalised before each part."""
+    norm_weight: bool = True
+    """Let a norm learn a factor for each channel; without, it only normalises."""
     norm_eps: float = Field(1e-6, gt=0)
     """Added under the root of a norm, against division by zero."""
-    activation: Literal["gelu_tanh", "swiglu"] = "swiglu"
-    """The bend in the MLP; swiglu has a gate."""
-    positions: Literal["learned", "rotary"] = "rotary"
-    """How a token knows its place."""
+    embedding_norm: bool = False
+    """Normalise what enters the first block as well, so that embeddings of any length start alike."""
+    activation: Literal["gelu", "gelu_tanh", "relu", "relu2", "swiglu"] = "swiglu"
+    """The bend in the MLP: gelu, as GPT-2 approximates it, relu, relu squared; swiglu has a gate."""
+    positions: Literal["learned", "rotary", "none"] = "rotary"
+    """How a token knows its place; with none, only by whom it can see."""
     rope_theta: float = Field(10_000.0, gt=1)
     """Base of the rotary wavelengths; larger for longer contexts."""
-    qk_norm: bool = True
-    """Normalise queries and keys before they are rotated, which keeps attention calm at high learning rates."""
-    bias: bool = False
-    """Biases in projections and norms."""
+    qk_norm: Literal["none", "before", "after"] = "before"
+    """Normalise queries and keys, before or after they are rotated, which keeps attention calm at high learning
+    rates."""
+    attention_scale: Literal["head", "width"] | Annotated[float, Field(gt=0)] = "head"
+    """What scores are multiplied by: 1 over the root of the head's width, or of n_embd, or a number."""
+    out_projection: bool = True
+    """A matrix that mixes what the heads found; without, each head writes to its own part of the stream."""
+    biases: tuple[Bias, ...] = Field((), strict=False)
+    """Which parts have biases: norm, qkv (queries, keys, values), out (attention's projection), mlp, head."""
     tied: bool = False
     """One matrix for embedding and head."""
+    logit_cap: float | None = Field(None, gt=0)
+    """Bend logits so that none is larger than this, which keeps a fast learner from being too sure."""
+    value_embeddings: bool = False
+    """Add to the values of every second layer what a table holds for the token itself: much memory, little time."""
+    bigram_embeddings: int = Field(0, ge=0)
+    """Rows of a table for pairs of neighbouring tokens, found by a hash and added to the embedding; 0 for none."""
+    embedding_skip: bool = False
+    """Mix the first embedding into the stream before each block, by shares that are learned."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Share of activations dropped in training; for text that is read many times over."""
-    init: Literal["gpt2", "modern"] = "modern"
-    """How weights begin; modern starts output projections at zero, so that a block first does nothing."""
+    dropout_at: tuple[Place, ...] = Field(("embedding", "attention", "residual"), strict=False)
+    """Where they are dropped: embedding, attention (its weights), mlp (inside), residual (what a block adds)."""
+    init: Literal["torch", "gpt2", "modern"] = "modern"
+    """How weights begin: as torch's layers do, as GPT-2's, or with output projections at zero, so that a block first
+    does nothing."""
 
     def mistakes(self) -> Iterator[tuple[str, str]]:
         # Rotary positions turn the numbers of a head in pairs.
@@ -70,6 +95,35 @@ class ModelConfig(Settings):
             yield "n_head", f"{self.n_head} heads of equal {even}width do not make up n_embd {self.n_embd}; take {near}"
         if self.n_head % self.kv_heads:
             yield "n_kv_head", f"{self.kv_heads} does not divide the {self.n_head} attention heads"
+        if "norm" in self.biases and self.norm == "rmsnorm":
+            yield "biases", "rmsnorm has no bias; leave norm out of them, or --model.norm layernorm"
+        if not self.out_projection:
+            if self.n_head * self.width_of_head != self.n_embd:
+                whole = f"{self.n_head} heads of width {self.width_of_head} do not make up n_embd {self.n_embd}"
+                yield "out_projection", f"{whole}, which they must without a projection; leave head_width out"
+            if "out" in self.biases:
+                yield (
+                    "biases",
+                    "out is the bias of attention's projection, which --model.out-projection false takes away",
+                )
+
+    def fits_vocabulary(self, entries: int) -> bool:
+        """Is it for a tokenizer of so many entries? Some models have a few more, to fill the hardware's tiles."""
+        return 0 <= self.known_vocab_size - entries < MOST_SPARE_IDS
+
+    def drops(self, place: Place) -> float:
+        """The share that is dropped at a place."""
+        return self.dropout if place in self.dropout_at else 0.0
+
+    def has_value_embedding(self, layer: int) -> bool:
+        """Every second layer, the last one among them."""
+        return self.value_embeddings and (self.n_layer - 1 - layer) % 2 == 0
+
+    @property
+    def scale_of_attention(self) -> float:
+        if isinstance(self.attention_scale, str):
+            return float({"head": self.width_of_head, "width": self.n_embd}[self.attention_scale] ** -0.5)
+        return self.attention_scale
 
     @property
     def known_vocab_size(self) -> int:
@@ -96,17 +150,23 @@ class ModelConfig(Settings):
         """Parameters, each counted once; without embeddings, what the blocks and the last norm hold."""
         width, head, mlp = self.n_embd, self.width_of_head, self.width_of_mlp
         queries, keys_values = self.n_head * head, 2 * self.kv_heads * head
-        per_norm = 2 if self.norm == "layernorm" and self.bias else 1
-        norm, head_norms = width * per_norm, 2 * head * per_norm if self.qk_norm else 0
-        attention = width * (queries + keys_values) + queries * width
+        biases = dict.fromkeys(self.biases, 1)  # those there are, for .get(part, 0)
+        per_norm = self.norm_weight + (biases.get("norm", 0) if self.norm == "layernorm" else 0)
         matrices = 3 if self.activation == "swiglu" else 2
-        block = attention + matrices * width * mlp + 2 * norm + head_norms
-        if self.bias:
-            block += queries + keys_values + width + (matrices - 1) * mlp + width
-        total = self.n_layer * block + norm
+        attention = (width + biases.get("qkv", 0)) * (queries + keys_values)
+        attention += (queries + biases.get("out", 0)) * width if self.out_projection else 0
+        attention += 2 * head * per_norm if self.qk_norm != "none" else 0
+        mlps = matrices * width * mlp + biases.get("mlp", 0) * ((matrices - 1) * mlp + width)
+        shares = 2 * self.embedding_skip * self.n_layer
+        total = self.n_layer * (attention + mlps + 2 * width * per_norm) + width * per_norm + shares
+        total += width * per_norm if self.embedding_norm else 0
+        with_values = sum(map(self.has_value_embedding, range(self.n_layer)))
+        total += with_values
         if embeddings:
-            total += self.known_vocab_size * width * (1 if self.tied else 2)
+            total += self.known_vocab_size * (width * (1 if self.tied else 2) + biases.get("head", 0))
             total += self.context * width if self.positions == "learned" else 0
+            total += self.bigram_embeddings * width
+            total += with_values * self.known_vocab_size * self.kv_heads * head
         return total
 
     def flops_per_token(self, context: int | None = None) -> int:
@@ -123,8 +183,8 @@ def classic(**changes: Any) -> ModelConfig:
         "norm_eps": 1e-5,
         "activation": "gelu_tanh",
         "positions": "learned",
-        "qk_norm": False,
-        "bias": True,
+        "qk_norm": "none",
+        "biases": ("norm", "qkv", "out", "mlp"),
         "tied": True,
         "init": "gpt2",
     }

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from hornbook.model.attention import Attention, KVCache, Rotary
 from hornbook.model.config import ModelConfig
-from hornbook.model.layers import MLPS, NORMS
+from hornbook.model.layers import MLP, NORMS, rows_of_pairs
+from hornbook.model.loss import capped, cross_entropy_sum, token_losses
 
 
 class Block(nn.Module):
@@ -29,11 +29,21 @@ class Block(nn.Module):
         self.attention_norm = NORMS[config.norm](config, config.n_embd)
         self.attention = Attention(config, layer)
         self.mlp_norm = NORMS[config.norm](config, config.n_embd)
-        self.mlp = MLPS[config.activation](config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.mlp = MLP(config)
+        self.dropout = nn.Dropout(config.drops("residual"))
+        self.shares = nn.Parameter(torch.tensor([1.0, 0.0])) if config.embedding_skip else None
 
-    def forward(self, x: torch.Tensor, rotary: Rotary | None, cache: KVCache | None = None) -> torch.Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), rotary, cache))
+    def forward(
+        self,
+        x: torch.Tensor,
+        first: torch.Tensor,
+        value_embedding: torch.Tensor | None,
+        rotary: Rotary | None,
+        cache: KVCache | None,
+    ) -> torch.Tensor:
+        if self.shares is not None:
+            x = self.shares[0] * x + self.shares[1] * first
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotary, cache, value_embedding))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
@@ -41,34 +51,69 @@ class GPT(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.known_vocab_size, config.n_embd)
-        self.positions = nn.Embedding(config.context, config.n_embd) if config.positions == "learned" else None
+        vocab_size, width = config.known_vocab_size, config.n_embd
+        self.embedding = nn.Embedding(vocab_size, width)
+        self.positions = nn.Embedding(config.context, width) if config.positions == "learned" else None
         self.rotary = Rotary(config) if config.positions == "rotary" else None
-        self.dropout = nn.Dropout(config.dropout)
+        self.bigrams = nn.Embedding(config.bigram_embeddings, width) if config.bigram_embeddings else None
+        self.values = nn.ModuleDict(
+            {
+                str(layer): nn.Embedding(vocab_size, config.kv_heads * config.width_of_head)
+                for layer in range(config.n_layer)
+                if config.has_value_embedding(layer)
+            }
+        )
+        self.embedding_norm = NORMS[config.norm](config, width) if config.embedding_norm else nn.Identity()
+        self.dropout = nn.Dropout(config.drops("embedding"))
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
-        self.norm = NORMS[config.norm](config, config.n_embd)
-        self.head = nn.Linear(config.n_embd, config.known_vocab_size, bias=False)
+        self.norm = NORMS[config.norm](config, width)
+        self.head = nn.Linear(width, vocab_size, bias="head" in config.biases)
         if config.tied:
             self.head.weight = self.embedding.weight
         INITS[config.init](self)
 
     def forward(self, ids: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
         """Ids (B, T) to hidden states (B, T, C), ready for the head."""
+        x = first = self.embedded(ids, cache)
+        for layer, block in enumerate(self.blocks):
+            value_embedding = self.values[str(layer)](ids) if str(layer) in self.values else None
+            x = block(x, first, value_embedding, self.rotary, cache)
+        if cache is not None:
+            cache.length, cache.last_ids = cache.length + ids.shape[1], ids[:, -1:]
+        hidden: torch.Tensor = self.norm(x)
+        return hidden
+
+    def embedded(self, ids: torch.Tensor, cache: KVCache | None) -> torch.Tensor:
+        """Ids (B, T) to what enters the first block, (B, T, C)."""
         x = self.embedding(ids)
         if self.positions is not None:
             start = cache.length if cache is not None else 0
             x = x + self.positions(torch.arange(start, start + ids.shape[1], device=ids.device))
-        x = self.dropout(x)
-        for block in self.blocks:
-            x = block(x, self.rotary, cache)
-        if cache is not None:
-            cache.length += ids.shape[1]
-        hidden: torch.Tensor = self.norm(x)
-        return hidden
+        if self.bigrams is not None:
+            before = cache.last_ids if cache is not None else None
+            x = x + self.bigrams(rows_of_pairs(ids, self.bigrams.num_embeddings, before))
+        embedded: torch.Tensor = self.dropout(self.embedding_norm(x))
+        return embedded
 
     def logits(self, ids: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
         """Ids (B, T) to logits (B, T, V)."""
-        return F.linear(self(ids, cache), self.head.weight)
+        return self.read_off(self(ids, cache))
+
+    def read_off(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states (..., C) to logits (..., V)."""
+        return capped(self.head(hidden), self.config.logit_cap)
+
+    def loss(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The summed loss of hidden states (..., C) that should have led to targets (...)."""
+        return cross_entropy_sum(hidden, self.head.weight, targets, self.head.bias, self.config.logit_cap)
+
+    def losses(self, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The loss of each token, (B, T), without gradients."""
+        return token_losses(self(ids), self.head.weight, targets, self.head.bias, self.config.logit_cap)
+
+
+def init_torch(model: GPT) -> None:
+    """As torch's layers begin by themselves: embeddings N(0, 1), matrices and biases uniform by fan-in."""
 
 
 def init_gpt2(model: GPT) -> None:
@@ -91,6 +136,8 @@ def init_modern(model: GPT) -> None:
             nn.init.normal_(parameter, std=0.001)
         elif name in ("embedding.weight", "positions.weight"):
             nn.init.normal_(parameter, std=0.02 if model.config.tied else 1.0)
+        elif name == "bigrams.weight":
+            nn.init.zeros_(parameter)
         elif parameter.ndim == 2:
             bound = math.sqrt(3 / model.config.n_embd)
             nn.init.uniform_(parameter, -bound, bound)
@@ -98,4 +145,4 @@ def init_modern(model: GPT) -> None:
             nn.init.zeros_(parameter)
 
 
-INITS = {"gpt2": init_gpt2, "modern": init_modern}
+INITS = {"torch": init_torch, "gpt2": init_gpt2, "modern": init_modern}

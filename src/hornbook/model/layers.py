@@ -19,8 +19,8 @@ class LayerNorm(nn.Module):
     def __init__(self, config: ModelConfig, width: int) -> None:
         super().__init__()
         self.eps = config.norm_eps
-        self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width)) if config.bias else None
+        self.weight = nn.Parameter(torch.ones(width)) if config.norm_weight else None
+        self.bias = nn.Parameter(torch.zeros(width)) if "norm" in config.biases else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
@@ -30,13 +30,13 @@ class RMSNorm(nn.Module):
     def __init__(self, config: ModelConfig, width: int) -> None:
         super().__init__()
         self.eps = config.norm_eps
-        self.weight = nn.Parameter(torch.ones(width))
+        self.weight = nn.Parameter(torch.ones(width)) if config.norm_weight else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return rms_norm(x, self.weight, self.eps)
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
     """x over the root of its mean square. On a CPU, torch goes over the memory many times for it: three times
     longer."""
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -47,48 +47,65 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 class _RMSNormOnCPU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).float()
         scale = (length.square_() / x.shape[-1]).add_(eps).rsqrt_().to(x.dtype)
         unit = x * scale
         ctx.save_for_backward(unit, scale, weight)
-        return unit * weight
+        return unit if weight is None else unit * weight
 
     @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None]:
         unit, scale, weight = ctx.saved_tensors
         pull = upstream * unit
-        along = pull @ weight.unsqueeze(-1)  # how far the gradient points along x, which the norm takes away
-        gradient = torch.addcmul(upstream * weight, unit, along, value=-1 / unit.shape[-1])
-        return gradient.mul_(scale), pull.flatten(0, -2).sum(0), None
+        # How far the gradient points along x, which the norm takes away.
+        along = pull.sum(-1, keepdim=True) if weight is None else pull @ weight.unsqueeze(-1)
+        gradient = upstream if weight is None else upstream * weight
+        gradient = torch.addcmul(gradient, unit, along, value=-1 / unit.shape[-1])
+        return gradient.mul_(scale), None if weight is None else pull.flatten(0, -2).sum(0), None
 
 
 NORMS: dict[str, Callable[[ModelConfig, int], nn.Module]] = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
 
 
-class PlainMLP(nn.Module):
-    """Widen, bend, narrow."""
+def relu_squared(x: torch.Tensor) -> torch.Tensor:
+    return F.relu(x).square()
+
+
+def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+BENDS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": gelu_tanh,
+    "relu": F.relu,
+    "relu2": relu_squared,
+}
+GATED_BENDS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"swiglu": F.silu}
+
+
+class MLP(nn.Module):
+    """Widen, bend, narrow. With a gate, widen twice, and let one half open and close the other."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.up = nn.Linear(config.n_embd, config.width_of_mlp, bias=config.bias)
-        self.down = nn.Linear(config.width_of_mlp, config.n_embd, bias=config.bias)
+        width, bias = config.width_of_mlp, "mlp" in config.biases
+        gated = config.activation in GATED_BENDS
+        self.bend = (GATED_BENDS if gated else BENDS)[config.activation]
+        self.gate = nn.Linear(config.n_embd, width, bias=bias) if gated else None
+        self.up = nn.Linear(config.n_embd, width, bias=bias)
+        self.down = nn.Linear(width, config.n_embd, bias=bias)
+        self.dropout = nn.Dropout(config.drops("mlp"))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down(F.gelu(self.up(x), approximate="tanh"))
+        wide = self.bend(self.up(x)) if self.gate is None else self.bend(self.gate(x)) * self.up(x)
+        return self.down(self.dropout(wide))
 
 
-class GatedMLP(nn.Module):
-    """Widen twice, let one half open and close the other, narrow."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.gate = nn.Linear(config.n_embd, config.width_of_mlp, bias=config.bias)
-        self.up = nn.Linear(config.n_embd, config.width_of_mlp, bias=config.bias)
-        self.down = nn.Linear(config.width_of_mlp, config.n_embd, bias=config.bias)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
-
-
-MLPS: dict[str, Callable[[ModelConfig], nn.Module]] = {"gelu_tanh": PlainMLP, "swiglu": GatedMLP}
+def rows_of_pairs(ids: torch.Tensor, rows: int, before: torch.Tensor | None) -> torch.Tensor:
+    """Each of ids (B, T) with the one before it, as a row of a table, (B, T). `before` is the one before the first,
+    (B, 1), where there is one."""
+    unknown = torch.full_like(ids[:, :1], -1)
+    previous = torch.cat((unknown if before is None else before, ids[:, :-1]), dim=1)
+    return ((previous + 1) * 36_313 + ids * 27_191) % rows

@@ -1,6 +1,7 @@
 """Cross-entropy of the next token, without ever holding all logits.
 
-In: hidden states (N, C), the head's weight (V, C), targets (N,).  Out: the sum of the losses, in fp32.
+In: hidden states (N, C), the head's weight (V, C) and, where it has them, its bias (V,) and the cap that its logits are
+bent under, targets (N,).  Out: the sum of the losses, in fp32.
 At GPT-2's vocabulary the logits of a batch are larger than everything else together. So tokens go through the head a
 piece at a time, and each piece leaves its gradients behind while its logits are still in the processor's cache.
 """
@@ -21,40 +22,70 @@ VOCAB_MULTIPLE = 64
 SMALLEST_PROBABILITY = 1e-37
 
 
-def cross_entropy_sum(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def cross_entropy_sum(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    cap: float | None = None,
+) -> torch.Tensor:
     """The summed loss of states (..., C) that should have led to targets (...)."""
     loss: torch.Tensor = _CrossEntropySum.apply(  # type: ignore[no-untyped-call]
-        hidden.flatten(0, -2), weight, targets.flatten()
+        hidden.flatten(0, -2), weight, targets.flatten(), bias, cap
     )
     return loss
 
 
 @torch.no_grad()
-def token_losses(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def token_losses(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    cap: float | None = None,
+) -> torch.Tensor:
     """The loss of each token, in fp32, in the shape of `targets`."""
     states, wanted = hidden.flatten(0, -2), targets.flatten()
     losses = [
-        F.cross_entropy((states[piece] @ weight.T).float(), wanted[piece], reduction="none")
+        F.cross_entropy(capped(F.linear(states[piece], weight, bias), cap).float(), wanted[piece], reduction="none")
         for piece in _pieces(len(wanted), weight)
     ]
     return torch.cat(losses).view(targets.shape)
+
+
+def capped(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """Small logits as they are, large ones bent towards the cap."""
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 class _CrossEntropySum(torch.autograd.Function):
     """Forward computes the gradients as well; backward only scales them."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        targets: torch.Tensor,
+        bias: torch.Tensor | None,
+        cap: float | None,
+    ) -> torch.Tensor:
         vocab_size = weight.shape[0]
+        ctx.has_bias, ctx.vocab_size = bias is not None, vocab_size
         if weight.is_cuda and vocab_size % VOCAB_MULTIPLE:
             weight = F.pad(weight, (0, 0, 0, -vocab_size % VOCAB_MULTIPLE))
+            bias = F.pad(bias, (0, -vocab_size % VOCAB_MULTIPLE)) if bias is not None else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         hidden_gradient = torch.empty_like(hidden)
         # Summed over many pieces, so in fp32 whatever the weight is in.
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32)
+        bias_gradient = torch.zeros_like(weight_gradient[:, 0]) if bias is not None else None
         for piece in _pieces(len(targets), weight):
             states, wanted = hidden[piece], targets[piece]
-            logits = states @ weight.T  # (n, V)
+            logits = F.linear(states, weight, bias)  # (n, V)
+            bent = logits.div_(cap).tanh_().clone() if cap is not None else None
+            if cap is not None:
+                logits *= cap
             logits[:, vocab_size:] = float("-inf")
             # In place, in the numbers that the model computes in: a pass over the logits costs more than the product.
             probabilities = torch.softmax(logits, dim=-1, out=logits)
@@ -64,16 +95,22 @@ class _CrossEntropySum(torch.autograd.Function):
             total -= likelihood.float().clamp(min=SMALLEST_PROBABILITY).log().sum()
             flat[places] = likelihood - 1  # scatter_ would copy everything first
             gradient = probabilities  # d loss / d logits = probabilities - one-hot
+            if bent is not None:
+                gradient *= 1 - bent.square_()
             torch.mm(gradient, weight, out=hidden_gradient[piece])
             weight_gradient += gradient.T @ states
-        ctx.save_for_backward(hidden_gradient, weight_gradient[:vocab_size])
+            if bias_gradient is not None:
+                bias_gradient += gradient.sum(dim=0, dtype=torch.float32)
+        ctx.save_for_backward(hidden_gradient, weight_gradient, bias_gradient)
         return total
 
     @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
-        hidden_gradient, weight_gradient = ctx.saved_tensors
-        scale = upstream.to(hidden_gradient.dtype)
-        return hidden_gradient * scale, (weight_gradient * upstream).to(hidden_gradient.dtype), None
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden_gradient, weight_gradient, bias_gradient = ctx.saved_tensors
+        dtype = hidden_gradient.dtype
+        whole = (weight_gradient[: ctx.vocab_size] * upstream).to(dtype)
+        of_bias = (bias_gradient[: ctx.vocab_size] * upstream).to(dtype) if ctx.has_bias else None
+        return hidden_gradient * upstream.to(dtype), whole, None, of_bias, None
 
 
 def _pieces(tokens: int, weight: torch.Tensor) -> Iterator[slice]:

@@ -59,6 +59,9 @@ class Shards:
         facts: dict[str, Any] = self.manifest["splits"][name]
         return facts
 
+    def bytes_of_text(self, split: str) -> int:
+        return int(self.split_facts(split)["bytes_of_text"])
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         return Tokenizer.load(self.folder)

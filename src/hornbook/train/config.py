@@ -34,7 +34,10 @@ class OptimConfig(Settings):
     momentum: float = Field(0.95, ge=0, lt=1)
     """Muon's memory of past gradients."""
     weight_decay: float = Field(0.1, ge=0)
-    """How fast matrices shrink, times their learning rate; embeddings under Muon, norms and biases never do."""
+    """How fast weights shrink, times their learning rate."""
+    decay: Literal["matrices", "all"] = "matrices"
+    """What shrinks: matrices, save embeddings under Muon; or norms, biases and embeddings too, as torch's AdamW does by
+    itself."""
     beta1: float = Field(0.9, ge=0, lt=1)
     """AdamW's memory of past gradients."""
     beta2: float = Field(0.95, ge=0, lt=1)
@@ -46,14 +49,20 @@ class OptimConfig(Settings):
 
 
 class ScheduleConfig(Settings):
-    kind: Literal["trapezoid", "cosine", "constant"] = "trapezoid"
-    """How the learning rate falls: at the end in a line, all along in half a wave, or not at all."""
+    kind: Literal["trapezoid", "cosine", "constant", "drop"] = "trapezoid"
+    """How the learning rate falls: at the end in a line, all along in half a wave, not at all, or once, at a step."""
     warmup_steps: int = Field(20, ge=0)
     """Steps over which the learning rate rises from zero."""
     decay_share: float = Field(0.5, gt=0, le=1)
     """Share of the run over which a trapezoid falls."""
-    final_share: float = Field(0.0, ge=0, le=1)
-    """What is left of the learning rate at the end."""
+    drop_step: int | None = Field(None, ge=1)
+    """For drop: the last step at the full learning rate."""
+    final_share: float = Field(0.0, ge=0, le=10)
+    """What is left of the learning rate at the end, or after the drop; above 1 it rises."""
+
+    def mistakes(self) -> Iterator[tuple[str, str]]:
+        if (self.kind == "drop") != (self.drop_step is not None):
+            yield "drop_step", "goes with --schedule.kind drop, and that with a step"
 
 
 class SampleConfig(Settings):
@@ -77,10 +86,17 @@ class TrainConfig(Settings):
     """Stop when a step's training loss is not above this."""
     batch_tokens: int = Field(16_384, ge=1)
     """Tokens that each update learns from."""
+    context: int | None = Field(None, ge=1)
+    """Tokens in a training window; as many as the model sees, when not given. Places beyond it are never learned."""
     micro_batch: int | None = Field(None, ge=1)
     """Sequences that are computed at once; what fits, when not given."""
     eval_every_steps: int | None = Field(None, ge=1)
     """Evaluate every so many steps; ten times in the run when not given."""
+    eval_from_step: int | None = Field(None, ge=0)
+    """Evaluate before the first step, and count eval_every_steps from this step on."""
+    eval_batches: int | None = Field(None, ge=1)
+    """Evaluate on at most so many batches, spread over the validation text, and on as many of the training text; on the
+    whole validation text alone when not given."""
     save_every_steps: int | None = Field(None, ge=1)
     """Save every so many steps; every five minutes when not given. Each best evaluation so far is saved as well."""
     sample_every_steps: int | None = Field(None, ge=1)
@@ -103,6 +119,8 @@ class TrainConfig(Settings):
                 "steps",
                 "nothing says when to stop; give --train.minutes, steps, epochs, tokens or target_loss",
             )
+        if self.eval_from_step is not None and self.eval_every_steps is None:
+            yield "eval_from_step", "counts --train.eval-every-steps from there, so give that as well"
 
 
 class RunConfig(Settings):
@@ -122,10 +140,19 @@ class RunConfig(Settings):
     sample: SampleConfig = SampleConfig()
     train: TrainConfig
 
+    def mistakes(self) -> Iterator[tuple[str, str]]:
+        if self.window > self.model.context:
+            yield "train.context", f"{self.window}, but the model sees {self.model.context} tokens; take less"
+
+    @property
+    def window(self) -> int:
+        """Tokens that each sequence of a batch learns from."""
+        return self.train.context or self.model.context
+
     @property
     def sequences(self) -> int:
         """Sequences in a batch."""
-        return max(self.train.batch_tokens // self.model.context, 1)
+        return max(self.train.batch_tokens // self.window, 1)
 
 
 def override(config: RunConfig, *layers: Mapping[str, Any], origins: Mapping[str, str] | None = None) -> RunConfig:

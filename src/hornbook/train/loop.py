@@ -21,7 +21,6 @@ from hornbook.infer.decode import generate
 from hornbook.infer.score import score
 from hornbook.model.compile import Trunk
 from hornbook.model.gpt import GPT
-from hornbook.model.loss import cross_entropy_sum
 from hornbook.shards.format import Shards
 from hornbook.shards.loader import Loader
 from hornbook.shards.order import SampleOrder
@@ -71,6 +70,8 @@ def train(run: Run) -> str:
     ended = ""
     with StopSignals() as signals, attention_backend(run.machine.device), saved_if_it_fails(run):
         run.trunk = run.make_trunk(run)
+        if run.state.step == 0 and run.config.train.eval_from_step is not None:
+            evaluate(run)
         while not ended:
             before = share_done(run)
             update(run, before)
@@ -94,7 +95,7 @@ def update(run: Run, share: float) -> None:
     first_sample = state.sample
     state.step += 1
     state.sample += config.sequences
-    state.tokens += config.sequences * config.model.context
+    state.tokens += config.sequences * config.window
     state.seconds = time.monotonic() - run.began
     reading = StepReading(state.step, first_sample, state.tokens, factor, state.seconds, share_done(run))
     run.metrics.launched(reading, loss, gradient_length)
@@ -104,7 +105,7 @@ def gradients(run: Run) -> torch.Tensor:
     """The loss of the step's batch, its gradients left on the model. Where memory runs out, again with smaller
     micro-batches: each is weighed by its tokens, so that they add up to the gradients of the whole batch however it
     is cut."""
-    state, sequences, context = run.state, run.config.sequences, run.config.model.context
+    state, sequences, context = run.state, run.config.sequences, run.config.window
     while True:
         try:
             # All that is random in a step follows from its number, so a resumed run repeats it.
@@ -115,7 +116,7 @@ def gradients(run: Run) -> torch.Tensor:
                 count = min(state.micro_batch, sequences - first)
                 ids, targets = run.loader.take(state.sample + first, count)
                 hidden = run.trunk(ids)  # (B, T, C)
-                loss = cross_entropy_sum(hidden, run.working.model.head.weight, targets) / (sequences * context)
+                loss = run.working.model.loss(hidden, targets) / (sequences * context)
                 loss.backward()
                 run.working.collect_gradients()
                 total += loss.detach()
@@ -132,7 +133,7 @@ def look_around(run: Run, before: float, asked_to_stop: bool) -> str:
     learned."""
     knobs, state, after = run.config.train, run.state, share_done(run)
     tenth = int(after * EVALUATIONS_IN_A_RUN) > int(before * EVALUATIONS_IN_A_RUN)
-    evaluating = is_due(state.step, knobs.eval_every_steps, tenth)
+    evaluating = is_due(state.step - (knobs.eval_from_step or 0), knobs.eval_every_steps, tenth)
     sampling = is_due(state.step, knobs.sample_every_steps, evaluating)
     saving = is_due(state.step, knobs.save_every_steps, state.seconds - run.saved_seconds > SAVE_EVERY_SECONDS)
     pausing = evaluating or sampling or saving or after >= 1 or asked_to_stop
@@ -167,15 +168,18 @@ def read_numbers(run: Run, everything: bool) -> float | None:
 
 
 def evaluate(run: Run) -> None:
-    """Loss, perplexity and bits per byte of the whole validation set."""
-    state = run.state
+    """Loss, perplexity and bits per byte of the validation set; of part of both sets, where a part is asked for."""
+    state, context, batches = run.state, run.config.window, run.config.train.eval_batches
+    at_most = batches * run.config.sequences if batches is not None else None
+    train_loss = None
     with at_rest(run) as model:
-        validation, text_bytes = run.shards.split("val"), run.shards.split_facts("val")["bytes_of_text"]
-        result = score(model, model.head.weight, validation, run.config.model.context, text_bytes)
+        result = score(model, run.shards.split("val"), context, run.shards.bytes_of_text("val"), at_most)
+        if at_most is not None:
+            train_loss = score(model, run.shards.split("train"), context, 0, at_most).loss
     state.val_loss, state.evaluated_at = result.loss, state.step
     if math.isfinite(result.loss) and (state.best_val_loss is None or result.loss < state.best_val_loss):
         state.best_val_loss, state.best_step = result.loss, state.step
-    run.metrics.evaluated(state.step, state.tokens, time.monotonic() - run.began, result)
+    run.metrics.evaluated(state.step, state.tokens, time.monotonic() - run.began, result, train_loss)
 
 
 def sample(run: Run) -> None:
@@ -185,7 +189,15 @@ def sample(run: Run) -> None:
     with at_rest(run) as model:
         for prompt in knobs.prompts:
             ids = tokenizer.encode_prompt(prompt)
-            new = generate(model, ids, knobs.rules, seed=run.config.seed, max_tokens=knobs.tokens, end_of_text=end)
+            new = generate(
+                model,
+                ids,
+                knobs.rules,
+                seed=run.config.seed,
+                max_tokens=knobs.tokens,
+                end_of_text=end,
+                known_ids=tokenizer.vocab_size,
+            )
             text = tokenizer.stream(continues=bool(prompt))
             run.metrics.sampled(run.state.step, prompt, "".join([*map(text.feed, new), text.end()]))
 

@@ -85,7 +85,7 @@ class Metrics:
             done.append((reading, loss, length))
         return done
 
-    def evaluated(self, step: int, tokens: int, seconds: float, score: Score) -> None:
+    def evaluated(self, step: int, tokens: int, seconds: float, score: Score, train_loss: float | None = None) -> None:
         self._val_loss = score.loss
         self._log.write(
             {
@@ -96,9 +96,13 @@ class Metrics:
                 "val_bits_per_byte": _or_null(score.bits_per_byte),
                 "seconds": round(seconds, 3),
             }
+            | ({"train_loss": _or_null(train_loss)} if train_loss is not None else {})
         )
+        trained = f"training loss {train_loss:.4f}, " if train_loss is not None else ""
         bits = f"{score.bits_per_byte:.3f} bits per byte"
-        self._progress.note(f"step {step}: validation loss {score.loss:.4f}, perplexity {score.perplexity:.1f}, {bits}")
+        self._progress.note(
+            f"step {step}: {trained}validation loss {score.loss:.4f}, perplexity {score.perplexity:.1f}, {bits}"
+        )
 
     def sampled(self, step: int, prompt: str, text: str) -> None:
         self._samples.write({"step": step, "prompt": prompt, "text": text})

@@ -15,6 +15,9 @@ from hornbook.model.gpt import GPT
 from hornbook.train.config import OptimConfig
 from hornbook.train.muon import Muon
 
+# Tables by token, of which a step touches few rows.
+LOOKED_UP = ("embedding.", "bigrams.", "values.")
+
 
 @dataclass(frozen=True)
 class Group:
@@ -28,16 +31,17 @@ class Group:
 def _group_for_muon(name: str, parameter: torch.Tensor, config: OptimConfig) -> Group:
     if name.startswith("blocks.") and parameter.ndim == 2:
         return Group("muon", config.matrix_lr, config.weight_decay)
-    return Group("adamw", _adamw_lr(name, config), 0.0)
+    return Group("adamw", _adamw_lr(name, config), config.weight_decay if config.decay == "all" else 0.0)
 
 
 def _group_for_adamw(name: str, parameter: torch.Tensor, config: OptimConfig) -> Group:
-    """Decay by role: matrices and embeddings shrink; norms and biases, which set scales, do not."""
-    return Group("adamw", _adamw_lr(name, config), config.weight_decay if parameter.ndim == 2 else 0.0)
+    """Decay by role: matrices and embeddings shrink; norms and biases, which set scales, only if asked."""
+    decays = parameter.ndim == 2 or config.decay == "all"
+    return Group("adamw", _adamw_lr(name, config), config.weight_decay if decays else 0.0)
 
 
 def _adamw_lr(name: str, config: OptimConfig) -> float:
-    return config.embedding_lr or config.lr if name == "embedding.weight" else config.lr
+    return config.embedding_lr or config.lr if name.startswith(LOOKED_UP) else config.lr
 
 
 GROUPINGS: dict[str, Callable[[str, torch.Tensor, OptimConfig], Group]] = {

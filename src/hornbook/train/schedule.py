@@ -1,6 +1,6 @@
 """The learning rate over a run.
 
-In: the step, and the progress from 0 to 1.  Out: a factor from 0 to 1 for every learning rate.
+In: the step, and the progress from 0 to 1.  Out: a factor for every learning rate.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ def lr_factor(config: ScheduleConfig, step: int, progress: float) -> float:
         fall = min((1 - progress) / config.decay_share, 1.0)
     elif config.kind == "cosine":
         fall = 0.5 * (1 + math.cos(math.pi * progress))
+    elif config.kind == "drop":
+        assert config.drop_step is not None
+        fall = float(step < config.drop_step)
     else:
         return rise
     return rise * (config.final_share + (1 - config.final_share) * fall)

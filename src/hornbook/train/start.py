@@ -129,23 +129,24 @@ def free_folder(config: RunConfig, parent: Path = Path("runs")) -> Path:
 
 def fitted_to(shards: Shards, config: RunConfig) -> RunConfig:
     """The config with the vocabulary of its data, or a UserError where the two do not go together."""
-    context, there = config.model.context, len(shards.split("train"))
+    context, there = config.window, len(shards.split("train"))
     if there <= context:
         smaller = max(there // 2, 2)
         raise UserError(
-            f"{config.data}: only {there} tokens to train on, --model.context {context} needs more than that; "
+            f"{config.data}: only {there} tokens to train on, a context of {context} needs more than that; "
             f"take a longer text, or --model.context {smaller}"
         )
     if len(shards.split("val")) < 2:
         raise UserError(
             f"{config.data}: no text left for validation; take a longer text, or raise --shards.val-fraction"
         )
-    if config.model.vocab_size not in (None, shards.vocab_size):
+    asked = config.model.vocab_size
+    if asked is not None and not config.model.fits_vocabulary(shards.vocab_size):
         raise UserError(
-            f"--model.vocab-size: {config.model.vocab_size}, but the tokenizer has {shards.vocab_size} entries; "
+            f"--model.vocab-size: {asked}, but the tokenizer has {shards.vocab_size} entries; "
             "leave it out, or set --tokenizer.vocab-size"
         )
-    return override(config, {"model": {"vocab_size": shards.vocab_size}})
+    return override(config, {"model": {"vocab_size": asked or shards.vocab_size}})
 
 
 def _train(
@@ -169,10 +170,8 @@ def _train(
     if checkpoint is not None:
         state = restore(checkpoint, model, optimizer, machine.facts())
     files.write_json(folder / RUN, record | {"machine": machine.facts()})
-    order = SampleOrder(
-        config.order, config.seed, shards.fingerprint, len(tokens), config.model.context, config.sequences
-    )
-    flops = config.model.flops_per_token()
+    order = SampleOrder(config.order, config.seed, shards.fingerprint, len(tokens), config.window, config.sequences)
+    flops = config.model.flops_per_token(config.window)
     working = WorkingCopy(model, machine.torch_dtype)
     run = loop.Run(
         config=config,
@@ -219,7 +218,7 @@ def _micro_batch(config: RunConfig, machine: Machine) -> int:
     # What backward needs of a token: about sixteen widths of the stream and six of the MLP for each block.
     per_token = model.n_layer * (16 * model.n_embd + 6 * model.width_of_mlp) * machine.torch_dtype.itemsize
     room = int(0.8 * machine.memory_bytes) - fixed
-    return first_micro_batch(config.sequences, model.context, machine.torch_device, room, per_token)
+    return first_micro_batch(config.sequences, config.window, machine.torch_device, room, per_token)
 
 
 def _make_trunk(run: loop.Run) -> Trunk:
@@ -232,7 +231,7 @@ def _make_trunk(run: loop.Run) -> Trunk:
         return run.working.model
     while True:
         try:
-            return compiled_or_eager(run.working.model, (run.state.micro_batch, run.config.model.context))
+            return compiled_or_eager(run.working.model, (run.state.micro_batch, run.config.window))
         except torch.OutOfMemoryError:
             pass  # the error holds on to what was allocated, so go on only when it is gone
         run.state.micro_batch = smaller_micro_batch(run.state.micro_batch, run.machine.torch_device)
@@ -243,7 +242,7 @@ def _compiling_pays(run: loop.Run) -> bool:
     knobs = run.config.train
     if knobs.minutes is not None and knobs.minutes < 10:
         return False
-    ends = [run.order.samples_per_epoch * knobs.epochs * run.config.model.context] if knobs.epochs else []
+    ends = [run.order.samples_per_epoch * knobs.epochs * run.config.window] if knobs.epochs else []
     ends += [knobs.steps * knobs.batch_tokens] if knobs.steps else []
     ends += [knobs.tokens] if knobs.tokens else []
     if not ends:
@@ -261,7 +260,7 @@ def _introduce(run: loop.Run, checkpoint: Path | None) -> None:
         f"{count(val['tokens'])} to validate, {shards.manifest['tokenizer']} vocabulary of {shards.vocab_size:,}",
         f"model     {count(model.n_params())} parameters: {model.n_layer} layers, {model.n_head} heads, "
         f"width {model.n_embd}, context {model.context}",
-        f"training  {config.sequences * model.context:,} tokens a step ({config.sequences} x {model.context}), "
+        f"training  {config.sequences * config.window:,} tokens a step ({config.sequences} x {config.window}), "
         f"on {machine.name}, {machine.dtype}{threads}",
         f"run       {run.folder} (Ctrl-C stops and saves)",
     ]
