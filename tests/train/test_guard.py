@@ -14,6 +14,7 @@ from trial import all_of, good_checkpoints, losses, tiniest
 
 from hornbook.base.errors import UserError
 from hornbook.model.folder import checkpoint_folders, load_model
+from hornbook.model.gpt import GPT
 from hornbook.train import loop
 from hornbook.train.guard import (
     NON_FINITE_IN_A_ROW,
@@ -39,7 +40,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Watched]:
 
     def poison(steps: set[int], where: str, value: float) -> Watched:
         watched: Watched = []
-        clip, update, cross_entropy = loop.clip_gradients, Optimizer.step, loop.cross_entropy_sum
+        clip, update, cross_entropy = loop.clip_gradients, Optimizer.step, GPT.loss
         learned: list[torch.nn.Parameter] = []
 
         def due(here: str) -> bool:
@@ -65,7 +66,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Watched]:
             watched.append((len(watched) + 1, same))
 
         monkeypatch.setattr(loop, "clip_gradients", clipped)
-        monkeypatch.setattr(loop, "cross_entropy_sum", loss_of)
+        monkeypatch.setattr(GPT, "loss", loss_of)
         monkeypatch.setattr(Optimizer, "step", updated)
         return watched
 
@@ -225,10 +226,10 @@ def test_an_error_in_a_later_step_keeps_the_steps_before_it(
             raise RuntimeError("the device is gone")
         return cross_entropy(*words)
 
-    cross_entropy = loop.cross_entropy_sum
+    cross_entropy = GPT.loss
     knobs = {"steps": 4, "save_every_steps": 100, "eval_every_steps": 100}
     fit(tiniest(short_text, train=knobs), tmp_path / "peace")
-    monkeypatch.setattr(loop, "cross_entropy_sum", fails_in_step_three)
+    monkeypatch.setattr(GPT, "loss", fails_in_step_three)
     with pytest.raises(RuntimeError, match="the device is gone"):
         fit(tiniest(short_text, train=knobs), run)
     assert good_checkpoints(run) == [2]
@@ -258,7 +259,7 @@ def test_an_error_after_a_save_leaves_that_checkpoint_alone(
 ) -> None:
     """Writing it again would put the only one at risk."""
     saves: list[int] = []
-    save, cross_entropy = loop.save, loop.cross_entropy_sum
+    save, cross_entropy = loop.save, GPT.loss
 
     def saved(run: loop.Run) -> None:
         save(run)
@@ -270,7 +271,7 @@ def test_an_error_after_a_save_leaves_that_checkpoint_alone(
         return cross_entropy(*words)
 
     monkeypatch.setattr(loop, "save", saved)
-    monkeypatch.setattr(loop, "cross_entropy_sum", fails_after_two)
+    monkeypatch.setattr(GPT, "loss", fails_after_two)
     with pytest.raises(RuntimeError, match="the device is gone"):
         fit(tiniest(short_text), tmp_path / "run")
     assert saves == [1, 2]
@@ -295,14 +296,14 @@ def test_a_run_that_is_asked_to_stop_and_resumed_is_the_run_left_in_peace(
         tmp_path / "run",
     )
     fit(config, tmp_path / "peace")
-    cross_entropy, calls = loop.cross_entropy_sum, iter(range(1, 1000))
+    cross_entropy, calls = GPT.loss, iter(range(1, 1000))
 
     def asked_in_some(*words: Any) -> torch.Tensor:
         if next(calls) in (3, 4, 8):
             os.kill(os.getpid(), signal.SIGTERM)
         return cross_entropy(*words)
 
-    monkeypatch.setattr(loop, "cross_entropy_sum", asked_in_some)
+    monkeypatch.setattr(GPT, "loss", asked_in_some)
     assert fit(config, run).interrupted
     assert good_checkpoints(run) == [3]
     assert resume(run).interrupted
