@@ -97,7 +97,7 @@ def test_one_who_finished_in_the_meantime_is_not_overwritten(
     ("knobs", "told"),
     [
         ({"model": {"context": 4096}}, r"only 1712 tokens to train on, .*or --model\.context 856"),
-        ({"model": {"vocab_size": 300}}, r"--model\.vocab-size: 300, but the tokenizer has 257 entries; leave it out"),
+        ({"model": {"vocab_size": 500}}, r"--model\.vocab-size: 500, but the tokenizer has 257 entries; leave it out"),
         ({"data": "no/such/text"}, r"no/such/text: no such file or folder"),
         ({"train": {"device": "gpu"}}, r"--train\.device: no device is called gpu; use cpu, cuda"),
     ],
