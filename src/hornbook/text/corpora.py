@@ -253,6 +253,8 @@ def find_source(
 ) -> Source:
     """A corpus by its name, fetched where it is not yet here, else the text at a path of that name. With `most_files`,
     no more of a corpus's files are fetched and read."""
+    if not name.strip():
+        raise UserError("no text is named; name a corpus or a path, or . for the folder where you are")
     if not is_corpus(name):
         return source_from_path(Path(name), config)
     corpus, choice = find_corpus(name)

@@ -29,11 +29,22 @@ Ranks = dict[bytes, int]
 Merges = list[tuple[bytes, bytes]]
 
 
+def byte_letters() -> list[str]:
+    """GPT-2's printable stand-in for each byte: printable Latin-1 for itself, the others from code point 256 on."""
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
+    others = iter(range(256, 512))
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
+
+
 def gpt2_ranks(ranks_file: str | None) -> Ranks:
     """The published ranks: from a local file, else from the cache, into which they are fetched once."""
     path = Path(ranks_file).expanduser() if ranks_file else _fetched_ranks()
     try:
-        data = path.read_bytes()
+        data = path.read_bytes() if path.stat().st_size == RANKS_BYTES or path.is_dir() else b""
     except OSError as error:
         raise UserError(f"--tokenizer.ranks-file: {path}: cannot be read ({error.strerror})") from None
     if hashlib.sha256(data).hexdigest() != RANKS_SHA256:

@@ -21,7 +21,7 @@ from pydantic import Field
 from hornbook.base import files
 from hornbook.base.errors import UserError
 from hornbook.base.settings import Settings
-from hornbook.text.gpt2 import gpt2_ranks, merges_of
+from hornbook.text.gpt2 import byte_letters, gpt2_ranks, merges_of
 
 if TYPE_CHECKING:
     import tokenizers
@@ -32,6 +32,8 @@ UNKNOWN = "<|unknown|>"
 WORDPIECE_END = "<|EOS|>"
 WORDPIECE_UNKNOWN = "[UNK]"
 WORDPIECE_ENTRIES = 40_000
+# Of a wrong one of these, the library makes a panic that tells its trace on standard error.
+PREFIXED_PAIRS = (r'"type"\s*:\s*"BPE"', r'"continuing_subword_prefix"\s*:\s*"(?!")')
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -71,7 +73,7 @@ class Tokenizer:
         ends = [inner.token_to_id(name) for name in (END_OF_TEXT, WORDPIECE_END)]
         self.end_of_text: int = next((end for end in ends if end is not None), -1)
         if self.end_of_text < 0:
-            raise UserError(f"tokenizer.json: has no {END_OF_TEXT} token, which ends a document")
+            raise UserError(f"has no {END_OF_TEXT} token, which ends a document")
         # What a template puts before each text; what it puts after is the end of the text, which all documents get.
         self.opening: list[int] = inner.encode("").ids[:1]
 
@@ -104,6 +106,10 @@ class Tokenizer:
             return list(self._inner.encode(text, add_special_tokens=False).ids)
         except TypeError:  # half a surrogate pair, as Python reads a word of a command line that is not UTF-8
             raise UserError("the text to encode is not UTF-8; convert it, for example with iconv") from None
+        except BaseException as error:  # a pattern without end makes a panic
+            if type(error).__name__ != "PanicException":
+                raise
+            raise UserError(f"tokenizer.json: its pattern fails on this text ({error})") from None
 
     def encode_prompt(self, text: str, specials: bool = False) -> list[int]:
         """Ids for a model to go on from: a document's beginning, but not its end."""
@@ -173,12 +179,17 @@ class Tokenizer:
 
         path = folder / TOKENIZER_FILES[0]
         try:
-            return cls(tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8")))
+            text = files.read_small(path)
+            if all(re.search(part, text) for part in PREFIXED_PAIRS):
+                raise ValueError("byte pairs with a prefix")
+            return cls(tokenizers.Tokenizer.from_str(text))
         except FileNotFoundError:
             raise UserError(f"{folder}: has no {TOKENIZER_FILES[0]}") from None
-        except UserError:
+        except (KeyboardInterrupt, SystemExit, MemoryError):
             raise
-        except Exception as error:  # tokenizers raises plain Exceptions
+        except UserError as error:
+            raise UserError(f"{path}: {error.mistakes[0].removeprefix(f'{path}: ')}") from None
+        except BaseException as error:  # tokenizers raises plain Exceptions, and a panic in its Rust is not even one
             raise UserError(f"{path}: not a tokenizer ({error})") from None
 
     def _special_or_text(self, piece: str) -> list[int]:
@@ -204,6 +215,8 @@ class Tokenizer:
             if token in special:
                 pieces.append(b"")
             elif byte_level:
+                if not to_byte.keys() >= set(piece):
+                    raise UserError(f"tokenizer.json: entry {piece[:40]!r} is not in the letters of bytes")
                 pieces.append(bytes(to_byte[letter] for letter in piece))
             elif self._inserts_blanks:
                 pieces.append(self._inner.decoder.decode(["x", piece])[1:].encode())
@@ -353,17 +366,6 @@ KINDS: dict[str, Callable[[Iterable[str], TokenizerConfig, int], tokenizers.Toke
     "wordpiece": train_wordpiece,
     "gpt2": gpt2_tokenizer,
 }
-
-
-def byte_letters() -> list[str]:
-    """GPT-2's printable stand-in for each byte: printable Latin-1 for itself, the others from code point 256 on."""
-    printable = [
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    ]
-    others = iter(range(256, 512))
-    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
 
 
 def _without_merges(entries: list[str], byte_level: bool) -> tokenizers.Tokenizer:
