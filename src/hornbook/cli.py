@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -40,6 +41,8 @@ hornbook trains GPT-style language models from scratch.
 `hornbook train` alone trains a small model in three minutes. `hornbook COMMAND --help` tells more.
 """
 INTERRUPTED = 130
+# A name that no file can have, or one that may not be looked at, wherever it was met.
+PATH_ERRORS = {errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.ENOTDIR, errno.EISDIR}
 SHORT = {"--errors": "--text.errors", "--max-documents": "--text.max-documents"}
 
 
@@ -75,9 +78,13 @@ def main(words: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stdout = open(os.devnull)  # noqa: SIM115
         return 0
-    except Exception as error:
-        if os.environ.get("HORNBOOK_DEBUG"):
+    except BaseException as error:  # a panic in a library's Rust is no Exception
+        is_ours = isinstance(error, Exception) or type(error).__name__ == "PanicException"
+        if not is_ours or os.environ.get("HORNBOOK_DEBUG"):
             raise
+        if isinstance(error, OSError) and error.errno in PATH_ERRORS:
+            print(f"error: {one_line(f'{error.filename}: {error.strerror}')}", file=sys.stderr)
+            return UserError.exit_code
         what = one_line(f"{type(error).__name__}: {error}")
         print(
             f"error: {what}\nThis is a bug of ours, or of the machine. HORNBOOK_DEBUG=1 shows where.",

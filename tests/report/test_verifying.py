@@ -72,7 +72,7 @@ def test_a_swapped_tokenizer_is_found(shards: Path) -> None:
     vocabulary["A"], vocabulary["B"] = vocabulary["B"], vocabulary["A"]
     path.write_text(json.dumps(tokenizer))
     (what,) = filter(None, verify(shards).values())
-    assert "tokenizer.json has changed" in what
+    assert "tokenizer.json: has changed" in what
 
 
 def test_what_was_never_sealed_cannot_be_verified(tmp_path: Path) -> None:

@@ -33,8 +33,9 @@ class MachineError(HornbookError):
 
 
 def one_line(text: str) -> str:
-    """Fold white space; where that is too long, shorten long paths to their ends, then the whole from its middle."""
-    words = text.split()
+    """Fold white space, and spell what a terminal would act on or cannot show; where that is too long, shorten long
+    paths to their ends, then the whole from its middle."""
+    words = [word if word.isprintable() else word.encode("unicode_escape").decode() for word in text.split()]
     line = " ".join(words)
     if len(line) > LONGEST_LINE:
         line = " ".join(_end_of_path(word) if len(word) > LONG_PATH else word for word in words)

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ _DISCARDED = ".discarded-"
 _REPLACED = ".replaced-"
 UNFINISHED = ".unfinished-"
 LOCK = ".lock"
+LARGEST_READ_WHOLE = 256 << 20
 _DISK_ERRORS = {
     errno.ENOSPC: "the disk is full; make room",
     errno.EDQUOT: "the disk quota is used up; make room",
@@ -66,10 +68,18 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_small(path: Path) -> str:
+    """The text of a file that is read whole; one that would fill the memory is refused before that."""
+    facts = path.stat()
+    if not stat.S_ISREG(facts.st_mode) or facts.st_size > LARGEST_READ_WHOLE:  # a pipe would be waited for
+        raise UserError(f"{path}: not such a file as is read whole ({facts.st_size:,} bytes)")
+    return path.read_text(encoding="utf-8")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from disk, or a UserError that names the file."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_small(path))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -225,13 +235,13 @@ def damage(folder: Path) -> str | None:
     if path.is_symlink():
         return f"{MANIFEST} is a link"
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(read_small(path))
         if not is_unchanged(manifest):
             return f"{MANIFEST} was edited or damaged"
         listed: dict[str, Any] = manifest["files"]
     except FileNotFoundError:
         return f"has no {MANIFEST}: it was never finished"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{MANIFEST} is damaged"
     present = {
         each.relative_to(folder).as_posix()

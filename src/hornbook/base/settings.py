@@ -20,8 +20,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from hornbook.base.errors import UserError
+from hornbook.base.files import read_small
 
 Tree = dict[str, Any]
+DEEPEST = 20
 
 
 class Settings(BaseModel):
@@ -123,7 +125,7 @@ def from_words(kind: type[Settings], words: Sequence[str]) -> Tree:
 def from_file(path: Path) -> tuple[Tree, dict[str, str]]:
     """A TOML or JSON file to a tree, and the line on which each knob was written."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_small(path).removeprefix("\ufeff")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; name a recipe (hornbook recipes) or a .toml file") from None
     except UnicodeDecodeError:
@@ -136,8 +138,14 @@ def from_file(path: Path) -> tuple[Tree, dict[str, str]]:
         raise UserError(f"{path}: {error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: should hold a table of settings")
+    if not _is_within(tree, DEEPEST):
+        raise UserError(f"{path}: nested too deeply; knobs are written section.knob")
     lines = _lines_of_json(text) if path.suffix == ".json" else _lines_of_toml(text)
     return tree, {knob: f"{path.name} line {line}" for knob, line in lines.items()}
+
+
+def _is_within(tree: Tree, depth: int) -> bool:
+    return depth > 0 and all(_is_within(value, depth - 1) for value in tree.values() if isinstance(value, dict))
 
 
 def knobs(kind: type[Settings], prefix: str = "") -> Iterator[str]:
@@ -300,7 +308,7 @@ def _lines_of_toml(text: str) -> dict[str, int]:
     lines: dict[str, int] = {}
     table = ""
     for number, line in enumerate(text.splitlines(), start=1):
-        if header := re.match(r"\s*\[([\w.\-]+)\]", line):
+        if header := re.match(r"\s*\[{1,2}([\w.\-]+)\]", line):
             lines[header[1]] = number
             table = header[1] + "."
         elif key := re.match(r"\s*\"?([\w.\-]+)\"?\s*=", line):

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from hornbook.base import files
 from hornbook.base.errors import UserError
 from hornbook.infer.speaker import load_speaker
-from hornbook.model.folder import RUN
+from hornbook.model.folder import RUN, data_of_run
 from hornbook.shards.format import Shards, TokenArray, is_shards
 from hornbook.text.corpora import find_source
 
@@ -24,7 +23,7 @@ def evaluate(path: Path, data: str | None, at: str = "best", device: str | None 
     if data is None:
         if not (path / RUN).is_file():
             raise UserError(f"{path}: a model, not a run, so name the text: --data PATH")
-        data = str(files.read_json(path / RUN)["data"]["folder"])
+        data = str(data_of_run(path))
     if is_shards(Path(data)):
         shards = Shards.open(Path(data))
         if shards.manifest["tokenizer_fingerprint"] != speaker.tokenizer.fingerprint:

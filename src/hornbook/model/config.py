@@ -24,21 +24,21 @@ Place = Literal["embedding", "attention", "mlp", "residual"]
 
 
 class ModelConfig(Settings):
-    vocab_size: int | None = Field(None, ge=2)
+    vocab_size: int | None = Field(None, ge=2, le=2**32)
     """Ids that the model knows: those of its tokenizer, from which a run takes it."""
-    context: int = Field(256, ge=2)
+    context: int = Field(256, ge=2, le=10_000_000)
     """The most tokens that the model sees at once."""
-    n_layer: int = Field(4, ge=1)
+    n_layer: int = Field(4, ge=1, le=10_000)
     """Blocks, one after another."""
-    n_head: int = Field(4, ge=1)
+    n_head: int = Field(4, ge=1, le=1_000_000)
     """Attention heads in each block."""
-    n_kv_head: int | None = Field(None, ge=1)
+    n_kv_head: int | None = Field(None, ge=1, le=1_000_000)
     """Heads of keys and values, shared among the attention heads; as many as these when not given."""
-    n_embd: int = Field(256, ge=2)
+    n_embd: int = Field(256, ge=2, le=1_000_000)
     """Width of the residual stream."""
-    head_width: int | None = Field(None, ge=2)
+    head_width: int | None = Field(None, ge=2, le=1_000_000)
     """Width of a head; n_embd / n_head when not given."""
-    mlp_width: int | None = Field(None, ge=1)
+    mlp_width: int | None = Field(None, ge=1, le=100_000_000)
     """Width inside the MLP; what makes it cost as much as four times n_embd without a gate when not given."""
     norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
     """How the stream is normalised before each part."""

@@ -39,6 +39,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 RUN = "run.json"
 CHECKPOINTS = "checkpoints"
+LEAST_BYTES_OF_A_NUMBER = 2
 
 
 def save_model(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
@@ -67,25 +68,46 @@ def load_config(folder: Path) -> ModelConfig:
     description = files.read_json(folder / CONFIG)
     ours, kind = description.get("hornbook"), str(description.get("model_type", ""))
     try:
-        return build(ModelConfig, ours) if isinstance(ours, dict) else read_description(kind, description)
+        config = build(ModelConfig, ours) if isinstance(ours, dict) else read_description(kind, description)
     except UserError as error:
         raise UserError(*(f"{folder / CONFIG}: {mistake}" for mistake in error.mistakes)) from None
+    if config.vocab_size is None:
+        raise UserError(f"{folder / CONFIG}: has no vocab_size")
+    return config
 
 
 def load_model(folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> GPT:
     """The model of a folder, ready to speak; every tensor must be there, of the right shape, and no other."""
     config = load_config(folder)
+    _refuse_sizes_without_weights(config, folder)
     with torch.device("meta"):
         model = GPT(config)
     load_weights(model, folder)
     return model.to(device=device, dtype=dtype).eval()
 
 
+def _refuse_sizes_without_weights(config: ModelConfig, folder: Path) -> None:
+    """Before anything is built: a config can ask for a million layers, and the files show that there are none."""
+    path = folder / WEIGHTS
+    if not path.is_file() and not (folder / INDEX).is_file():
+        raise UserError(f"{path}: no such file")
+    there = sum(each.stat().st_size for each in folder.glob("*.safetensors") if each.is_file())
+    wanted = config.n_params() * LEAST_BYTES_OF_A_NUMBER
+    if there < wanted // 2:  # of one that lacks only some tensors, these are told
+        raise UserError(
+            f"{path}: {there:,} bytes, not a whole safetensors file of the model that {CONFIG} tells "
+            f"(at least {wanted:,} bytes)"
+        )
+
+
 def load_weights(model: GPT, folder: Path) -> None:
     """Put a folder's weights into a model of the same sizes, also one that is still on the meta device."""
     path = folder / WEIGHTS
     config = model.config
-    said = files.read_json(folder / CONFIG).get("model_type")
+    description = files.read_json(folder / CONFIG)
+    said = str(description.get("model_type", ""))
+    if "hornbook" in description and said != "hornbook" and not (said in SHAPES and SHAPES[said].fits(config)):
+        raise UserError(f"{folder / CONFIG}: model_type {said[:40]!r} does not go with its hornbook section")
     kind = said if said in SHAPES else None
     theirs = as_transformers_names_them(kind, config, _read_weights(folder))
     expected = to_theirs(kind, config, {k: v.to("meta") for k, v in model.state_dict().items()})
@@ -157,6 +179,14 @@ def resolve(path: Path, at: str = "best") -> Path:
             kept = ", ".join(str(step_of(each)) for each in reversed(steps)) or "none"
             raise UserError(f"{path}: no checkpoint of step {at}; kept are {kept}, and best and newest")
     return first_good(path, candidates)
+
+
+def data_of_run(run: Path) -> Path:
+    """The shards that a run was trained on."""
+    try:
+        return Path(files.read_json(run / RUN)["data"]["folder"])
+    except (KeyError, TypeError):
+        raise UserError(f"{run / RUN}: damaged; it does not say which data the run was trained on") from None
 
 
 def first_good(run: Path, candidates: list[Path], wrong_with: Callable[[Path], str | None] = files.damage) -> Path:

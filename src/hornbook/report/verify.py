@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hornbook.base import files
 from hornbook.base.errors import UserError
-from hornbook.model.folder import RUN, checkpoint_folders
+from hornbook.model.folder import RUN, checkpoint_folders, data_of_run
 from hornbook.shards.format import Shards, is_shards
 
 
@@ -21,7 +21,7 @@ def verify(path: Path) -> dict[Path, str | None]:
     if not (path / RUN).is_file():
         raise UserError(f"{path}: neither a run, nor a checkpoint, nor shards; nothing says how it should be")
     found = {checkpoint: files.damage(checkpoint) for checkpoint in checkpoint_folders(path)}
-    shards = Path(files.read_json(path / RUN)["data"]["folder"])
+    shards = data_of_run(path)
     return found | {shards: _damage_of_shards(shards)}
 
 

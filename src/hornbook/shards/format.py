@@ -7,13 +7,15 @@ or uint32 where the vocabulary needs it. The manifest is written last; a folder 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hornbook.base import files
 from hornbook.base.errors import UserError
@@ -21,6 +23,52 @@ from hornbook.text.tokenizer import TOKENIZER_FILES, Tokenizer
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+
+
+class _Facts(BaseModel):
+    """What a manifest must tell; it may tell more. Its own hash proves only that nobody changed it by accident."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class _FileFacts(_Facts):
+    name: str = Field(pattern=r"^(train|val|test)-\d{5,9}\.bin$")  # beside the manifest, and nowhere else
+    bytes: int = Field(ge=0)
+    sha256: str
+
+
+class _SplitFacts(_Facts):
+    tokens: int = Field(ge=0)
+    documents: int = Field(ge=0)
+    bytes_of_text: int = Field(ge=0)
+    shards: list[_FileFacts]
+    yardsticks: dict[str, float] = {}
+
+
+class _Splits(_Facts):
+    train: _SplitFacts
+    val: _SplitFacts
+    test: _SplitFacts | None = None
+
+    def each(self) -> Iterator[_SplitFacts]:
+        yield from (split for split in (self.train, self.val, self.test) if split is not None)
+
+
+class _Manifest(_Facts):
+    name: str = Field(pattern=r"^[^\x00-\x1f]*$")
+    dtype: Literal["uint16", "uint32"]
+    vocab_size: int = Field(ge=2, le=2**32)
+    tokenizer: str
+    tokenizer_fingerprint: str
+    fingerprint: str
+    splits: _Splits
+
+    def mistake(self) -> str | None:
+        size = int(self.dtype.removeprefix("uint")) // 8
+        for split in self.splits.each():
+            if sum(each.bytes for each in split.shards) != split.tokens * size:
+                return f"{split.tokens} tokens of {size} bytes, but other sizes of files"
+        return None
 
 
 def is_shards(folder: Path) -> bool:
@@ -40,19 +88,25 @@ class Shards:
             raise UserError(f"{folder}: not prepared data (no {MANIFEST}); make it with: hornbook prepare TEXT")
         manifest = files.read_json(folder / MANIFEST)
         if manifest.get("format_version") != FORMAT_VERSION:
-            raise UserError(f"{folder}: another version of the format; prepare the text again: hornbook prepare TEXT")
+            raise UserError(
+                f"{folder / MANIFEST}: another version of the format; prepare the text again: hornbook prepare TEXT"
+            )
+        if manifest.get("sha256") is None or not files.is_unchanged(manifest):
+            raise UserError(f"{folder / MANIFEST}: was edited or damaged; prepare the text again")
         try:
-            if not files.is_unchanged(manifest):
-                raise UserError(f"{folder / MANIFEST}: was edited or damaged; prepare the text again")
-            shards = cls(folder, manifest)
-            for name in manifest["splits"]:
-                shards.split(name)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{folder / MANIFEST}: damaged ({error!r}); prepare the text again") from None
+            mistake = _Manifest.model_validate(manifest).mistake()
+        except ValidationError as error:
+            first = error.errors()[0]
+            mistake = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        if mistake:
+            raise UserError(f"{folder / MANIFEST}: damaged ({mistake}); prepare the text again")
+        shards = cls(folder, manifest)
+        for name in manifest["splits"]:
+            shards.split(name)
         return shards
 
     def split(self, name: str) -> TokenArray:
-        return TokenArray.open(self.folder, self.manifest["splits"][name], self.manifest["dtype"])
+        return TokenArray.open(self.folder, self.manifest["splits"][name], self.manifest["dtype"], self.vocab_size)
 
     def split_facts(self, name: str) -> dict[str, Any]:
         """Tokens, documents and bytes of text of a split, and what gzip and xz make of it."""
@@ -64,7 +118,15 @@ class Shards:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer.load(self.folder)
+        return self._load_tokenizer()
+
+    def _load_tokenizer(self) -> Tokenizer:
+        tokenizer = Tokenizer.load(self.folder)
+        if tokenizer.fingerprint != self.manifest["tokenizer_fingerprint"]:
+            raise UserError(
+                f"{self.folder / TOKENIZER_FILES[0]}: has changed since it was written; prepare the text again"
+            )
+        return tokenizer
 
     @property
     def vocab_size(self) -> int:
@@ -79,9 +141,9 @@ class Shards:
         """What is wrong with the folder, every byte read; None when nothing is."""
         try:
             self.open(self.folder)
-            tokenizer = Tokenizer.load(self.folder)
+            self._load_tokenizer()
         except UserError as error:
-            return error.mistakes[0]
+            return error.mistakes[0].removeprefix(f"{self.folder}/")
         hashes = {
             each["name"]: each["sha256"] for facts in self.manifest["splits"].values() for each in facts["shards"]
         }
@@ -92,20 +154,20 @@ class Shards:
                 return f"{path.name} is a link"
             if path.name in hashes and files.sha256(path) != hashes[path.name]:
                 return f"{path.name} has changed since it was written"
-        if tokenizer.fingerprint != self.manifest["tokenizer_fingerprint"]:
-            return "tokenizer.json has changed since it was written"
         return None
 
 
 class TokenArray:
-    """The files of a split, memory-mapped, as one array."""
+    """The files of a split, memory-mapped, as one array. An id that a vocabulary does not have ends the reading: the
+    file was damaged where its size does not show it."""
 
-    def __init__(self, parts: list[NDArray[Any]]) -> None:
+    def __init__(self, parts: list[NDArray[Any]], vocab_size: int | None = None) -> None:
         self._parts = parts
+        self._vocab_size = vocab_size
         self._ends = np.cumsum([len(part) for part in parts])
 
     @classmethod
-    def open(cls, folder: Path, facts: dict[str, Any], dtype: str) -> TokenArray:
+    def open(cls, folder: Path, facts: dict[str, Any], dtype: str, vocab_size: int) -> TokenArray:
         parts: list[NDArray[Any]] = []
         for shard in facts["shards"]:
             path = folder / shard["name"]
@@ -115,7 +177,7 @@ class TokenArray:
                 raise UserError(f"{path}: {what}; prepare the text again: hornbook prepare TEXT")
             if there:
                 parts.append(np.memmap(path, dtype=np.dtype(dtype).newbyteorder("<"), mode="r"))
-        return cls(parts)
+        return cls(parts, vocab_size)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -129,6 +191,11 @@ class TokenArray:
         while length > 0:
             first = start - (int(self._ends[part - 1]) if part else 0)
             piece = self._parts[part][first : first + length]
+            if self._vocab_size is not None and int(piece.max()) >= self._vocab_size:
+                raise UserError(
+                    f"{getattr(self._parts[part], 'filename', 'ids')}: damaged (id {int(piece.max()):,}, vocabulary "
+                    f"of {self._vocab_size:,}); prepare the text again: hornbook prepare TEXT"
+                )
             taken.append(piece)
             start, length, part = start + len(piece), length - len(piece), part + 1
         return np.concatenate(taken).astype(np.int64) if taken else np.empty(0, np.int64)

@@ -161,10 +161,16 @@ def override(config: RunConfig, *layers: Mapping[str, Any], origins: Mapping[str
     tree = config.model_dump()
     for layer in layers:
         wanted = layer.get("train")
-        if isinstance(wanted, Mapping) and any(wanted.get(stop) is not None for stop in STOPS):
+        if (
+            isinstance(tree["train"], dict)
+            and isinstance(wanted, Mapping)
+            and any(wanted.get(stop) is not None for stop in STOPS)
+        ):
             tree["train"] |= dict.fromkeys(STOPS)
-        wanted = layer.get("tokenizer")
-        if isinstance(wanted, Mapping) and wanted.get("kind", tree["tokenizer"]["kind"]) != tree["tokenizer"]["kind"]:
-            tree["tokenizer"] = TokenizerConfig(train_bytes=tree["tokenizer"]["train_bytes"]).model_dump()
+        wanted, chosen = layer.get("tokenizer"), tree["tokenizer"]
+        if isinstance(chosen, dict) and isinstance(wanted, Mapping):
+            kind = chosen.get("kind")
+            if wanted.get("kind", kind) != kind:
+                tree["tokenizer"] = TokenizerConfig().model_dump() | {"train_bytes": chosen.get("train_bytes")}
         tree = merge(tree, layer)
     return build(RunConfig, tree, origins)

@@ -36,6 +36,8 @@ from hornbook.train.metrics import Metrics
 from hornbook.train.optim import Optimizer
 from hornbook.train.precision import WorkingCopy
 
+# Weight, gradient, and what Muon remembers of it.
+LEAST_BYTES_OF_A_PARAMETER = 12
 MAY_CHANGE = {*STOPS, "device", "threads"}
 
 
@@ -85,6 +87,8 @@ def resume(folder: Path, changes: Mapping[str, Any] | None = None, progress: Pro
     try:
         run_id, config = str(record["run_id"]), build(RunConfig, record["config"])
         data, fingerprint = Path(record["data"]["folder"]), record["data"]["fingerprint"]
+    except UserError as error:
+        raise UserError(*(f"{folder / RUN}: {mistake}" for mistake in error.mistakes)) from None
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{folder / RUN}: damaged; train again into another --out") from None
     try:
@@ -162,6 +166,7 @@ def _train(
     device, tokens = machine.torch_device, shards.split("train")
     if machine.device == "cpu":
         keep_freed_memory()
+    _refuse_without_room(config, machine)
     torch.manual_seed(config.seed)
     model = GPT(config.model).to(device).train()
     optimizer = Optimizer(model, config.optim, machine.torch_dtype)
@@ -206,6 +211,16 @@ def _train(
         mfu=run.metrics.mfu(),
         peak_memory_bytes=peak_memory_bytes(machine.device),
     )
+
+
+def _refuse_without_room(config: RunConfig, machine: Machine) -> None:
+    """Said at once, rather than after minutes of building what cannot be held."""
+    needed = LEAST_BYTES_OF_A_PARAMETER * config.model.n_params()
+    if needed > machine.memory_bytes:
+        raise UserError(
+            f"--model.n-embd: {count(float(config.model.n_params()))} parameters need {needed >> 30:,} GB to train, "
+            f"{machine.name} has {machine.memory_bytes >> 30:,}; lower it, or --model.n-layer"
+        )
 
 
 def _micro_batch(config: RunConfig, machine: Machine) -> int:
