@@ -3,6 +3,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -158,6 +161,8 @@ def test_yardsticks_are_what_the_compressors_need(text_file: Path, prepared: Pre
     between = 8 * len(bz2.compress(text)) / len(text)
     assert set(bits) == {"gzip -9", "xz -9"}
     assert all(0.5 * between < each < 2 * between for each in bits.values())
+    # What the tokenizer drops, the compressors would still have to write: there is nothing to compare.
+    assert "yardsticks" not in prepared(text_file, "wordpiece", out="words").split_facts("val")
 
 
 def test_many_files_hold_what_one_would(many_texts: Path, prepared: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,6 +210,41 @@ def test_text_is_prepared_once_and_again_when_it_or_a_knob_changes(
     open_or_prepare(data, TokenizerConfig(kind="char"), ShardsConfig())
     open_or_prepare(data, BYTE, ShardsConfig(val_fraction=0.5))
     assert len(times) == 4
+
+
+def test_what_was_left_unfinished_goes_after_a_week_unless_somebody_is_at_it_or_goes_on_with_it(
+    many_texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HORNBOOK_HOME", str(tmp_path / "home"))
+    source = source_from_path(many_texts)
+    place = default_folder(source, BYTE, ShardsConfig())
+    days_ago = {"old": 8, "recent": 6, "locked": 9, "touched": 9, place.name: 9}
+    for name, days in days_ago.items():
+        folder = place.with_name(f".unfinished-{name}")
+        folder.mkdir(parents=True)
+        (folder / "train-00000.bin").write_bytes(b"0" * 100)
+        when = time.time() - days * 24 * 3600
+        for path in (folder / "train-00000.bin", folder):
+            os.utime(path, (when, when))
+    (place.with_name(".unfinished-touched") / "unfinished.json").write_text("{}")
+    taken = "import sys, fcntl; file = open(sys.argv[1], 'ab'); fcntl.flock(file, fcntl.LOCK_EX); print(flush=True)"
+    lock = place.with_name(".unfinished-locked") / ".lock"
+    monkeypatch.setattr(preparing, "finish_folder", lambda *_: pytest.fail("stopped before the end"))
+    with subprocess.Popen(
+        [sys.executable, "-c", f"{taken}; input()", str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        for path in (lock, lock.parent):
+            os.utime(path, (1, 1))
+        seen: list[set[str]] = []
+        with monkeypatch.context() as patched:
+            look = lambda *_: seen.append({path.name for path in place.parent.iterdir()})  # noqa: E731
+            patched.setattr(preparing, "empty_unfinished", look)
+            with pytest.raises(pytest.fail.Exception):
+                open_or_prepare(str(many_texts), BYTE, ShardsConfig())
+        assert seen == [{f".unfinished-{name}" for name in ("recent", "locked", "touched", place.name)}]
+        other.communicate(b"\n")
 
 
 def test_prepared_data_that_is_damaged_is_made_again(many_texts: Path) -> None:

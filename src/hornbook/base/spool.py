@@ -15,9 +15,8 @@ from pathlib import Path
 
 from hornbook.base import files
 from hornbook.base.errors import UserError
-from hornbook.base.unfinished import BinaryWriter
+from hornbook.base.unfinished import KEEP_SECONDS, BinaryWriter
 
-KEEP_SECONDS = 7 * 24 * 3600
 _numbers = itertools.count()
 
 

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -17,6 +18,7 @@ from typing import IO, Any
 from hornbook.base import files
 from hornbook.base.errors import UserError
 
+KEEP_SECONDS = 7 * 24 * 3600
 _PARTIAL = ".partial-"
 _AGAIN = "run the same command again"
 
@@ -123,6 +125,19 @@ def unfinished_folder(final: Path, state: str, wait: Callable[[], object] = lamb
         finally:
             if place.is_dir() and not (place / state).exists():
                 with contextlib.suppress(OSError):
+                    files.remove(place)
+
+
+def remove_abandoned(folder: Path, spared: Path) -> None:
+    """Delete what was left unfinished in `folder` and nobody has touched for a week: where the text has changed since,
+    nobody will go on with it. What would become `spared` stays."""
+    for place in folder.glob(f"{files.UNFINISHED}*"):
+        with contextlib.suppress(OSError):
+            last = max(path.stat().st_mtime for path in (place, *place.iterdir()))
+            if time.time() - last <= KEEP_SECONDS or place.name == files.UNFINISHED + spared.name:
+                continue
+            with files.open_to_write(place / files.LOCK, "ab") as file:
+                if files.take_lock(file, wait=False):
                     files.remove(place)
 
 

@@ -25,7 +25,7 @@ from hornbook.base import files
 from hornbook.base.console import Progress, count, duration, warn
 from hornbook.base.errors import UserError
 from hornbook.base.settings import Settings
-from hornbook.base.unfinished import empty_unfinished, finish_folder, unfinished_folder
+from hornbook.base.unfinished import empty_unfinished, finish_folder, remove_abandoned, unfinished_folder
 from hornbook.shards.format import FORMAT_VERSION, MANIFEST, Shards, is_shards
 from hornbook.shards.splits import Measured, Piece, SplitRule, measure
 from hornbook.shards.writer import STATE, ShardWriter, read_state, write_state
@@ -76,7 +76,11 @@ def open_or_prepare(
 
 def default_folder(source: Source, tokenizer: TokenizerConfig, shards: ShardsConfig) -> Path:
     """A place in the cache for just this text and these knobs: when one changes, so does the place."""
-    return files.home() / "shards" / f"{source.name}-{_key(source, tokenizer, shards)[:12]}"
+    return _cache() / f"{source.name}-{_key(source, tokenizer, shards)[:12]}"
+
+
+def _cache() -> Path:
+    return files.home() / "shards"
 
 
 def prepare(
@@ -93,6 +97,8 @@ def prepare(
     if measured.ids:
         refuse_ids(tokenizer_config.kind, measured.ids)
     rule = SplitRule(source, measured, config.val_fraction, config.test_fraction)
+    if out.parent == _cache():
+        remove_abandoned(out.parent, out)
     other = f"{out}: another process is preparing this text; waiting for it"
     with unfinished_folder(out, STATE, lambda: progress.note(other)) as place:
         if (there := _there(out, key)) is not None:
@@ -229,7 +235,7 @@ class _Preparation:
             for name, split in writer.splits.items()
             if name != "test" or split.shards
         }
-        if yardsticks := self._compressed.bits_per_byte():
+        if tokenizer.keeps_text and (yardsticks := self._compressed.bits_per_byte()):
             splits["val"]["yardsticks"] = yardsticks
         totals = {
             name: sum(facts[name] for facts in splits.values()) for name in ("documents", "bytes_of_text", "tokens")
@@ -238,7 +244,7 @@ class _Preparation:
         content = [tokenizer.fingerprint, *(each["sha256"] for facts in splits.values() for each in facts["shards"])]
         return {
             "format_version": FORMAT_VERSION,
-            "name": self._source.name,
+            "name": self._source.name.encode(errors="backslashreplace").decode(),
             "key": self._key,
             "dtype": f"uint{writer.dtype.itemsize * 8}",
             "vocab_size": tokenizer.vocab_size,

@@ -97,6 +97,11 @@ class Tokenizer:
         """Whether it is byte-level BPE that cuts text as GPT-2 does."""
         return type(self._inner.pre_tokenizer).__name__ == "ByteLevel" and self._inner.normalizer is None
 
+    @property
+    def keeps_text(self) -> bool:
+        """Whether it gives a text back; where it drops some, bits per byte are not those of the whole text."""
+        return not self._inserts_blanks
+
     def encode(self, text: str, specials: bool = False) -> list[int]:
         """The ids of a text. A special token's name in it is text like any other, unless `specials` asks for it."""
         if specials:
