@@ -41,6 +41,7 @@ hornbook trains GPT-style language models from scratch.
 `hornbook train` alone trains a small model in three minutes. `hornbook COMMAND --help` tells more.
 """
 INTERRUPTED = 130
+DROPS = " (without what the tokenizer drops, such as blanks and accents: lower than of the whole text)"
 # A name that no file can have, or one that may not be looked at, wherever it was met.
 PATH_ERRORS = {errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.ENOTDIR, errno.EISDIR}
 SHORT = {"--errors": "--text.errors", "--max-documents": "--text.max-documents"}
@@ -167,7 +168,7 @@ def _conclude(outcome: Outcome, as_json: bool) -> int:
     if best:
         say(f"\n  validation loss   {best['val_loss']:.4f} at step {best['step']:,}")
         say(f"  perplexity        {best['val_perplexity']:.1f}")
-        say(f"  bits per byte     {best['val_bits_per_byte']:.3f}")
+        say(f"  bits per byte     {best['val_bits_per_byte']:.3f}" + ("" if shards.tokenizer.keeps_text else DROPS))
         for program, bits in shards.split_facts("val").get("yardsticks", {}).items():
             say(f"  for scale         {bits:.3f} by {program}, on the same text")
     speaker = load_speaker(run, device="cpu")
@@ -241,7 +242,7 @@ def _eval(words: list[str]) -> int:
     say(f"model          {result['model']}")
     say(f"loss           {result['loss']:.4f} nats per token, over {result['tokens']:,} tokens")
     say(f"perplexity     {result['perplexity']:.2f}")
-    say(f"bits per byte  {result['bits_per_byte']:.4f}")
+    say(f"bits per byte  {result['bits_per_byte']:.4f}" + ("" if result["keeps_text"] else DROPS))
     return 0
 
 

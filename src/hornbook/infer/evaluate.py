@@ -14,11 +14,13 @@ from hornbook.base.errors import UserError
 from hornbook.infer.speaker import load_speaker
 from hornbook.model.folder import RUN, data_of_run
 from hornbook.shards.format import Shards, TokenArray, is_shards
-from hornbook.text.corpora import find_source
+from hornbook.text.corpora import find_source, held_out, is_corpus
+from hornbook.text.tokenizer import Tokenizer
 
 
 def evaluate(path: Path, data: str | None, at: str = "best", device: str | None = None) -> dict[str, Any]:
-    """Score the text `data`, or the validation split of shards; a run's own where none is named."""
+    """Score the text `data`, or the validation split of shards or of a corpus that brings one; a run's own shards
+    where none is named."""
     speaker = load_speaker(path, at, device)
     if data is None:
         if not (path / RUN).is_file():
@@ -33,16 +35,25 @@ def evaluate(path: Path, data: str | None, at: str = "best", device: str | None 
         tokens, text_bytes = shards.split("val"), shards.split_facts("val")["bytes_of_text"]
         text = f"validation part of {shards.manifest['name']}"
     else:
-        # A document begins after the end of the one before; the first one too.
-        end = speaker.tokenizer.end_of_text
-        ids, text_bytes = [end], 0
-        for document in find_source(data).documents():
-            if document.ids is None:
-                ids += speaker.encode(document.text) + [end] * document.ends
-                text_bytes += len(document.text.encode())
-            else:
-                given = speaker.tokenizer.checked(document.ids, document.name)
-                ids += given
-                text_bytes += len(speaker.tokenizer.decode_bytes(given))
-        tokens, text = TokenArray([np.asarray(ids, dtype=np.uint32)]), data
-    return {"text": text, "model": str(speaker.folder), **speaker.score_tokens(tokens, text_bytes).as_dict()}
+        chosen = held_out(data) if is_corpus(data) else data
+        tokens, text_bytes = _framed(speaker.tokenizer, chosen)
+        text = data if chosen == data else f"validation split of {data}"
+    facts = {"text": text, "model": str(speaker.folder), "keeps_text": speaker.tokenizer.keeps_text}
+    return facts | speaker.score_tokens(tokens, text_bytes).as_dict()
+
+
+def _framed(tokenizer: Tokenizer, name: str) -> tuple[TokenArray, int]:
+    """The documents of a text as preparation frames them, and their bytes. A document begins with the tokenizer's
+    opening, where it has one, else after the end of the one before; the first one too."""
+    opening, end = tokenizer.opening, [tokenizer.end_of_text]
+    parts, text_bytes, begins = [np.array([] if opening else end, np.uint32)], 0, True
+    for document in find_source(name).documents():
+        if document.ids is None:
+            ids = [*(opening if begins else []), *tokenizer.encode(document.text), *(end if document.ends else [])]
+            text_bytes += len(document.text.encode())
+        else:
+            ids = tokenizer.checked(document.ids, document.name)
+            text_bytes += len(tokenizer.decode_bytes(ids))
+        parts.append(np.array(ids, np.uint32))
+        begins = document.ends
+    return TokenArray([part for part in parts if len(part)]), text_bytes

@@ -65,7 +65,7 @@ class Speaker:
 
     def score(self, text: str) -> Score:
         """Loss, perplexity and bits per byte of a text under the model."""
-        ids = [self.tokenizer.end_of_text, *self.encode(text)]
+        ids = [*(self.tokenizer.opening or [self.tokenizer.end_of_text]), *self.encode(text)]
         tokens = TokenArray([np.asarray(ids, dtype=np.uint32)])
         return self.score_tokens(tokens, len(text.encode()))
 

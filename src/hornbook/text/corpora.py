@@ -248,6 +248,13 @@ def find_corpus(name: str) -> tuple[Corpus, dict[str, str]]:
     return CORPORA[first], CORPORA[first].choose(words)
 
 
+def held_out(name: str) -> str:
+    """The validation split of a corpus that brings one, where its name says nothing of splits; otherwise the name."""
+    corpus, choice = find_corpus(name)
+    says = any(word.startswith("split=") for word in name.split(":"))
+    return name if says or "val" not in corpus.splits(choice) else f"{name}:split=val"
+
+
 def find_source(
     name: str, config: TextConfig = AS_IT_COMES, *, progress: Progress | None = None, most_files: int | None = None
 ) -> Source:
