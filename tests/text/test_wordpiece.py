@@ -129,6 +129,8 @@ def test_control_characters_are_dropped_and_white_space_folded_but_not_as_publis
         assert wordpiece.encode(text) == wordpiece.encode(meant)
     assert published.encode("ret\x07urn") != published.encode("return")
     assert published.encode("return  self") == wordpiece.encode("return  self")
+    for text in ("x\u00b2:", "a.\u00bd", "x\u2178\u00b7\u093e!"):  # what one engine of the library takes for letters
+        assert published.encode(text) == wordpiece.encode(text)
 
 
 def test_as_published_special_tokens_are_read_out_of_text(some_text: str, tmp_path: Path, wordpiece: Tokenizer) -> None:
@@ -168,14 +170,6 @@ def test_what_is_saved_loads_the_same(wordpiece: Tokenizer, folder: Path, judge:
     assert (again.opening, again.end_of_text, again.fingerprint) == ([1], 1, wordpiece.fingerprint)
     assert [again.encode(text) for text in TEXTS] == [wordpiece.encode(text) for text in TEXTS]
     assert (judge.eos_token, judge.unk_token, judge.unk_token_id) == ("<|EOS|>", "[UNK]", 0)
-
-
-def test_real_text_and_the_library_have_the_same_ids(
-    wordpiece: Tokenizer, raw: tokenizers.Tokenizer, test_data: Path
-) -> None:
-    for path in sorted(test_data.glob("*.txt")):
-        text = path.read_text()
-        assert wordpiece.encode(text) == raw.encode(text, add_special_tokens=False).ids
 
 
 def test_the_same_text_gives_the_same_vocabulary(some_text: str, wordpiece: Tokenizer) -> None:

@@ -22,6 +22,7 @@ from hornbook.base import files
 from hornbook.base.errors import UserError
 from hornbook.base.settings import Settings
 from hornbook.text.gpt2 import byte_letters, gpt2_ranks, merges_of
+from hornbook.text.wordpiece import WORDPIECE_END, WORDPIECE_UNKNOWN, train_wordpiece
 
 if TYPE_CHECKING:
     import tokenizers
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<|unknown|>"
-WORDPIECE_END = "<|EOS|>"
-WORDPIECE_UNKNOWN = "[UNK]"
 WORDPIECE_ENTRIES = 40_000
 # Of a wrong one of these, the library makes a panic that tells its trace on standard error.
 PREFIXED_PAIRS = (r'"type"\s*:\s*"BPE"', r'"continuing_subword_prefix"\s*:\s*"(?!")')
@@ -304,46 +303,6 @@ def byte_tokenizer(_texts: Iterable[str], _config: TokenizerConfig, _size: int) 
     return _without_merges([*byte_letters(), END_OF_TEXT], byte_level=True)
 
 
-def train_wordpiece(texts: Iterable[str], config: TokenizerConfig, vocab_size: int) -> tokenizers.Tokenizer:
-    """Words and their pieces, without accents; what cannot be put together from pieces is unknown."""
-    import tokenizers
-    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
-
-    cleaning = [normalizers.NFD(), normalizers.StripAccents()]
-    if not config.as_published:  # its patterns for this were plain strings, which no text contains
-        cleaning.append(normalizers.Replace(tokenizers.Regex(r"[\p{C}&&[^\s]]"), ""))
-        cleaning.append(normalizers.Replace(tokenizers.Regex(r"\s+"), " "))
-    words = r"\w+|[^\w\s]+"
-    specials = [WORDPIECE_UNKNOWN, WORDPIECE_END]
-
-    def around(vocabulary: dict[str, int], pattern: str) -> tokenizers.Tokenizer:
-        tokenizer = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token=WORDPIECE_UNKNOWN))
-        tokenizer.normalizer = normalizers.Sequence(cleaning)
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(pattern), "removed", invert=True)
-        return tokenizer
-
-    def learned(size: int, first: list[str]) -> dict[str, int]:
-        tokenizer = around({}, words)
-        trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=first, show_progress=False)
-        tokenizer.train_from_iterator(kept, trainer)
-        return dict(tokenizer.get_vocab())
-
-    kept = list(texts)
-    # The trainer numbers letters inside of words by chance, and by the numbers it decides between pairs that are
-    # equally frequent. With the letters known beforehand, the same text always gives the same vocabulary.
-    letters = sorted(entry for entry in learned(1, specials) if entry.startswith("##") and len(entry) == 3)
-    vocabulary = learned(vocab_size, [*specials, *letters])
-    # As published, special tokens are words: tokenizer.json has no place for the setting that reads them out of text.
-    names = "|".join(map(re.escape, specials))
-    tokenizer = around(vocabulary, f"{names}|{words}" if config.as_published else words)
-    tokenizer.add_special_tokens(specials)
-    tokenizer.decoder = decoders.WordPiece(prefix="##")
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{WORDPIECE_END} $A {WORDPIECE_END}", special_tokens=[(WORDPIECE_END, 1)]
-    )
-    return tokenizer
-
-
 def gpt2_tokenizer(_texts: Iterable[str], config: TokenizerConfig, _size: int) -> tokenizers.Tokenizer:
     """GPT-2's own vocabulary; nothing is learned."""
     import tokenizers
@@ -368,7 +327,7 @@ KINDS: dict[str, Callable[[Iterable[str], TokenizerConfig, int], tokenizers.Toke
     "bpe": train_bpe,
     "char": train_char,
     "byte": byte_tokenizer,
-    "wordpiece": train_wordpiece,
+    "wordpiece": lambda texts, config, size: train_wordpiece(texts, size, config.as_published),
     "gpt2": gpt2_tokenizer,
 }
 

@@ -140,6 +140,8 @@ def fitted_to(shards: Shards, config: RunConfig) -> RunConfig:
             f"{config.data}: only {there} tokens to train on, a context of {context} needs more than that; "
             f"take a longer text, or --model.context {smaller}"
         )
+    if shards.tokenizer.vocab_size != shards.vocab_size:
+        raise UserError(f"{shards.folder}: its tokenizer.json and manifest.json differ; prepare the text again")
     if len(shards.split("val")) < 2:
         raise UserError(
             f"{config.data}: no text left for validation; take a longer text, or raise --shards.val-fraction"
