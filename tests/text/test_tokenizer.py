@@ -127,7 +127,7 @@ def test_transformers_knows_the_special_tokens_and_the_length(
     assert (len(judge), judge.model_max_length) == (trained[kind].vocab_size, 64)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=2000, deadline=None)
 @given(text=any_text)
 @pytest.mark.parametrize("kind", ["byte", "bpe"])
 def test_any_text_comes_back_unchanged(kind: str, text: str, trained: dict[str, Tokenizer]) -> None:
@@ -140,7 +140,7 @@ def test_tricky_text_comes_back_unchanged(any_text_tokenizer: Tokenizer) -> None
     assert [any_text_tokenizer.decode(any_text_tokenizer.encode(text)) for text in TRICKY] == TRICKY
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=2000, deadline=None)
 @given(data=st.binary(max_size=80))
 def test_any_bytes_come_back_unchanged_from_a_byte_tokenizer(data: bytes, trained: dict[str, Tokenizer]) -> None:
     ids = trained["byte"].encode_bytes(data)
@@ -199,7 +199,7 @@ def test_a_megabyte_of_one_character_is_no_trap(unit: str, tokenizer: Tokenizer)
     text = unit * (1_000_000 // len(unit.encode()))
     began = time.process_time()
     ids = tokenizer.encode(text)
-    assert time.process_time() - began < 3  # 0.5 s is usual; what grows with the square takes minutes
+    assert time.process_time() - began < 1  # of the processor: others may be at work on the machine
     assert 0 < len(ids) <= 1_000_000
 
 
