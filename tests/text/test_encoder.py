@@ -73,8 +73,8 @@ class Faulty:
     def __init__(self, inner: Any, harm: Any) -> None:
         self._inner, self._harm, self.broken = inner, harm, False
 
-    def encode_batch(self, documents: list[bytes]) -> Any:
-        return self._inner.encode_batch(self._harm(documents) if self.broken else documents)
+    def encode_batch(self, documents: list[bytes], parallel: bool) -> Any:
+        return self._inner.encode_batch(self._harm(documents) if self.broken else documents, parallel=parallel)
 
 
 def panic(documents: list[bytes]) -> list[bytes]:

@@ -36,6 +36,7 @@ _DISK_ERRORS = {
     errno.EROFS: "the disk is read-only; choose another",
     errno.EACCES: "no permission to write here; allow it, or choose another folder",
 }
+_READ_BYTES = os.O_RDONLY | getattr(os, "O_BINARY", 0)  # Windows would change line ends
 _LEFT_BY_THE_DESKTOP = {".DS_Store"}
 T = TypeVar("T")
 
@@ -284,6 +285,21 @@ def hash_file(path: Path, digest: hashlib._Hash) -> None:
     with open(path, "rb") as file:
         while piece := file.read(1 << 20):
             digest.update(piece)
+
+
+def read_if_small(path: Path | str, limit: int) -> bytes | None:
+    """All bytes of a file that has fewer than `limit`, and some; None of others, and where it cannot be read. Of
+    thousands of sources each takes longer to be opened as a stream than to be read."""
+    try:
+        handle = os.open(path, _READ_BYTES)
+        try:
+            size = os.fstat(handle).st_size
+            data = os.read(handle, size + 1) if 0 < size < limit else b""
+        finally:
+            os.close(handle)
+    except OSError:
+        return None
+    return data if len(data) == size > 0 else None
 
 
 def free_bytes(path: Path) -> int:

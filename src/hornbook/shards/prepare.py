@@ -16,6 +16,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from pydantic import Field
 from hornbook.base import files
 from hornbook.base.console import Progress, count, duration, warn
 from hornbook.base.errors import UserError
+from hornbook.base.machine import garbage_sought_among_new_objects, keep_freed_memory
 from hornbook.base.settings import Settings
 from hornbook.base.unfinished import empty_unfinished, finish_folder, remove_abandoned, unfinished_folder
 from hornbook.shards.format import FORMAT_VERSION, MANIFEST, Shards, is_shards
@@ -37,7 +39,7 @@ from hornbook.text.streams import Tally
 from hornbook.text.tokenizer import LEARNED, Tokenizer, TokenizerConfig, refuse_ids, train_tokenizer
 
 BATCH_CHARACTERS = 8_000_000
-BATCHES_WAITING = 2
+BATCHES_WAITING = 4
 TOKENS_PER_SHARD = 100_000_000
 YARDSTICK_BYTES = 8_000_000
 LONG_LEARNING_SECONDS = 10.0
@@ -76,7 +78,7 @@ def open_or_prepare(
 
 def default_folder(source: Source, tokenizer: TokenizerConfig, shards: ShardsConfig) -> Path:
     """A place in the cache for just this text and these knobs: when one changes, so does the place."""
-    return _cache() / f"{source.name}-{_key(source, tokenizer, shards)[:12]}"
+    return _cache() / f"{source.name}-{_key(source.signature(), tokenizer, shards)[:12]}"
 
 
 def _cache() -> Path:
@@ -92,7 +94,9 @@ def prepare(
 ) -> Shards:
     """Write the shards of a source into the folder `out`, or find them there."""
     progress = progress or Progress(live=False)
-    key = _key(source, tokenizer_config, config)
+    keep_freed_memory()
+    signature = source.signature()
+    key = _key(signature, tokenizer_config, config)
     measured = measure(source, config.val_fraction)
     if measured.ids:
         refuse_ids(tokenizer_config.kind, measured.ids)
@@ -103,7 +107,7 @@ def prepare(
     with unfinished_folder(out, STATE, lambda: progress.note(other)) as place:
         if (there := _there(out, key)) is not None:
             return there
-        work = _Preparation(source, rule, measured, tokenizer_config, place, key, progress)
+        work = _Preparation(source, signature, rule, measured, tokenizer_config, place, key, progress)
         try:
             manifest = work.run(fast=True)
         except EncoderFailed as failure:
@@ -139,6 +143,7 @@ class _Preparation:
     def __init__(
         self,
         source: Source,
+        signature: str,
         rule: SplitRule,
         measured: Measured,
         config: TokenizerConfig,
@@ -146,7 +151,7 @@ class _Preparation:
         key: str,
         progress: Progress,
     ) -> None:
-        self._source, self._rule, self._measured = source, rule, measured
+        self._source, self._signature, self._rule, self._measured = source, signature, rule, measured
         self._config, self._place, self._key, self._progress = config, place, key, progress
         self._tally = Tally()
         self._compressed = _Compressed()
@@ -166,7 +171,8 @@ class _Preparation:
         encoder = fastest_encoder if fast else SlowEncoder
         writer = ShardWriter(self._place, tokenizer, encoder, TOKENS_PER_SHARD, state)
         try:
-            self._pump(writer)
+            with garbage_sought_among_new_objects():
+                self._pump(writer)
             writer.finish()
             return self._manifest(tokenizer, writer)
         finally:
@@ -191,6 +197,7 @@ class _Preparation:
         done = 0
         self._compressed = _Compressed()
         with ThreadPoolExecutor(1) as encoding, ThreadPoolExecutor(1) as writing, ThreadPoolExecutor(1) as compressing:
+            encoding.submit(lambda: writer.encoder)
             for batch, items, size in self._batches(writer.items, compressing):
                 if len(waiting) >= BATCHES_WAITING:
                     waiting.popleft().result()
@@ -250,7 +257,7 @@ class _Preparation:
             "vocab_size": tokenizer.vocab_size,
             "tokenizer": self._config.kind,
             "tokenizer_fingerprint": tokenizer.fingerprint,
-            "source_signature": self._source.signature(),
+            "source_signature": self._signature,
             "split_rule": self._rule.description,
             "reading": {"replaced_characters": self._tally.replaced, "skipped_records": self._tally.skipped},
             "report": totals
@@ -266,9 +273,9 @@ class _Preparation:
         }
 
 
-def _key(source: Source, tokenizer: TokenizerConfig, shards: ShardsConfig) -> str:
+def _key(signature: str, tokenizer: TokenizerConfig, shards: ShardsConfig) -> str:
     """The same for the same text and knobs."""
-    parts = [FORMAT_VERSION, source.signature(), tokenizer.model_dump(), shards.model_dump()]
+    parts = [FORMAT_VERSION, signature, tokenizer.model_dump(), shards.model_dump()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -297,12 +304,12 @@ class _Compressed:
 
     def __init__(self) -> None:
         self._wanted = self._bytes = 0
-        # As gzip.compress and lzma.compress with preset 9 do.
-        self._compressors: dict[str, Any] = {
-            "gzip -9": zlib.compressobj(9, zlib.DEFLATED, 31),
-            "xz -9": lzma.LZMACompressor(preset=9),
-        }
-        self._sizes = dict.fromkeys(self._compressors, 0)
+        self._sizes: dict[str, int] = {}
+
+    @cached_property
+    def _compressors(self) -> dict[str, Any]:
+        """As gzip.compress and lzma.compress with preset 9 do. Only where there is text: xz clears 70 MB to begin."""
+        return {"gzip -9": zlib.compressobj(9, zlib.DEFLATED, 31), "xz -9": lzma.LZMACompressor(preset=9)}
 
     def wants(self, size: int) -> bool:
         self._wanted += size
@@ -311,7 +318,7 @@ class _Compressed:
     def add(self, text: bytes) -> None:
         self._bytes += len(text)
         for name, compressor in self._compressors.items():
-            self._sizes[name] += len(compressor.compress(text))
+            self._sizes[name] = self._sizes.get(name, 0) + len(compressor.compress(text))
 
     def bits_per_byte(self) -> dict[str, float]:
         if not 0 < self._bytes == self._wanted:

@@ -9,8 +9,10 @@ that is held back is not trained on: a document of the same text in a split befo
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from numpy.typing import NDArray
@@ -75,7 +77,7 @@ def measure(source: Source, val_fraction: float | None) -> Measured:
         if found.text_bytes >= LOOK_AT_BYTES:
             likely = min(estimate, found.text_bytes // read * most) if most else estimate
             fraction = val_fraction or val_fraction_for(likely)
-            if _brings_splits(source) or not _are_few(found.documents, fraction):
+            if _brings_splits(source) or not _are_few(max(found.documents, _sure_documents(source, fraction)), fraction):
                 found.text_bytes, found.whole = max(likely, found.text_bytes), False
                 break
     return found
@@ -157,6 +159,12 @@ def _are_few(documents: int, fraction: float) -> bool:
     return documents < FEW_DOCUMENTS or documents * fraction < FEW_HELD_BACK
 
 
+def _sure_documents(source: Source, fraction: float) -> int:
+    """How many documents there are for sure that have no split yet, counted no further than it matters."""
+    files = (path for part in _in_order(source) if not part.split for path in part.files_that_are_documents())
+    return sum(1 for _ in islice(files, max(FEW_DOCUMENTS, math.ceil(FEW_HELD_BACK / fraction))))
+
+
 def _in_order(source: Source) -> list[Source]:
     """The sources that a source is made of, and that nothing is made of."""
     return [each for part in source.parts for each in _in_order(part)] if source.parts else [source]
@@ -190,7 +198,7 @@ def _held_back(source: Source) -> dict[int, int]:
 
 def _encoded(document: Document) -> bytes:
     try:
-        return document.text.encode()
+        return document.text.encode() if document.utf8 is None else document.utf8
     except UnicodeEncodeError:
         raise UserError(f"{document.name}: holds half of a surrogate pair, which is no text; leave it out") from None
 

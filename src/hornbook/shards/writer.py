@@ -43,13 +43,12 @@ class SplitFiles:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Pieces of one split, as they go into its files."""
+    """Pieces of one split, all of text or all of ids, and the ids of the text with the places where each one's begin."""
 
     split: str
-    ids: Ids
-    ends: Offsets
-    documents: int
-    bytes_of_text: int
+    pieces: list[Piece]
+    ids: Ids | None = None
+    places: Offsets | None = None
 
 
 class ShardWriter:
@@ -95,8 +94,8 @@ class ShardWriter:
         for name in SPLITS:
             for from_elsewhere, run in groupby((p for p in batch if p.split == name), lambda p: p.ids is not None):
                 pieces = list(run)
-                ids, ends, size = self._ids_from_elsewhere(pieces) if from_elsewhere else self._encoded(pieces)
-                found.append(Encoded(name, ids, ends, sum(piece.ends for piece in pieces), size))
+                encoded = () if from_elsewhere else self.encoder.encode([piece.data for piece in pieces])
+                found.append(Encoded(name, pieces, *encoded))
         return found
 
     def add(self, batch: Future[list[Encoded]], items: int) -> None:
@@ -107,9 +106,10 @@ class ShardWriter:
         filled = False
         for encoded in batch.result():
             split = self.splits[encoded.split]
-            split.documents += encoded.documents
-            split.bytes_of_text += encoded.bytes_of_text
-            filled |= self._append(encoded.split, encoded.ids, encoded.ends)
+            split.documents += sum(piece.ends for piece in encoded.pieces)
+            ids, ends, bytes_of_text = self._framed(encoded)
+            split.bytes_of_text += bytes_of_text
+            filled |= self._append(encoded.split, ids, ends)
         self.items = items
         if filled or time.monotonic() - self._noted_at >= NOTE_EVERY_SECONDS:
             self._note()
@@ -123,12 +123,16 @@ class ShardWriter:
         for file in self._open.values():
             file.abandon()
 
-    def _encoded(self, pieces: list[Piece]) -> tuple[Ids, Offsets, int]:
+    def _framed(self, encoded: Encoded) -> tuple[Ids, Offsets, int]:
+        """The ids as they go into the files, where each piece's end, and the bytes of text."""
+        pieces = encoded.pieces
+        if encoded.ids is None or encoded.places is None:
+            return self._ids_from_elsewhere(pieces)
         opening, end = self._tokenizer.opening, [self._tokenizer.end_of_text]
-        ids, places = self.encoder.encode([piece.data for piece in pieces])
         before = [opening if piece.begins else [] for piece in pieces]
         after = [end if piece.ends else [] for piece in pieces]
-        return *framed(ids, places, before, after, self.dtype), sum(len(piece.data) for piece in pieces)
+        ids, ends = framed(encoded.ids, encoded.places, before, after, self.dtype)
+        return ids, ends, sum(len(piece.data) for piece in pieces)
 
     def _ids_from_elsewhere(self, pieces: list[Piece]) -> tuple[Ids, Offsets, int]:
         """These hold their ends of text already."""

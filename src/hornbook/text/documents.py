@@ -14,8 +14,20 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from hornbook.base import files
 from hornbook.base.settings import Settings
-from hornbook.text.streams import LARGEST_RECORD, Errors, Tally, Trouble, decode, read_blocks, text_only
+from hornbook.text.streams import (
+    BLOCK,
+    LARGEST_RECORD,
+    Errors,
+    Tally,
+    Trouble,
+    compression_of,
+    decode,
+    read_blocks,
+    text_only,
+    with_plain_line_ends,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,6 +64,8 @@ class Document:
     ids: NDArray[np.uint32] | None = field(default=None, compare=False)
     split: str = ""
     """train, val or test, where the corpus brings splits of its own."""
+    utf8: bytes | None = field(default=None, compare=False)
+    """The text as it was read, where that is at hand."""
 
     @property
     def size(self) -> int:
@@ -65,7 +79,8 @@ class Document:
         if place >= self.size:
             return self, None
         if self.ids is None:
-            return replace(self, text=self.text[:place], ends=True), replace(self, text=self.text[place:])
+            whole = replace(self, utf8=None)
+            return replace(whole, text=self.text[:place], ends=True), replace(whole, text=self.text[place:])
         return replace(self, ids=self.ids[:place], ends=True), replace(self, ids=self.ids[place:])
 
 
@@ -84,6 +99,10 @@ class Input:
     def blocks(self) -> Iterator[bytes]:
         return read_blocks(self.path)
 
+    def bytes_if_small(self) -> bytes | None:
+        """All of a file that is one block; None where it is to be read block by block."""
+        return None if compression_of(self.path.name) else files.read_if_small(self.path, BLOCK)
+
     def text_blocks(self) -> Iterator[bytes]:
         return text_only(self.blocks())
 
@@ -91,7 +110,7 @@ class Input:
         return decode(data, self.config.errors, self.tally)
 
     def document(self, place: str, text: str) -> Document:
-        return Document(f"{self.name} {place}", text.replace("\r\n", "\n"))
+        return Document(f"{self.name} {place}", with_plain_line_ends(text))
 
 
 def choose_field(holds_text: Mapping[str, bool]) -> str:

@@ -11,7 +11,6 @@ import csv
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from hornbook.text.columns import read_hdf5, read_parquet
@@ -23,9 +22,12 @@ from hornbook.text.streams import (
     Trouble,
     brief,
     compression_of,
+    decode,
     read_escaped_blocks,
     read_lines,
     read_text_blocks,
+    text_begins,
+    with_plain_line_ends,
     without_escaped_bytes,
     without_lone_surrogates,
 )
@@ -77,6 +79,12 @@ def read_text_file(input: Input) -> Iterator[Found]:
                 if text.strip():
                     yield input.document(f"line {number}", text)
             yield from troubles
+        return
+    if (small := input.bytes_if_small()) is not None:
+        replaced, data = input.tally.replaced, text_begins(small)
+        text = decode(data, input.config.errors, input.tally, first_line=1)
+        as_read = "\r" not in text and input.tally.replaced == replaced
+        yield Document(input.name, with_plain_line_ends(text), utf8=data if as_read else None)
         return
     cutter = Cutter()
     for text in read_text_blocks(input.text_blocks(), input.config.errors, input.tally):
@@ -171,7 +179,7 @@ FORMAT_OF = {ending: each for each in FORMATS.values() for ending in each.ending
 def format_by_name(name: str) -> Format | None:
     """The format that a file's ending tells, a compression's taken off first."""
     plain = name.lower().removesuffix(compression_of(name))
-    return FORMAT_OF.get(Path(plain).suffix)
+    return FORMAT_OF.get(plain[plain.rfind(".") :])
 
 
 def read(input: Input) -> Iterator[Found]:

@@ -31,6 +31,7 @@ STANDARD_INPUT = "-"
 PASSED_OVER = {"__pycache__", "node_modules", "site-packages", "dist-packages"}
 # Text of a file to its size on disk, so that sizes can be chosen before anything is read.
 EXPANDS = 3
+MARK_BYTES = 3  # a byte-order mark, of which no text is left
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Source:
     def _shaped(self, tally: Tally) -> Iterator[Document]:
         if self.shape is None:
             for document in self._documents(tally):
-                yield replace(document, split=self.split)
+                yield replace(document, split=self.split) if document.split != self.split else document
         else:
             for number, text in enumerate(self.shape(document.text for document in self._documents(tally))):
                 yield Document(f"{self.name} {number + 1}", text, split=self.split)
@@ -98,7 +99,7 @@ class Source:
                 yield Document(open_piece.name, "")
 
     def _name_of(self, path: Path) -> str:
-        return self.name if self.content is not None else path.relative_to(self.root).as_posix()
+        return self.name if self.content is not None else _name_below(path, self.root)
 
     def _stop_or_skip(self, path: Path, trouble: Trouble, tally: Tally) -> None:
         where = self.name if self.content is not None else str(path)
@@ -109,11 +110,21 @@ class Source:
         tally.first_skipped = tally.first_skipped or line
 
     def bytes_on_disk(self) -> int:
-        return sum(path.stat().st_size for path in self.files)
+        return sum(os.stat(path).st_size for path in self.files)
 
     def likely_bytes_of_text(self) -> int:
         """From the sizes on disk, nothing read."""
-        return sum(path.stat().st_size * (EXPANDS if _is_packed(path) else 1) for path in self.files)
+        return sum(os.stat(path).st_size * (EXPANDS if _is_packed(path) else 1) for path in self.files)
+
+    def files_that_are_documents(self) -> Iterator[Path]:
+        """Those of which it is sure, nothing read, that each is one document: or reading it stops everything."""
+        config = self.config
+        if self.shape or config.bad_records == "skip" or config.document in ("line", "row") or config.max_documents:
+            return
+        for path in self.files:
+            chosen = FORMATS[config.format] if config.format else format_by_name(path.name)
+            if (chosen is None or not chosen.records) and not _is_packed(path) and os.stat(path).st_size > MARK_BYTES:
+                yield path
 
     def signature(self) -> str:
         """Changes when a file is added, removed or edited, or read in another way; from the folder entries, so it is
@@ -124,8 +135,8 @@ class Source:
             return digest.hexdigest()
         digest.update(json.dumps([self.config.model_dump(), self.split, self.variant], sort_keys=True).encode())
         for path in self.files:
-            facts = path.stat()
-            line = f"{path.relative_to(self.root).as_posix()}|{facts.st_size}|{facts.st_mtime_ns}\n"
+            facts = os.stat(path)
+            line = f"{_name_below(path, self.root)}|{facts.st_size}|{facts.st_mtime_ns}\n"
             # A file's name need not be UTF-8.
             digest.update((self.content or line).encode(errors="surrogateescape"))
         return digest.hexdigest()
@@ -186,11 +197,22 @@ def joined(sources: list[Source]) -> Source:
 
 def walk(folder: Path, endings: tuple[str, ...], passed_over: set[str] = PASSED_OVER) -> list[Path]:
     """Files below `folder` with one of `endings`, hidden ones left out, sorted by their path on any file system."""
-    found = []
-    for place, folders, names in os.walk(folder):
-        folders[:] = [each for each in folders if each not in passed_over and not each.startswith(".")]
-        found += [Path(place, name) for name in names if name.lower().endswith(endings) and not name.startswith(".")]
-    return sorted((path for path in found if path.is_file()), key=lambda path: path.relative_to(folder).as_posix())
+    found: list[str] = []
+    waiting = [str(folder)]
+    while waiting:
+        # A folder that may not be looked into is passed over.
+        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    if entry.name not in passed_over:
+                        waiting.append(entry.path)
+                elif entry.name.lower().endswith(endings) and (
+                    entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path)
+                ):
+                    found.append(entry.path)
+    return [Path(path) for path in sorted(found, key=lambda path: path.replace(os.sep, "/"))]
 
 
 def _files_below(folder: Path, config: TextConfig) -> tuple[Path, ...]:
@@ -206,6 +228,8 @@ def _files_below(folder: Path, config: TextConfig) -> tuple[Path, ...]:
     for path in found:
         chosen = format_by_name(path.name)
         kinds[chosen is not None and chosen.records].append(path)
+    if not kinds[False] or not kinds[True]:
+        return tuple(found)
     most = max(kinds, key=lambda kind: (sum(path.stat().st_size for path in kinds[kind]), len(kinds[kind])))
     if left := kinds[not most]:
         _warn_once(
@@ -227,7 +251,15 @@ def _fixed_part(pattern: Path) -> Path:
 
 
 def _is_packed(path: Path) -> bool:
-    return bool(compression_of(path.name)) or path.suffix == ".parquet"
+    return bool(compression_of(path.name)) or path.name.endswith(".parquet")
+
+
+def _name_below(path: Path, folder: Path) -> str:
+    """`path.relative_to(folder).as_posix()`, which for thousands of files takes longer than to read them."""
+    whole, above = str(path), f"{folder}{os.sep}"
+    if whole.startswith(above):
+        return whole[len(above) :].replace(os.sep, "/")
+    return path.relative_to(folder).as_posix()
 
 
 def _with_its_end(path: Path, name: str, config: TextConfig, tally: Tally) -> Iterator[Found]:
