@@ -1,13 +1,19 @@
 """From files to GPT-2 shards: hornbook beside tiktoken, turn by turn, in one process.
 
     python bench/prepare.py --ranks r50k_base.tiktoken [--megabytes 300] [--rounds 5] [--out FILE.json]
+        [--cases small-files jsonl large-files]
 
 Needs hornbook with gigatoken, and tiktoken. The text is the Python sources of the installed packages and the standard
-library, over and over with another first line, until it is long enough; a file is a document. Both sides read the same
-files, warm in the page cache, and leave the same ids, with an end of text after each document, safely on the disk as
-uint16: hornbook with everything that a preparation does (split, hashes, checks, manifest), tiktoken by
-`encode_ordinary_batch` with two threads. The ids are compared. Both may use two processors, the first two of the
-machine where it has more.
+library, over and over with another first line, until it is long enough. It lies on the disk in three ways, a case each:
+
+- small-files: a file for each source, and it is a document; most are a few kilobytes;
+- jsonl: the same documents, a line each, in files of 100 MB;
+- large-files: 10 MB of them, one after another, are a file, and it is a document.
+
+Both sides read the same files, warm in the page cache, and leave the same ids, with an end of text after each document,
+safely on the disk as uint16: hornbook with everything that a preparation does (split, hashes, checks, manifest),
+tiktoken by `encode_ordinary_batch` with two threads. The ids are compared. Both may use two processors, the first two
+of the machine where it has more.
 """
 
 from __future__ import annotations
@@ -21,6 +27,8 @@ os.environ["RAYON_NUM_THREADS"] = "2"
 
 import argparse
 import base64
+import contextlib
+import itertools
 import json
 import platform
 import shutil
@@ -28,6 +36,7 @@ import statistics
 import sysconfig
 import tempfile
 import time
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -42,48 +51,80 @@ from hornbook.text.tokenizer import TokenizerConfig
 
 PIECES = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 END = 50256
-BATCH_BYTES = 32_000_000
+BATCH_CHARACTERS = 32_000_000
 
 
-def write_corpus(folder: Path, wanted: int) -> int:
-    sources = sorted({Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")})
+def sources(wanted: int) -> Iterator[str]:
+    folders = sorted({Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")})
     texts = []
-    for path in sorted({path for source in sources for path in source.rglob("*.py")}):
-        try:
+    for path in sorted({path for folder in folders for path in folder.rglob("*.py")}):
+        with contextlib.suppress(UnicodeDecodeError, OSError):
             texts.append(path.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, OSError):
-            continue
-    written = number = 0
-    while written < wanted:
+    numbers = itertools.count()
+    while True:
         for text in filter(None, texts):
-            data = f"# text {number}\n{text}".encode()
-            place = folder / f"{number // 1000:04}" / f"{number:07}.txt"
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(data)
-            written += len(data)
-            number += 1
-            if written >= wanted:
-                break
-    return written
+            document = f"# text {next(numbers)}\n{text}"
+            yield document
+            wanted -= len(document.encode())
+            if wanted <= 0:
+                return
 
 
-def by_tiktoken(encoding: tiktoken.Encoding, folder: Path, out: Path) -> None:
-    def flush() -> None:
-        for ids in encoding.encode_ordinary_batch(texts, num_threads=2):
-            ids.append(END)
-            file.write(np.array(ids, dtype=np.uint16))
+def write_small_files(folder: Path, wanted: int) -> None:
+    for number, text in enumerate(sources(wanted)):
+        place = folder / f"{number // 1000:04}" / f"{number:07}.txt"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text, encoding="utf-8", newline="")
 
-    texts: list[str] = []
-    size = 0
+
+def write_jsonl(folder: Path, wanted: int) -> None:
+    for number, texts in enumerate(in_parts(sources(wanted), 100_000_000)):
+        lines = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts]
+        (folder / f"{number:04}.jsonl").write_text("".join(lines), encoding="utf-8", newline="")
+
+
+def write_large_files(folder: Path, wanted: int) -> None:
+    for number, texts in enumerate(in_parts(sources(wanted), 10_000_000)):
+        (folder / f"{number:04}.txt").write_text("".join(texts), encoding="utf-8", newline="")
+
+
+def in_parts(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+    part: list[str] = []
+    left = size
+    for text in texts:
+        part.append(text)
+        left -= len(text)
+        if left <= 0:
+            yield part
+            part, left = [], size
+    yield part
+
+
+def texts_of_files(folder: Path) -> Iterator[str]:
+    for path in sorted(folder.rglob("*.txt")):
+        yield path.read_bytes().decode().replace("\r\n", "\n")
+
+
+def texts_of_lines(folder: Path) -> Iterator[str]:
+    for path in sorted(folder.rglob("*.jsonl")):
+        with open(path, "rb") as file:
+            for line in file:
+                yield json.loads(line)["text"].replace("\r\n", "\n")
+
+
+CASES: dict[str, tuple[Callable[[Path, int], None], Callable[[Path], Iterator[str]]]] = {
+    "small-files": (write_small_files, texts_of_files),
+    "jsonl": (write_jsonl, texts_of_lines),
+    "large-files": (write_large_files, texts_of_files),
+}
+
+
+def by_tiktoken(encoding: tiktoken.Encoding, texts: Iterable[str], out: Path) -> None:
     with open(out, "wb") as file:
-        for path in sorted(folder.rglob("*.txt")):
-            data = path.read_bytes()
-            texts.append(data.decode().replace("\r\n", "\n"))
-            size += len(data)
-            if size >= BATCH_BYTES:
-                flush()
-                texts, size = [], 0
-        flush()
+        for batch in in_parts(texts, BATCH_CHARACTERS):
+            for ids in encoding.encode_ordinary_batch(batch, num_threads=2):
+                ids.append(END)
+                file.write(np.array(ids, dtype=np.uint16))
         file.flush()
         os.fsync(file.fileno())
 
@@ -98,49 +139,65 @@ def documents(ids: np.ndarray[Any, Any]) -> set[bytes]:
     return {piece.tobytes() for piece in np.split(ids, ends)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ranks", type=Path, required=True, help="r50k_base.tiktoken")
-    parser.add_argument("--megabytes", type=int, default=300)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="write the figures here as JSON")
-    given = parser.parse_args()
-    lines = [line.split() for line in given.ranks.read_bytes().splitlines()]
-    ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
-    encoding = tiktoken.Encoding("r50k", pat_str=PIECES, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": END})
+def measure(
+    case: str, encoding: tiktoken.Encoding, ranks: Path, megabytes: int, number_of_rounds: int
+) -> dict[str, Any]:
+    write, read = CASES[case]
     rounds: list[dict[str, float]] = []
+    same, encoder, size = False, None, 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        size = write_corpus(folder / "text", given.megabytes * 1_000_000)
-        by_tiktoken(encoding, folder / "text", folder / "theirs.bin")  # and warm the page cache
-        for number in range(given.rounds):
+        text = folder / "text"
+        text.mkdir()
+        write(text, megabytes * 1_000_000)
+        by_tiktoken(encoding, read(text), folder / "theirs.bin")  # and warm the page cache
+        for number in range(number_of_rounds):
             began, theirs = time.perf_counter(), time.process_time()
-            by_tiktoken(encoding, folder / "text", folder / "theirs.bin")
+            by_tiktoken(encoding, read(text), folder / "theirs.bin")
             between, ours = time.perf_counter(), time.process_time()
-            shards = by_hornbook(given.ranks, folder / "text", folder / "ours")
-            ended = time.perf_counter()
-            cpu = {"tiktoken_cpu": ours - theirs, "hornbook_cpu": time.process_time() - ours}
-            rates = {"tiktoken": size / (between - began) / 1e6, "hornbook": size / (ended - between) / 1e6}
-            rounds.append(rates | cpu | {"ratio": rates["hornbook"] / rates["tiktoken"], "load": os.getloadavg()[0]})
-            print(json.dumps({name: round(value, 2) for name, value in rounds[-1].items()}), flush=True)
+            shards = by_hornbook(ranks, text, folder / "ours")
+            ended, last = time.perf_counter(), time.process_time()
             if number == 0:
+                size, encoder = shards.manifest["report"]["bytes_of_text"], shards.manifest["report"]["encoder"]
                 arrays = [np.fromfile(path, np.uint16) for path in sorted((folder / "ours").glob("*.bin"))]
                 same = documents(np.concatenate(arrays)) == documents(np.fromfile(folder / "theirs.bin", np.uint16))
-                encoder = shards.manifest["report"]["encoder"]
+            rates = {"tiktoken": size / (between - began) / 1e6, "hornbook": size / (ended - between) / 1e6}
+            cpu = {"tiktoken_cpu": ours - theirs, "hornbook_cpu": last - ours}
+            rounds.append(rates | cpu | {"ratio": rates["hornbook"] / rates["tiktoken"], "load": os.getloadavg()[0]})
+            print(case, json.dumps({name: round(value, 2) for name, value in rounds[-1].items()}), flush=True)
             shutil.rmtree(folder / "ours")
-    figures = {
-        "machine": platform.processor() or platform.machine(),
-        "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "versions": {name: version(name) for name in ("gigatoken", "tiktoken", "tokenizers", "numpy")},
+    return {
         "bytes_of_text": size,
         "encoder": encoder,
         "same_documents": same,
         "rounds": rounds,
         "median": {name: statistics.median(each[name] for each in rounds) for name in rounds[0]},
     }
-    print(json.dumps({"median": figures["median"], "same_documents": same, "encoder": encoder}))
-    if given.out:
-        given.out.write_text(json.dumps(figures, indent=2))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=Path, required=True, help="r50k_base.tiktoken")
+    parser.add_argument("--megabytes", type=int, default=300)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--out", type=Path, help="write the figures here as JSON")
+    given = parser.parse_args()
+    lines = [line.split() for line in given.ranks.read_bytes().splitlines()]
+    ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
+    encoding = tiktoken.Encoding("r50k", pat_str=PIECES, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": END})
+    figures: dict[str, Any] = {
+        "machine": platform.processor() or platform.machine(),
+        "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "versions": {name: version(name) for name in ("gigatoken", "tiktoken", "tokenizers", "numpy")},
+        "cases": {},
+    }
+    for case in given.cases:
+        found = measure(case, encoding, given.ranks, given.megabytes, given.rounds)
+        figures["cases"][case] = found
+        print(case, json.dumps({name: found[name] for name in ("median", "same_documents", "encoder")}), flush=True)
+        if given.out:
+            given.out.write_text(json.dumps(figures, indent=2))
 
 
 if __name__ == "__main__":

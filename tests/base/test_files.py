@@ -507,6 +507,18 @@ def test_a_hash_is_the_hash_that_others_compute(tmp_path: Path) -> None:
     assert (writer.close(), writer.bytes_written) == (known, 3)
 
 
+def test_a_small_file_is_read_at_once_and_others_are_left_to_be_streamed(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    for size in (1, 9):
+        path.write_bytes(b"\r" * size)
+        assert files.read_if_small(path, 10) == path.read_bytes()
+    for data in (b"", b"x" * 10, b"x" * 11):
+        path.write_bytes(data)
+        assert files.read_if_small(path, 10) is None
+    assert files.read_if_small(tmp_path, 10**6) is None
+    assert files.read_if_small(tmp_path / "missing", 10) is None
+
+
 def test_free_space_is_told_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
     assert 0 < files.free_bytes(tmp_path / "a" / "b") <= shutil.disk_usage(tmp_path).total
 

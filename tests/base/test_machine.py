@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +25,7 @@ from hornbook.base.machine import (
     attention_backend,
     choose_machine,
     fast_float_modes,
+    garbage_sought_among_new_objects,
     mix_seed,
     peak_memory_bytes,
 )
@@ -224,6 +227,27 @@ parts = st.lists(st.integers() | st.text(st.characters(exclude_characters="/"), 
 def test_seeds_differ_where_their_parts_do(one: list[object], other: list[object]) -> None:
     assert 0 <= mix_seed(*one) < 2**63
     assert (mix_seed(*one) == mix_seed(*other)) == (list(map(str, one)) == list(map(str, other)))
+
+
+def test_new_garbage_is_collected_while_older_objects_are_not_searched() -> None:
+    class Node:
+        pass
+
+    def circle() -> weakref.ref[Node]:
+        one, other = Node(), Node()
+        one.other, other.other = other, one  # type: ignore[attr-defined]
+        return weakref.ref(one)
+
+    before = circle()
+    with garbage_sought_among_new_objects():
+        assert gc.get_freeze_count() > 0
+        inside = circle()
+        gc.collect()
+        assert before() is not None
+        assert inside() is None
+    assert gc.get_freeze_count() == 0
+    gc.collect()
+    assert before() is None
 
 
 def test_seeds_that_follow_each_other_share_nothing() -> None:

@@ -12,7 +12,7 @@ from hornbook.base.errors import UserError
 from hornbook.shards import splits
 from hornbook.shards.splits import Piece, SplitRule, measure
 from hornbook.text.documents import Document, TextConfig
-from hornbook.text.readers import Source
+from hornbook.text.readers import Source, source_from_path
 from hornbook.text.streams import Tally
 
 
@@ -153,6 +153,17 @@ def test_a_large_text_is_measured_without_reading_all_of_it(monkeypatch: pytest.
     limited = replace(source, config=TextConfig(max_documents=1_000))
     object.__setattr__(limited, "given", source.given)
     assert measure(limited, 0.05).text_bytes == 14 * 1_000
+
+
+def test_many_files_are_many_documents_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(700):
+        (tmp_path / f"{number:04}.txt").write_text(f"document {number:05}" * (number < 600))
+    monkeypatch.setattr(splits, "LOOK_AT_BYTES", 1_000)
+    source = source_from_path(tmp_path)
+    found = measure(source, 0.01)
+    assert (found.whole, found.text_bytes) == (False, source.bytes_on_disk())
+    assert found.documents < 100
+    assert measure(source, 0.009).whole  # of 600 too few would be held back
 
 
 def test_what_is_held_back_leaves_something_to_train_on() -> None:

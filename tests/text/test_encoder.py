@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import sys
 from itertools import pairwise
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hornbook.text import encoder as encoding
 from hornbook.text.encoder import EncoderFailed, SlowEncoder, fastest_encoder, framed
 from hornbook.text.tokenizer import END_OF_TEXT, Tokenizer, TokenizerConfig, train_tokenizer
 
@@ -34,6 +36,24 @@ def test_each_kind_has_its_fastest_encoder(kind: str, name: str, trained: dict[s
     if name == "gigatoken":
         pytest.importorskip("gigatoken")
     assert fastest_encoder(trained[kind]).name == name
+
+
+def test_only_the_special_tokens_are_cut_out_of_a_tokenizer(trained: dict[str, Tokenizer]) -> None:
+    for tokenizer in trained.values():
+        whole = json.loads(tokenizer.to_json())
+        assert whole["added_tokens"]
+        assert json.loads(encoding._without_special_tokens(tokenizer.to_json())) == whole | {"added_tokens": []}
+
+
+@pytest.mark.parametrize("cores", [1, 2, 16])
+def test_ids_do_not_depend_on_the_number_of_cores(
+    cores: int, trained: dict[str, Tokenizer], some_text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoding, "cores_to_use", lambda: cores)
+    documents = [some_text[place : place + 3_000].encode() for place in range(0, len(some_text), 3_000)] * 9
+    fast, slow = fastest_encoder(trained["bpe"]), SlowEncoder(trained["bpe"])
+    for one, other in zip(fast.encode(documents), slow.encode(documents), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @settings(max_examples=500, deadline=None)

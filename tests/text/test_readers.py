@@ -5,14 +5,29 @@ import lzma
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hornbook.base.errors import UserError
+from hornbook.text import documents as reading
 from hornbook.text.documents import Document, TextConfig
 from hornbook.text.readers import Source, joined, source_from_path
+from hornbook.text.streams import Tally
+
+hostile_bytes = st.lists(
+    st.one_of(
+        st.sampled_from(
+            [b"\r", b"\n", b"\r\n", b"\xef\xbb\xbf", b"\xff", b"\xe2\x82", b"\x00", b"\x28\xb5\x2f\xfd", b"BZh"]
+        ),
+        st.text(max_size=9).map(lambda text: text.encode(errors="surrogatepass")),
+    ),
+    max_size=9,
+).map(b"".join)
 
 
 def lay_out(root: Path, texts: dict[str, str]) -> Path:
@@ -34,6 +49,62 @@ def test_a_folder_is_its_text_files_in_a_fixed_order(tmp_path: Path) -> None:
     second = lay_out(tmp_path / "second", dict(reversed(texts.items())))
     assert names(source_from_path(first)) == names(source_from_path(second)) == sorted(wanted)
     assert source_from_path(first).name == "first"
+
+
+def test_links_are_files_and_no_folders(tmp_path: Path) -> None:
+    """As `os.walk` and `Path.is_file` see them."""
+    root = lay_out(tmp_path / "root", {"a.txt": "text", "b/c.txt": "text"})
+    lay_out(tmp_path / "elsewhere", {"d.txt": "text"})
+    (root / "to-a-file.txt").symlink_to(tmp_path / "elsewhere" / "d.txt")
+    (root / "to-a-folder.txt").symlink_to(tmp_path / "elsewhere")
+    (root / "to-nothing.txt").symlink_to(tmp_path / "nothing.txt")
+    (root / "to-itself.txt").symlink_to(root / "to-itself.txt")
+    os.mkfifo(root / "pipe.txt")
+    walked = [Path(place, name) for place, _, names in os.walk(root) for name in names]
+    expected = sorted(path.relative_to(root).as_posix() for path in walked if path.is_file())
+    assert names(source_from_path(root)) == expected == ["a.txt", "b/c.txt", "to-a-file.txt"]
+
+
+def test_files_that_are_sure_to_be_documents_are_those_that_become_one(tmp_path: Path) -> None:
+    texts = {
+        "a.txt": "four",
+        "b.py": "x = 1\ny = 2\n",
+        "empty.txt": "",
+        "mark.txt": "\ufeff",
+        "marked.md": "\ufefftext",
+    }
+    lay_out(tmp_path, texts)
+    (tmp_path / "packed.txt.gz").write_bytes(gzip.compress(b""))
+    source = source_from_path(tmp_path)
+    sure = [path.name for path in source.files_that_are_documents()]
+    assert sure == names(source) == ["a.txt", "b.py", "marked.md"]
+    for how in ({"document": "line"}, {"bad_records": "skip"}, {"max_documents": 1}, {"document": "row"}):
+        other = source_from_path(tmp_path, TextConfig.model_validate(how))
+        assert not list(other.files_that_are_documents())
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=hostile_bytes, errors=st.sampled_from(["strict", "replace"]))
+def test_a_small_file_reads_as_a_large_one_does(data: bytes, errors: str) -> None:
+    """A file of one block is read at once, and others block by block."""
+
+    def read(block: int) -> tuple[object, int]:
+        tally = Tally()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(reading, "BLOCK", block)
+            try:
+                found = list(source_from_path(path, config).documents(tally))
+            except UserError as error:
+                return str(error), 0
+        assert all(each.utf8 in (None, each.text.encode()) for each in found)
+        assert all((each.utf8 is None) == (block == 0 or b"\r" in data or tally.replaced > 0) for each in found)
+        return found, tally.replaced
+
+    config = TextConfig.model_validate({"errors": errors})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "a.txt")
+        path.write_bytes(data)
+        assert read(1 << 20) == read(0)
 
 
 def test_a_file_is_a_text_whatever_its_ending(tmp_path: Path) -> None:

@@ -36,7 +36,6 @@ _DISK_ERRORS = {
     errno.EROFS: "the disk is read-only; choose another",
     errno.EACCES: "no permission to write here; allow it, or choose another folder",
 }
-_READ_BYTES = os.O_RDONLY | getattr(os, "O_BINARY", 0)  # Windows would change line ends
 _LEFT_BY_THE_DESKTOP = {".DS_Store"}
 T = TypeVar("T")
 
@@ -287,19 +286,16 @@ def hash_file(path: Path, digest: hashlib._Hash) -> None:
             digest.update(piece)
 
 
-def read_if_small(path: Path | str, limit: int) -> bytes | None:
-    """All bytes of a file that has fewer than `limit`, and some; None of others, and where it cannot be read. Of
-    thousands of sources each takes longer to be opened as a stream than to be read."""
-    try:
-        handle = os.open(path, _READ_BYTES)
+def read_if_small(path: Path, limit: int) -> bytes | None:
+    """A file of fewer bytes than `limit`, and of some. To open one as a stream takes longer than to read it."""
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
         try:
             size = os.fstat(handle).st_size
-            data = os.read(handle, size + 1) if 0 < size < limit else b""
+            return os.read(handle, size) or None if size < limit else None
         finally:
             os.close(handle)
-    except OSError:
-        return None
-    return data if len(data) == size > 0 else None
+    return None
 
 
 def free_bytes(path: Path) -> int:

@@ -128,8 +128,8 @@ def fast_float_modes() -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep what is freed for the next tensor or batch, rather than hand it back and fault it in anew, page by
-    page. With glibc alone; elsewhere it does nothing."""
+    """Let the C library keep what is freed for the next tensor or batch, rather than hand it back and fault it in anew,
+    page by page. With glibc alone; elsewhere it does nothing."""
     import ctypes
 
     with contextlib.suppress(OSError, AttributeError):

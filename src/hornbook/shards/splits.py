@@ -66,18 +66,19 @@ def measure(source: Source, val_fraction: float | None) -> Measured:
     most = _most_documents(source)
     read = 0
     for read, document in enumerate(source.documents(), start=1):
-        size = len(_encoded(document)) if document.ids is None else BYTES_PER_ID * document.size
-        found.text_bytes += size
+        data = _encoded(document)
+        found.text_bytes += len(data) if document.ids is None else BYTES_PER_ID * document.size
         found.ids = found.ids or ("" if document.ids is None else document.name)
         if not document.split:
             if document.ends and len(found.hashes) < MOST_HASHES:
-                found.hashes.append((_hash(document), found.characters, found.characters + document.size))
+                found.hashes.append((_hash(document, data), found.characters, found.characters + document.size))
             found.documents += document.ends
             found.characters += document.size
         if found.text_bytes >= LOOK_AT_BYTES:
             likely = min(estimate, found.text_bytes // read * most) if most else estimate
             fraction = val_fraction or val_fraction_for(likely)
-            if _brings_splits(source) or not _are_few(max(found.documents, _sure_documents(source, fraction)), fraction):
+            documents = max(found.documents, _sure_documents(source, fraction))
+            if _brings_splits(source) or not _are_few(documents, fraction):
                 found.text_bytes, found.whole = max(likely, found.text_bytes), False
                 break
     return found

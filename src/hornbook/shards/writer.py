@@ -43,7 +43,7 @@ class SplitFiles:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Pieces of one split, all of text or all of ids, and the ids of the text with the places where each one's begin."""
+    """Pieces of one split: of text, with their ids and where each one's begin, or of ids from elsewhere."""
 
     split: str
     pieces: list[Piece]
@@ -52,7 +52,8 @@ class Encoded:
 
 
 class ShardWriter:
-    """`encode` and `add` are for two threads: one encodes while the other writes what was encoded before."""
+    """`encode` and `add` are for two threads: one encodes, and nothing else, since that takes longest, while the other
+    writes what was encoded before."""
 
     def __init__(
         self,

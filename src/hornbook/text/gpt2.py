@@ -7,9 +7,9 @@ that are left when all tokens of lower rank were merged in it.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import sys
+from binascii import a2b_base64
 from itertools import pairwise
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def gpt2_ranks(ranks_file: str | None) -> Ranks:
         raise UserError(f"--tokenizer.ranks-file: {path}: cannot be read ({error.strerror})") from None
     if hashlib.sha256(data).hexdigest() != RANKS_SHA256:
         raise UserError(f"{path}: not the {RANKS} that was published (its sha256 differs); delete it, and fetch it")
-    return {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, data.splitlines())}
+    return {a2b_base64(token): int(rank) for token, rank in map(bytes.split, data.splitlines())}
 
 
 def merges_of(ranks: Ranks) -> Merges:

@@ -184,7 +184,7 @@ def text_begins(head: bytes) -> bytes:
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise Trouble("UTF-16, not UTF-8 text; convert it: iconv -f utf-16 -t utf-8")
     # A zstd frame need not hold a zero.
-    if 0 <= head.find(0, 0, 1 << 16) or MAGIC.get(head[:4]) == ".zst":
+    if head.find(0, 0, 1 << 16) >= 0 or MAGIC.get(head[:4]) == ".zst":
         if ending := ending_by_magic(head):
             raise Trouble(f"holds {ending[1:]} data, not text; give it a name that ends in {ending}")
         raise Trouble("a binary file, not text; leave it out, or convert it to text first")
@@ -249,6 +249,8 @@ def without_escaped_bytes(text: str, errors: Errors, tally: Tally) -> str:
 
 def without_lone_surrogates(text: str, errors: Errors, tally: Tally) -> str:
     r"""JSON can write half of a character, as \ud800: no text can hold it."""
+    if text.isascii():
+        return text
     try:
         text.encode()
         return text
@@ -275,10 +277,16 @@ class Cutter:
         self._size += len(text)
         if self._size <= PIECE:
             return
+        # The last part mostly has a place to cut at, and the others need not be copied twice.
+        cut = _place_to_cut(text, 0, PIECE - self._size + len(text))
+        if cut and len(text) - cut <= PIECE:
+            yield "".join([*self._parts[:-1], text[:cut]])
+            self._parts, self._size = [text[cut:]], len(text) - cut
+            return
         held = "".join(self._parts)
         begin = 0
         while len(held) - begin > PIECE:
-            cut = _cut_before(held, begin, begin + PIECE)
+            cut = _place_to_cut(held, begin, begin + PIECE) or begin + PIECE
             yield held[begin:cut]
             begin = cut
         self._parts, self._size = [held[begin:]], len(held) - begin
@@ -287,7 +295,8 @@ class Cutter:
         return "".join(self._parts)
 
 
-def _cut_before(text: str, begin: int, limit: int) -> int:
+def _place_to_cut(text: str, begin: int, limit: int) -> int:
+    """The last place up to a limit where a line ends between two lines that are not blank and not indented, or 0."""
     place = limit
     for _ in range(10_000):
         place = text.rfind("\n", begin + 1, place)
@@ -295,7 +304,7 @@ def _cut_before(text: str, begin: int, limit: int) -> int:
             break
         if not text[place - 1].isspace() and not text[place + 1].isspace():
             return place + 1
-    return limit
+    return 0
 
 
 def _whole_characters(blocks: Iterable[bytes]) -> Iterator[bytes]:

@@ -312,9 +312,9 @@ def gpt2_tokenizer(_texts: Iterable[str], config: TokenizerConfig, _size: int) -
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers
 
-    letters = byte_letters()
+    letters = dict(enumerate(byte_letters()))
     ranks = gpt2_ranks(config.ranks_file)
-    written = {token: "".join(letters[byte] for byte in token) for token in ranks}
+    written = {token: token.decode("latin-1").translate(letters) for token in ranks}
     tokenizer = tokenizers.Tokenizer(
         models.BPE(
             vocab={written[token]: rank for token, rank in ranks.items()},
