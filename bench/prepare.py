@@ -1,4 +1,4 @@
-"""From files to GPT-2 shards: hornbook beside tiktoken, turn by turn, in one process.
+"""From files to GPT-2 shards: hornbook beside tiktoken, turn by turn, each in a process of its own.
 
     python bench/prepare.py --ranks r50k_base.tiktoken [--megabytes 300] [--rounds 5] [--out FILE.json]
         [--cases small-files jsonl large-files]
@@ -10,10 +10,10 @@ library, over and over with another first line, until it is long enough. It lies
 - jsonl: the same documents, a line each, in files of 100 MB;
 - large-files: 10 MB of them, one after another, are a file, and it is a document.
 
-Both sides read the same files, warm in the page cache, and leave the same ids, with an end of text after each document,
-safely on the disk as uint16: hornbook with everything that a preparation does (split, hashes, checks, manifest),
-tiktoken by `encode_ordinary_batch` with two threads. The ids are compared. Both may use two processors, the first two
-of the machine where it has more.
+Both sides read the same files, warm in the page cache and after a first turn that is not counted, and leave the same
+ids, with an end of text after each document, safely on the disk as uint16: hornbook with everything that a preparation
+does (split, hashes, checks, manifest), tiktoken by `encode_ordinary_batch` with two threads. The ids are compared. Both
+may use two processors, the first two of the machine where it has more.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ os.environ["RAYON_NUM_THREADS"] = "2"
 import argparse
 import base64
 import contextlib
+import functools
 import itertools
 import json
+import multiprocessing
 import platform
 import shutil
 import statistics
@@ -37,6 +39,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -119,9 +122,17 @@ CASES: dict[str, tuple[Callable[[Path, int], None], Callable[[Path], Iterator[st
 }
 
 
-def by_tiktoken(encoding: tiktoken.Encoding, texts: Iterable[str], out: Path) -> None:
+@functools.cache
+def tiktoken_encoding(ranks: Path) -> tiktoken.Encoding:
+    lines = [line.split() for line in ranks.read_bytes().splitlines()]
+    table = {base64.b64decode(token): int(rank) for token, rank in lines}
+    return tiktoken.Encoding("r50k", pat_str=PIECES, mergeable_ranks=table, special_tokens={"<|endoftext|>": END})
+
+
+def by_tiktoken(case: str, ranks: Path, text: Path, out: Path) -> None:
+    encoding, read = tiktoken_encoding(ranks), CASES[case][1]
     with open(out, "wb") as file:
-        for batch in in_parts(texts, BATCH_CHARACTERS):
+        for batch in in_parts(read(text), BATCH_CHARACTERS):
             for ids in encoding.encode_ordinary_batch(batch, num_threads=2):
                 ids.append(END)
                 file.write(np.array(ids, dtype=np.uint16))
@@ -129,9 +140,15 @@ def by_tiktoken(encoding: tiktoken.Encoding, texts: Iterable[str], out: Path) ->
         os.fsync(file.fileno())
 
 
-def by_hornbook(ranks: Path, folder: Path, out: Path) -> Shards:
-    config = TokenizerConfig(kind="gpt2", ranks_file=str(ranks))
-    return prepare(source_from_path(folder), config, ShardsConfig(), out)
+def by_hornbook(_case: str, ranks: Path, text: Path, out: Path) -> None:
+    prepare(source_from_path(text), TokenizerConfig(kind="gpt2", ranks_file=str(ranks)), ShardsConfig(), out)
+
+
+def timed(work: Callable[..., None], *arguments: object) -> tuple[float, float]:
+    """Seconds by the clock, and of the processors."""
+    began, cpu = time.perf_counter(), time.process_time()
+    work(*arguments)
+    return time.perf_counter() - began, time.process_time() - cpu
 
 
 def documents(ids: np.ndarray[Any, Any]) -> set[bytes]:
@@ -139,33 +156,28 @@ def documents(ids: np.ndarray[Any, Any]) -> set[bytes]:
     return {piece.tobytes() for piece in np.split(ids, ends)}
 
 
-def measure(
-    case: str, encoding: tiktoken.Encoding, ranks: Path, megabytes: int, number_of_rounds: int
-) -> dict[str, Any]:
-    write, read = CASES[case]
+def measure(case: str, ranks: Path, megabytes: int, number_of_rounds: int) -> dict[str, Any]:
     rounds: list[dict[str, float]] = []
-    same, encoder, size = False, None, 0
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        text = folder / "text"
+    alone = functools.partial(ProcessPoolExecutor, 1, multiprocessing.get_context("spawn"))
+    with tempfile.TemporaryDirectory() as name, alone() as theirs, alone() as ours:
+        text, ids, shards = (Path(name, part) for part in ("text", "theirs.bin", "ours"))
         text.mkdir()
-        write(text, megabytes * 1_000_000)
-        by_tiktoken(encoding, read(text), folder / "theirs.bin")  # and warm the page cache
-        for number in range(number_of_rounds):
-            began, theirs = time.perf_counter(), time.process_time()
-            by_tiktoken(encoding, read(text), folder / "theirs.bin")
-            between, ours = time.perf_counter(), time.process_time()
-            shards = by_hornbook(ranks, text, folder / "ours")
-            ended, last = time.perf_counter(), time.process_time()
-            if number == 0:
-                size, encoder = shards.manifest["report"]["bytes_of_text"], shards.manifest["report"]["encoder"]
-                arrays = [np.fromfile(path, np.uint16) for path in sorted((folder / "ours").glob("*.bin"))]
-                same = documents(np.concatenate(arrays)) == documents(np.fromfile(folder / "theirs.bin", np.uint16))
-            rates = {"tiktoken": size / (between - began) / 1e6, "hornbook": size / (ended - between) / 1e6}
-            cpu = {"tiktoken_cpu": ours - theirs, "hornbook_cpu": last - ours}
-            rounds.append(rates | cpu | {"ratio": rates["hornbook"] / rates["tiktoken"], "load": os.getloadavg()[0]})
+        CASES[case][0](text, megabytes * 1_000_000)
+        theirs.submit(timed, by_tiktoken, case, ranks, text, ids).result()
+        ours.submit(timed, by_hornbook, case, ranks, text, shards).result()
+        report = Shards.open(shards).manifest["report"]
+        size, encoder = report["bytes_of_text"], report["encoder"]
+        flat = np.concatenate([np.fromfile(path, np.uint16) for path in sorted(shards.glob("*.bin"))])
+        same = documents(flat) == documents(np.fromfile(ids, np.uint16))
+        del flat
+        for _ in range(number_of_rounds):
+            shutil.rmtree(shards)
+            seconds, cpu = theirs.submit(timed, by_tiktoken, case, ranks, text, ids).result()
+            our_seconds, our_cpu = ours.submit(timed, by_hornbook, case, ranks, text, shards).result()
+            rates = {"tiktoken": size / seconds / 1e6, "hornbook": size / our_seconds / 1e6}
+            cpus = {"tiktoken_cpu": cpu, "hornbook_cpu": our_cpu}
+            rounds.append(rates | cpus | {"ratio": seconds / our_seconds, "load": os.getloadavg()[0]})
             print(case, json.dumps({name: round(value, 2) for name, value in rounds[-1].items()}), flush=True)
-            shutil.rmtree(folder / "ours")
     return {
         "bytes_of_text": size,
         "encoder": encoder,
@@ -183,9 +195,6 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--out", type=Path, help="write the figures here as JSON")
     given = parser.parse_args()
-    lines = [line.split() for line in given.ranks.read_bytes().splitlines()]
-    ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
-    encoding = tiktoken.Encoding("r50k", pat_str=PIECES, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": END})
     figures: dict[str, Any] = {
         "machine": platform.processor() or platform.machine(),
         "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -193,7 +202,7 @@ def main() -> None:
         "cases": {},
     }
     for case in given.cases:
-        found = measure(case, encoding, given.ranks, given.megabytes, given.rounds)
+        found = measure(case, given.ranks, given.megabytes, given.rounds)
         figures["cases"][case] = found
         print(case, json.dumps({name: found[name] for name in ("median", "same_documents", "encoder")}), flush=True)
         if given.out:

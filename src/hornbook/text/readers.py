@@ -31,6 +31,7 @@ STANDARD_INPUT = "-"
 PASSED_OVER = {"__pycache__", "node_modules", "site-packages", "dist-packages"}
 # Text of a file to its size on disk, so that sizes can be chosen before anything is read.
 EXPANDS = 3
+PACKED = (*COMPRESSIONS, ".parquet")
 MARK_BYTES = 3  # a byte-order mark, of which no text is left
 
 
@@ -134,11 +135,12 @@ class Source:
             digest.update("".join(part.signature() for part in self.parts).encode())
             return digest.hexdigest()
         digest.update(json.dumps([self.config.model_dump(), self.split, self.variant], sort_keys=True).encode())
+        lines = []
         for path in self.files:
             facts = os.stat(path)
-            line = f"{_name_below(path, self.root)}|{facts.st_size}|{facts.st_mtime_ns}\n"
-            # A file's name need not be UTF-8.
-            digest.update((self.content or line).encode(errors="surrogateescape"))
+            lines.append(self.content or f"{_name_below(path, self.root)}|{facts.st_size}|{facts.st_mtime_ns}\n")
+        # A file's name need not be UTF-8.
+        digest.update("".join(lines).encode(errors="surrogateescape"))
         return digest.hexdigest()
 
     def read_with(self, config: TextConfig) -> Source:
@@ -251,7 +253,7 @@ def _fixed_part(pattern: Path) -> Path:
 
 
 def _is_packed(path: Path) -> bool:
-    return bool(compression_of(path.name)) or path.name.endswith(".parquet")
+    return str(path).lower().endswith(PACKED)
 
 
 def _name_below(path: Path, folder: Path) -> str:
