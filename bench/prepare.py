@@ -12,8 +12,11 @@ library, over and over with another first line, until it is long enough. It lies
 
 Both sides read the same files, warm in the page cache and after a first turn that is not counted, and leave the same
 ids, with an end of text after each document, safely on the disk as uint16: hornbook with everything that a preparation
-does (split, hashes, checks, manifest), tiktoken by `encode_ordinary_batch` with two threads. The ids are compared. Both
-may use two processors, the first two of the machine where it has more.
+does (split, hashes, checks, manifest), tiktoken by `encode_ordinary_batch` with two threads. Both may use two
+processors, the first two of the machine where it has more.
+
+The documents' ids are compared. Of large-files hornbook holds the text's tail back, since they are few, and so makes
+two documents of the one that is cut; every other is the same.
 """
 
 from __future__ import annotations
@@ -168,8 +171,9 @@ def measure(case: str, ranks: Path, megabytes: int, number_of_rounds: int) -> di
         report = Shards.open(shards).manifest["report"]
         size, encoder = report["bytes_of_text"], report["encoder"]
         flat = np.concatenate([np.fromfile(path, np.uint16) for path in sorted(shards.glob("*.bin"))])
-        same = documents(flat) == documents(np.fromfile(ids, np.uint16))
-        del flat
+        our_documents, their_documents = documents(flat), documents(np.fromfile(ids, np.uint16))
+        only = [len(our_documents - their_documents), len(their_documents - our_documents)]
+        del flat, our_documents, their_documents
         for _ in range(number_of_rounds):
             shutil.rmtree(shards)
             seconds, cpu = theirs.submit(timed, by_tiktoken, case, ranks, text, ids).result()
@@ -181,7 +185,7 @@ def measure(case: str, ranks: Path, megabytes: int, number_of_rounds: int) -> di
     return {
         "bytes_of_text": size,
         "encoder": encoder,
-        "same_documents": same,
+        "documents_only_ours_only_theirs": only,
         "rounds": rounds,
         "median": {name: statistics.median(each[name] for each in rounds) for name in rounds[0]},
     }
@@ -204,7 +208,11 @@ def main() -> None:
     for case in given.cases:
         found = measure(case, given.ranks, given.megabytes, given.rounds)
         figures["cases"][case] = found
-        print(case, json.dumps({name: found[name] for name in ("median", "same_documents", "encoder")}), flush=True)
+        print(
+            case,
+            json.dumps({name: found[name] for name in ("median", "documents_only_ours_only_theirs", "encoder")}),
+            flush=True,
+        )
         if given.out:
             given.out.write_text(json.dumps(figures, indent=2))
 
