@@ -56,6 +56,18 @@ def test_ids_do_not_depend_on_the_number_of_cores(
         np.testing.assert_array_equal(one, other)
 
 
+def test_words_are_not_remembered_for_ever(trained: dict[str, Tokenizer], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gigatoken")
+    monkeypatch.setattr(encoding, "FORGET_AFTER_BYTES", 2_000)
+    fast, begun = fastest_encoder(trained["bpe"]), []
+    for batch in range(20):
+        documents = [f"{batch} and {number} words".encode() for number in range(50)]
+        ids, _ = fast.encode(documents)
+        np.testing.assert_array_equal(ids, SlowEncoder(trained["bpe"]).encode(documents)[0])
+        begun.append(fast._inner)  # type: ignore[attr-defined]
+    assert 5 <= len(set(map(id, begun))) <= 10  # 20 batches of 700 to 900 bytes
+
+
 @settings(max_examples=500, deadline=None)
 @given(texts=any_documents)
 @pytest.mark.parametrize("kind", ["bpe", "byte"])

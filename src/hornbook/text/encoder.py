@@ -21,6 +21,8 @@ from hornbook.text.tokenizer import Tokenizer
 
 FIRST_SAMPLE_BYTES = 131_072
 SAMPLE_BYTES = 4_096
+# gigatoken remembers every word that it meets, at 60 bytes or so, and forgets none: after so much text it begins anew.
+FORGET_AFTER_BYTES = 2_000_000_000
 
 Ids = NDArray[Any]
 Offsets = NDArray[np.int64]
@@ -79,17 +81,25 @@ class _Bytes:
 
 class _Gigatoken:
     def __init__(self, tokenizer: Tokenizer) -> None:
-        import gigatoken
-
         self._judge = SlowEncoder(tokenizer)
         self._sample_bytes = FIRST_SAMPLE_BYTES
         # Each of its threads learns the words of a text anew, and here one thread reads beside it.
         self._in_parallel = cores_to_use() > 2
         self.name = "gigatoken"
+        self._description = tokenizer.to_json()
+        self._begin()
+
+    def _begin(self) -> None:
+        import gigatoken
+
+        self._bytes_met = 0
         with _contained():
-            self._inner = gigatoken.Tokenizer.from_json(_without_special_tokens(tokenizer.to_json()))
+            self._inner = gigatoken.Tokenizer.from_json(_without_special_tokens(self._description))
 
     def encode(self, documents: Sequence[bytes]) -> tuple[Ids, Offsets]:
+        if self._bytes_met >= FORGET_AFTER_BYTES:
+            self._begin()
+        self._bytes_met += sum(map(len, documents))
         with _contained():
             ids, places = self._encode(documents)
             for place, document in self._sample(documents):
