@@ -127,15 +127,18 @@ def fast_float_modes() -> Iterator[None]:
         torch.set_flush_denormal(False)
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(one_heap: bool = False) -> None:
     """Let the C library keep what is freed for the next tensor or batch, rather than hand it back and fault it in anew,
-    page by page. With glibc alone; elsewhere it does nothing."""
+    page by page; from one heap where few threads hand their memory on to one another, since a thread's own goes back
+    whenever it is empty. With glibc alone; elsewhere it does nothing."""
     import ctypes
 
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL("libc.so.6")
         library.mallopt(-4, 0)  # M_MMAP_MAX: no memory map for a large block
         library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: nothing given back at the heap's end
+        if one_heap:
+            library.mallopt(-8, 1)  # M_ARENA_MAX
 
 
 @contextlib.contextmanager

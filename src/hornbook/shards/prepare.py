@@ -25,7 +25,7 @@ from pydantic import Field
 from hornbook.base import files
 from hornbook.base.console import Progress, count, duration, warn
 from hornbook.base.errors import UserError
-from hornbook.base.machine import garbage_sought_among_new_objects, keep_freed_memory
+from hornbook.base.machine import cores_to_use, garbage_sought_among_new_objects, keep_freed_memory
 from hornbook.base.settings import Settings
 from hornbook.base.unfinished import empty_unfinished, finish_folder, remove_abandoned, unfinished_folder
 from hornbook.shards.format import FORMAT_VERSION, MANIFEST, Shards, is_shards
@@ -94,7 +94,7 @@ def prepare(
 ) -> Shards:
     """Write the shards of a source into the folder `out`, or find them there."""
     progress = progress or Progress(live=False)
-    keep_freed_memory()
+    keep_freed_memory(one_heap=cores_to_use() <= 2)
     signature = source.signature()
     key = _key(signature, tokenizer_config, config)
     measured = measure(source, config.val_fraction)

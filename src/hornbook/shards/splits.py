@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
@@ -32,8 +32,7 @@ MOST_HASHES = 2_000_000
 BYTES_PER_ID = 4  # about, before the ids are decoded
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """A document, or a part of one, in its split: as UTF-8, or as the ids of one that was encoded elsewhere."""
 
     split: str

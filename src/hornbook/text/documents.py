@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -87,8 +87,7 @@ class Document:
 Found = Document | Trouble
 
 
-@dataclass(frozen=True)
-class Input:
+class Input(NamedTuple):
     """A file, the name that its documents bear, and how it is read."""
 
     path: Path
