@@ -77,8 +77,11 @@ def _folded(name: str, parts: list[tuple[str, Part]]) -> Iterator[Part]:
 
 
 def _numbers(numbers: list[str]) -> str:
-    """`0-11` where none is left out, otherwise each."""
-    first, last = int(numbers[0]), int(numbers[-1])
-    if len(numbers) > 1 and last - first + 1 == len(numbers):
-        return f"{first}-{last}"
+    """`0-11` where none is left out, `1,3,...,11` where they are evenly apart, otherwise each."""
+    places = [int(number) for number in numbers]
+    steps = {later - earlier for earlier, later in zip(places, places[1:], strict=False)}
+    if steps == {1}:
+        return f"{places[0]}-{places[-1]}"
+    if len(places) > 4 and len(steps) == 1:
+        return f"{places[0]},{places[1]},...,{places[-1]}"
     return ",".join(numbers)

@@ -20,7 +20,7 @@ from hornbook.base.console import say, table
 from hornbook.base.errors import UserError
 from hornbook.base.settings import build, nearest
 from hornbook.model.folder import RUN, load_config, resolve
-from hornbook.model.gpt import GPT
+from hornbook.model.gpt import GPT, outline
 from hornbook.model.shapes import shape_of
 from hornbook.model.tree import Part, tree_of
 from hornbook.plan.gpus import GB, GPUS, Gpu
@@ -106,8 +106,7 @@ class Truth:
 
     @cached_property
     def model(self) -> GPT:
-        with torch.device("meta"):
-            return GPT(self.run.model)
+        return outline(self.run.model)
 
     @cached_property
     def tree(self) -> Part:
@@ -134,8 +133,9 @@ class Truth:
     def cache(self) -> tuple[int, str]:
         """Bytes of keys and values for each token in bf16, and how they are reckoned."""
         config = self.run.model
+        heads = "head" if config.kv_heads == 1 else "heads"
         numbers = 2 * config.n_layer * config.kv_heads * config.width_of_head
-        how = f"2 x {config.n_layer} layers x {config.kv_heads} heads x {config.width_of_head} x {IN_BF16}"
+        how = f"2 x {config.n_layer} layers x {config.kv_heads} {heads} x {config.width_of_head} x {IN_BF16}"
         return numbers * IN_BF16, how
 
     @property
@@ -235,12 +235,12 @@ class Truth:
         rows.append(("held throughout", "", size_in_words(one.held_bytes)))
         rows += _moments_of(one, 1)
         if self.at_once > 1:
-            rows += _moments_of(batch, self.at_once)
+            rows += _moments_of(batch, self.at_once, one)
         optimizer = "Muon and AdamW" if self.run.optim.kind == "muon" else "AdamW"
         say(
             f"\nTraining with {optimizer}, computing in {SHORT_NAMES[self.numbers]} on a GPU, "
-            f"{self.run.sequences:,} x {self.run.window:,} tokens a step. Gradients and activations come and go, "
-            "so their fullest moment counts.\n"
+            f"{self.run.sequences:,} x {self.run.window:,} tokens a step.\n"
+            "Gradients and activations come and go, so beside what is held throughout, the fullest moment counts.\n"
         )
         table(("in training", "arithmetic", "bytes"), rows, right=(2,))
 
@@ -263,14 +263,20 @@ class Truth:
         table(("GPU", "memory", "in", "trains, 1 at once", whole, "generates, bf16"), rows, right=(1, 3, 4, 5))
 
 
-def _moments_of(memory: TrainingMemory, at_once: int) -> list[tuple[str, str, str]]:
+def _moments_of(
+    memory: TrainingMemory, at_once: int, told: TrainingMemory | None = None
+) -> list[tuple[str, str, str]]:
+    """A row for each part of each moment, but for those that were told already."""
     rows = []
     sequences = "1 sequence" if at_once == 1 else f"{at_once} sequences"
     for moment in memory.moments:
+        if told is not None and moment in told.moments:
+            continue
         rows.append((f"{moment.when}, {sequences} at once", "", size_in_words(moment.bytes)))
         rows += [(f"  {part.what}", part.arithmetic, size_in_words(part.bytes)) for part in moment.parts]
     held, fullest = size_in_words(memory.held_bytes), size_in_words(memory.fullest.bytes)
-    rows.append((f"AT ITS FULLEST, {sequences} at once", f"{held} + {fullest}", size_in_words(memory.bytes)))
+    at = f"held throughout {held} + {memory.fullest.when} {fullest}"
+    rows.append((f"at its fullest, {sequences} at once", at, size_in_words(memory.bytes)))
     return rows
 
 

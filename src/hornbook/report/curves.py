@@ -7,6 +7,7 @@ for a paper.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TRAIN, VALIDATION = "#7a9cc6", "#c0392b"
+TRAIN, TRAIN_EVALUATED, VALIDATION, DROP = "#7a9cc6", "#2c5282", "#c0392b", "#777777"
 PALETTE = ("#c0392b", "#2c6fbb", "#2e8b57", "#8e44ad", "#d68910", "#16a085", "#7f8c8d")
 STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -43,12 +44,17 @@ class Curves:
     tokens_per_step: float
     val_steps: list[int]
     val_losses: list[float]
+    # Evaluated as the validation losses are, where a run does so on part of both texts.
+    train_steps: list[int]
+    train_losses: list[float]
+    drops: list[int]  # the last step before the learning rate falls at once
 
     @classmethod
     def read(cls, run: Path) -> Curves:
         entries = read_log(run / "metrics.jsonl")
         trained = [each for each in entries if _is_finite(each.get("loss"))]
         evaluated = [each for each in entries if _is_finite(each.get("val_loss"))]
+        both = [each for each in entries if _is_finite(each.get("train_loss"))]
         if not trained:
             raise UserError(f"{run}: no metrics to draw yet; is it the folder of a run?")
         return cls(
@@ -58,6 +64,9 @@ class Curves:
             tokens_per_step=trained[-1]["tokens"] / trained[-1]["step"],
             val_steps=[each["step"] for each in evaluated],
             val_losses=[each["val_loss"] for each in evaluated],
+            train_steps=[each["step"] for each in both],
+            train_losses=[each["train_loss"] for each in both],
+            drops=_drops([(each["step"], each["lr_factor"]) for each in entries if _is_finite(each.get("lr_factor"))]),
         )
 
     def smoothed(self) -> list[float]:
@@ -68,6 +77,13 @@ class Curves:
             mean, weight = memory * mean + (1 - memory) * loss, memory * weight + (1 - memory)
             result.append(mean / weight)
         return result
+
+
+def _drops(factors: list[tuple[int, float]]) -> list[int]:
+    """The steps after which the learning rate is less than half of what it was. One that falls to nothing at the very
+    end was falling all along."""
+    pairs = list(zip(factors, factors[1:], strict=False))
+    return [step for (step, before), (_, after) in pairs if 0 < after < before / 2]
 
 
 def draw(run: Path) -> list[Path]:
@@ -83,18 +99,19 @@ def compare(runs: list[Path], out: Path) -> Path:
     """The validation losses of several runs in one picture, over tokens, which runs of different batch sizes
     share."""
     figure, axes = _figure()
-    for colour, run in zip(PALETTE * (len(runs) // len(PALETTE) + 1), runs, strict=False):
+    for color, run in zip(PALETTE * (len(runs) // len(PALETTE) + 1), runs, strict=False):
         curves = Curves.read(run)
         tokens = [step * curves.tokens_per_step for step in curves.val_steps]
         axes.plot(
             tokens,
             curves.val_losses,
-            color=colour,
+            color=color,
             linewidth=1.8,
             marker="o",
             markersize=3.5,
             label=curves.name,
         )
+        _mark_drops(axes, [step * curves.tokens_per_step for step in curves.drops], color)
     axes.set_xlabel("tokens seen")
     axes.set_ylabel("validation loss (nats per token)")
     axes.xaxis.set_major_formatter(_token_format())
@@ -118,6 +135,18 @@ def loss_figure(curves: Curves) -> Figure:
             label="validation",
         )
         _mark_lowest(axes, curves.val_steps, curves.val_losses, "{:.3f}")
+    if curves.train_steps:
+        axes.plot(
+            curves.train_steps,
+            curves.train_losses,
+            color=TRAIN_EVALUATED,
+            linewidth=1.2,
+            linestyle="--",
+            marker="o",
+            markersize=4,
+            label="training, evaluated",
+        )
+    _mark_drops(axes, curves.drops, DROP)
     _fit_height(axes, curves)
     _label(axes, curves, "loss (nats per token)")
     return figure
@@ -193,7 +222,7 @@ def _token_format() -> Any:
 
 def _fit_height(axes: Axes, curves: Curves) -> None:
     """A single wild step must not press the rest of the curve flat."""
-    shown = curves.smoothed() + curves.val_losses
+    shown = curves.smoothed() + curves.val_losses + curves.train_losses
     low, high = min(shown), max(shown)
     axes.set_ylim(low - 0.06 * (high - low) - 1e-3, high + 0.06 * (high - low) + 1e-3)
 
@@ -209,6 +238,22 @@ def _mark_lowest(axes: Axes, steps: list[int], values: list[float], form: str) -
         color=VALIDATION,
         fontweight="bold",
     )
+
+
+def _mark_drops(axes: Axes, places: Sequence[float], color: str) -> None:
+    """Where the learning rate falls at once."""
+    for place in places:
+        axes.axvline(place, color=color, linestyle=":", linewidth=1.2)
+        axes.annotate(
+            "learning rate drops",
+            (place, 0.02),
+            xycoords=("data", "axes fraction"),
+            xytext=(3, 0),
+            textcoords="offset points",
+            color=color,
+            fontsize=7,
+            rotation=90,
+        )
 
 
 def _is_finite(value: Any) -> bool:

@@ -2,7 +2,8 @@
 
 In: a run's config, its model (also one on the meta device), how many sequences are computed at once, and in which
 numbers.  Out: `TrainingMemory`: every part with the arithmetic that it comes from. What is held throughout is exact;
-activations are those of the eager model, of which compiling keeps less.
+activations are those of the eager model, of which compiling keeps less. Saving goes through main memory, and is left
+out.
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ def activations(config: ModelConfig, tokens: int, window: int, dtype: torch.dtyp
     inner = " + ".join(f"{times:g} x {width:,}" for times, width in block)
     # The embedding, the last norm, and the gradient that the loss hands back.
     ends = 4 * config.n_embd
-    numbers = round((config.n_layer) * sum(times * width for times, width in block)) + ends
+    numbers = round(config.n_layer * sum(times * width for times, width in block)) + ends
     arithmetic = f"{tokens:,} tokens x {size} x ({config.n_layer} x ({inner}) + 4 x {config.n_embd:,})"
     return Part(f"activations, {NAMES[dtype]}", arithmetic, tokens * size * numbers)
 
