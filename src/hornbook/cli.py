@@ -295,9 +295,9 @@ def _model(words: list[str]) -> int:
     if _asks_help(words):
         print(
             "hornbook model RECIPE|FILE.toml|runs/NAME|MODEL [--json] [--any.knob VALUE ...]\n\n"
-            "The truth about a model: its tree with shapes, parameters, FLOPs, bytes at rest and in training, each with\n"
-            "its arithmetic, and the GPUs that hold it. A recipe's knobs can be turned: hornbook model demo\n"
-            "--model.n-layer 32; of a run or a model folder, those of training."
+            "The truth about a model: its tree with shapes, parameters, FLOPs, bytes at rest and in training,\n"
+            "each with its arithmetic, and the GPUs that hold it. A recipe's knobs can be turned:\n"
+            "hornbook model demo --model.n-layer 32; of a run or a model folder, those of training."
         )
         return 0
     as_json = _take_flag(words, "--json")

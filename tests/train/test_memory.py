@@ -104,7 +104,8 @@ def test_the_peak_is_what_torch_allocates(case: str, trained: Assemble, tmp_path
     told = [event["args"] for event in events if event["name"] == "[memory]"]
     before = told[0]["Total Allocated"] - told[0]["Bytes"]
     measured = max(each["Total Allocated"] for each in told) - before
-    assert reckoned(run).bytes == pytest.approx(measured, rel=0.2)
+    print("RATIO", case, reckoned(run).bytes / measured)
+    assert reckoned(run).bytes == pytest.approx(measured, rel=0.1)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -110,7 +110,10 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Collect
         for column, heading in enumerate(headings):
             of_numbers = column in right
             drawn.add_column(
-                heading, overflow="fold", justify="right" if of_numbers else "left", style="cyan" if of_numbers else None
+                heading,
+                overflow="fold",
+                justify="right" if of_numbers else "left",
+                style="cyan" if of_numbers else None,
             )
         for row in cells[1:]:
             drawn.add_row(*row)

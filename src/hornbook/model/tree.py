@@ -6,6 +6,7 @@ parameters; parts of a list that are equal, such as blocks, as one that is there
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -79,7 +80,7 @@ def _folded(name: str, parts: list[tuple[str, Part]]) -> Iterator[Part]:
 def _numbers(numbers: list[str]) -> str:
     """`0-11` where none is left out, `1,3,...,11` where they are evenly apart, otherwise each."""
     places = [int(number) for number in numbers]
-    steps = {later - earlier for earlier, later in zip(places, places[1:], strict=False)}
+    steps = {later - earlier for earlier, later in itertools.pairwise(places)}
     if steps == {1}:
         return f"{places[0]}-{places[-1]}"
     if len(places) > 4 and len(steps) == 1:

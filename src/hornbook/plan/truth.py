@@ -263,9 +263,7 @@ class Truth:
         table(("GPU", "memory", "in", "trains, 1 at once", whole, "generates, bf16"), rows, right=(1, 3, 4, 5))
 
 
-def _moments_of(
-    memory: TrainingMemory, at_once: int, told: TrainingMemory | None = None
-) -> list[tuple[str, str, str]]:
+def _moments_of(memory: TrainingMemory, at_once: int, told: TrainingMemory | None = None) -> list[tuple[str, str, str]]:
     """A row for each part of each moment, but for those that were told already."""
     rows = []
     sequences = "1 sequence" if at_once == 1 else f"{at_once} sequences"

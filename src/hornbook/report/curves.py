@@ -7,7 +7,7 @@ for a paper.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,10 +80,16 @@ class Curves:
 
 
 def _drops(factors: list[tuple[int, float]]) -> list[int]:
-    """The steps after which the learning rate is less than half of what it was. One that falls to nothing at the very
-    end was falling all along."""
-    pairs = list(zip(factors, factors[1:], strict=False))
-    return [step for (step, before), (_, after) in pairs if 0 < after < before / 2]
+    """The steps after which the learning rate falls at once by more than half, and stays: not where it was falling
+    already, or goes on to fall."""
+    steps, rates = [step for step, _ in factors], [rate for _, rate in factors]
+    drops = []
+    for place in range(len(rates) - 2):
+        before, after, later = rates[place : place + 3]
+        alone = rates[max(place - 1, 0)] <= before and after <= later
+        if 0 < after < before / 2 and alone:
+            drops.append(steps[place])
+    return drops
 
 
 def draw(run: Path) -> list[Path]:
@@ -99,6 +105,7 @@ def compare(runs: list[Path], out: Path) -> Path:
     """The validation losses of several runs in one picture, over tokens, which runs of different batch sizes
     share."""
     figure, axes = _figure()
+    drops: dict[float, str] = {}  # in the run's own colour, unless several share it
     for color, run in zip(PALETTE * (len(runs) // len(PALETTE) + 1), runs, strict=False):
         curves = Curves.read(run)
         tokens = [step * curves.tokens_per_step for step in curves.val_steps]
@@ -111,7 +118,9 @@ def compare(runs: list[Path], out: Path) -> Path:
             markersize=3.5,
             label=curves.name,
         )
-        _mark_drops(axes, [step * curves.tokens_per_step for step in curves.drops], color)
+        for place in (step * curves.tokens_per_step for step in curves.drops):
+            drops[place] = DROP if place in drops else color
+    _mark_drops(axes, drops)
     axes.set_xlabel("tokens seen")
     axes.set_ylabel("validation loss (nats per token)")
     axes.xaxis.set_major_formatter(_token_format())
@@ -146,7 +155,7 @@ def loss_figure(curves: Curves) -> Figure:
             markersize=4,
             label="training, evaluated",
         )
-    _mark_drops(axes, curves.drops, DROP)
+    _mark_drops(axes, dict.fromkeys(curves.drops, DROP))
     _fit_height(axes, curves)
     _label(axes, curves, "loss (nats per token)")
     return figure
@@ -240,19 +249,20 @@ def _mark_lowest(axes: Axes, steps: list[int], values: list[float], form: str) -
     )
 
 
-def _mark_drops(axes: Axes, places: Sequence[float], color: str) -> None:
-    """Where the learning rate falls at once."""
-    for place in places:
+def _mark_drops(axes: Axes, places: Mapping[float, str]) -> None:
+    """Where the learning rate falls at once; the words stand at the top, since curves go down."""
+    for place, color in places.items():
         axes.axvline(place, color=color, linestyle=":", linewidth=1.2)
         axes.annotate(
             "learning rate drops",
-            (place, 0.02),
+            (place, 0.98),
             xycoords=("data", "axes fraction"),
             xytext=(3, 0),
             textcoords="offset points",
             color=color,
-            fontsize=7,
+            fontsize=8,
             rotation=90,
+            va="top",
         )
 
 
