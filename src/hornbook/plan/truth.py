@@ -33,14 +33,27 @@ TORCH_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SHORT_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 BYTES_AT_REST = {"fp32": 4, "bf16": 2, "int8": 1}
 IN_BF16 = 2
+# Rotary angles are real also where all else is an outline.
+MOST_BYTES_OF_ANGLES = 10**9
 KNOWN_VOCABULARIES = {"byte": 257, "gpt2": 50_257, "wordpiece": WORDPIECE_ENTRIES}
 
 
 def find(name: str, knobs: Mapping[str, Any]) -> Truth:
     """Of a recipe or a settings file, with knobs turned; of a run, as it is trained; of a model folder, as a run with
     our defaults would go on with it."""
+    run = _run_of(name, knobs)
+    config = run.model
+    angles = 4 * config.context * config.width_of_head
+    if config.positions == "rotary" and angles > MOST_BYTES_OF_ANGLES:
+        raise UserError(
+            f"{name}: a context of {config.context:,} needs {size_in_words(angles)} of angles alone; take a shorter one"
+        )
+    return Truth(name, run)
+
+
+def _run_of(name: str, knobs: Mapping[str, Any]) -> RunConfig:
     if name in RECIPES or name.endswith((".toml", ".json")):
-        return Truth(name, _with_vocabulary(name, compose(name, knobs)))
+        return _with_vocabulary(name, compose(name, knobs))
     path = Path(name)
     if not path.exists():
         near = nearest(name, list(RECIPES))
@@ -52,9 +65,9 @@ def find(name: str, knobs: Mapping[str, Any]) -> Truth:
         raise UserError(f"--{knob.replace('_', '-')}: {name} has its shape already; only a recipe's can be changed")
     run = next((each for each in (path, path.absolute().parent.parent) if (each / RUN).is_file()), None)
     if run is not None:
-        return Truth(name, override(_config_of(run), knobs))
+        return override(_config_of(run), knobs)
     config = RunConfig(recipe=name, model=load_config(resolve(path)), train=TrainConfig(steps=1))
-    return Truth(name, override(config, knobs))
+    return override(config, knobs)
 
 
 def _config_of(run: Path) -> RunConfig:
