@@ -174,7 +174,16 @@ def test_a_mistake_is_one_line(
     assert len(error) <= len("error: ") + 201
 
 
-@pytest.mark.parametrize("record", ["{}", '{"config": 5}', '{"config": {"train": {"steps": "many"}}}', "nonsense"])
+@pytest.mark.parametrize(
+    "record",
+    [
+        "{}",
+        '{"config": {"train": {"steps": 1}}}',
+        '{"config": 5}',
+        '{"config": {"train": {"steps": "many"}}}',
+        "nonsense",
+    ],
+)
 def test_a_damaged_run_is_one_line(record: str, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(record)
     with pytest.raises(UserError) as error:

@@ -19,7 +19,7 @@ from hornbook.base import files
 from hornbook.base.console import say, table
 from hornbook.base.errors import UserError
 from hornbook.base.settings import build, nearest
-from hornbook.model.folder import RUN, load_config, resolve
+from hornbook.model.folder import CONFIG, RUN, load_config, resolve
 from hornbook.model.gpt import GPT, outline
 from hornbook.model.shapes import shape_of
 from hornbook.model.tree import Part, tree_of
@@ -43,6 +43,8 @@ def find(name: str, knobs: Mapping[str, Any]) -> Truth:
     our defaults would go on with it."""
     run = _run_of(name, knobs)
     config = run.model
+    if config.vocab_size is None:
+        raise UserError(f"{name}: does not say its vocab_size, without which the model's shape is not known")
     angles = 4 * config.context * config.width_of_head
     if config.positions == "rotary" and angles > MOST_BYTES_OF_ANGLES:
         raise UserError(
@@ -63,9 +65,10 @@ def _run_of(name: str, knobs: Mapping[str, Any]) -> RunConfig:
         turned = knobs["model"]
         knob = "model" if not isinstance(turned, Mapping) or not turned else f"model.{next(iter(turned))}"
         raise UserError(f"--{knob.replace('_', '-')}: {name} has its shape already; only a recipe's can be changed")
-    run = next((each for each in (path, path.absolute().parent.parent) if (each / RUN).is_file()), None)
-    if run is not None:
-        return override(_config_of(run), knobs)
+    runs = [path, path.absolute().parent.parent] if (path / CONFIG).is_file() else [path]
+    for run in runs:
+        if (run / RUN).is_file():
+            return override(_config_of(run), knobs)
     config = RunConfig(recipe=name, model=load_config(resolve(path)), train=TrainConfig(steps=1))
     return override(config, knobs)
 
