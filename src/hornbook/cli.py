@@ -35,6 +35,7 @@ hornbook trains GPT-style language models from scratch.
   hornbook report   runs/NAME...           draw the curves
   hornbook prepare  CORPUS|PATH...         text to tokens on disk
   hornbook verify   PATH                   is every byte as it was written?
+  hornbook model    RECIPE|runs/NAME|MODEL its parts, sizes, FLOPs, memory, and the GPUs that hold it
   hornbook recipes                         the runs that have a name
   hornbook corpora                         the texts that have a name
 
@@ -290,6 +291,32 @@ def _report(words: list[str]) -> int:
     return 0
 
 
+def _model(words: list[str]) -> int:
+    if _asks_help(words):
+        print(
+            "hornbook model RECIPE|FILE.toml|runs/NAME|MODEL [--json] [--any.knob VALUE ...]\n\n"
+            "The truth about a model: its tree with shapes, parameters, FLOPs, bytes at rest and in training,\n"
+            "each with its arithmetic, and the GPUs that hold it. A recipe's knobs can be turned:\n"
+            "hornbook model demo --model.n-layer 32; of a run or a model folder, those of training."
+        )
+        return 0
+    as_json = _take_flag(words, "--json")
+    if not words or words[0].startswith("-"):
+        raise UserError("model: name a recipe, a run or a model folder: hornbook model demo")
+    from hornbook.base.settings import from_words
+    from hornbook.train.config import RunConfig
+
+    knobs = from_words(RunConfig, _long_forms(words[1:]))
+    from hornbook.plan.truth import find  # torch comes in when the words are understood
+
+    truth = find(words[0], knobs)
+    if as_json:
+        print(json.dumps(truth.as_dict()))
+    else:
+        truth.show()
+    return 0
+
+
 def _recipes(words: list[str]) -> int:
     given = _with_json(_parser("recipes", "The runs that have a name."), words)
     from hornbook.base.console import count, table
@@ -381,6 +408,7 @@ COMMANDS = {
     "eval": _eval,
     "generate": _generate,
     "report": _report,
+    "model": _model,
     "recipes": _recipes,
     "corpora": _corpora,
     "verify": _verify,

@@ -100,6 +100,15 @@ def test_durations_are_short(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
+def test_columns_of_numbers_go_to_the_right(capsys: pytest.CaptureFixture[str]) -> None:
+    table(["name", "size"], [["a", "1"], ["longer name", "2,200"]], right=[1])
+    assert capsys.readouterr().out.splitlines() == [
+        "name          size",
+        "a                1",
+        "longer name  2,200",
+    ]
+
+
 def test_a_table_without_a_terminal_is_columns(capsys: pytest.CaptureFixture[str]) -> None:
     table(["name", "size"], [["a", "1"], ["longer name", "22"]])
     assert capsys.readouterr().out.splitlines() == ["name         size", "a            1", "longer name  22"]

@@ -15,6 +15,8 @@ import pytest
 
 from hornbook.base.errors import UserError
 from hornbook.report.curves import Curves, compare, draw, loss_figure, perplexity_figure
+from hornbook.train.config import ScheduleConfig
+from hornbook.train.schedule import lr_factor
 
 Entries = list[dict[str, Any]]
 
@@ -105,6 +107,48 @@ def test_the_curves_show_the_numbers(run_of: Callable[..., Path]) -> None:
     assert [each.get_text() for each in axes.texts] == [f"{lowest:.3f}"]
     perplexities = perplexity_figure(curves).axes[0].lines[-1].get_ydata()
     assert np.allclose(perplexities, np.exp(validation.get_ydata()))
+
+
+def scheduled(config: ScheduleConfig, steps: int = 60) -> Entries:
+    """What a run of this schedule writes, with evaluations over part of both texts."""
+    entries = trained(steps, 10)
+    for entry in entries:
+        step = entry["step"]
+        if "loss" in entry:
+            entry["lr_factor"] = lr_factor(config, step - 1, (step - 1) / steps)
+        else:
+            entry["train_loss"] = entry["val_loss"] - 0.2
+    return entries
+
+
+def dotted(axes: Any) -> list[float]:
+    return [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == ":"]
+
+
+def test_the_drop_of_the_learning_rate_is_marked(run_of: Callable[..., Path], tmp_path: Path) -> None:
+    dropping = ScheduleConfig(kind="drop", warmup_steps=5, drop_step=25, final_share=0.1)
+    axes = loss_figure(Curves.read(run_of(scheduled(dropping)))).axes[0]
+    assert dotted(axes) == [25]
+    assert "learning rate drops" in [each.get_text() for each in axes.texts]
+    out = compare([tmp_path / "run", run_of(scheduled(dropping), "other")], tmp_path / "comparison.png")
+    assert shows_something(out)
+
+
+@pytest.mark.parametrize("kind", ["trapezoid", "cosine", "constant"])
+@pytest.mark.parametrize("steps", [3, 4, 7, 60])
+def test_a_learning_rate_that_falls_slowly_is_not_marked(kind: Any, steps: int, run_of: Callable[..., Path]) -> None:
+    entries = scheduled(ScheduleConfig(kind=kind, warmup_steps=2), steps)
+    assert dotted(loss_figure(Curves.read(run_of(entries))).axes[0]) == []
+
+
+def test_evaluated_training_losses_are_drawn(run_of: Callable[..., Path]) -> None:
+    entries = scheduled(ScheduleConfig(kind="constant"))
+    lines = {line.get_label(): line for line in loss_figure(Curves.read(run_of(entries))).axes[0].lines}
+    evaluated = [entry for entry in entries if "train_loss" in entry]
+    assert list(lines["training, evaluated"].get_xdata()) == [entry["step"] for entry in evaluated]
+    assert list(lines["training, evaluated"].get_ydata()) == [entry["train_loss"] for entry in evaluated]
+    plain = loss_figure(Curves.read(run_of(trained(30, 10), "plain"))).axes[0]
+    assert "training, evaluated" not in [line.get_label() for line in plain.lines]
 
 
 def test_tokens_stand_above_the_steps(run_of: Callable[..., Path]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self, TextIO
 
@@ -98,8 +98,8 @@ class Progress:
         self._stream.flush()
 
 
-def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table: drawn on a terminal, columns set apart by two blanks elsewhere."""
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Collection[int] = ()) -> None:
+    """A table: drawn on a terminal, columns set apart by two blanks elsewhere. Columns of numbers go to the `right`."""
     cells = [list(headings), *[list(row) for row in rows]]
     if sys.stdout.isatty():
         from rich import box
@@ -107,15 +107,25 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         from rich.table import Table
 
         drawn = Table(box=box.SIMPLE_HEAD)
-        for heading in headings:
-            drawn.add_column(heading, overflow="fold")
+        for column, heading in enumerate(headings):
+            of_numbers = column in right
+            drawn.add_column(
+                heading,
+                overflow="fold",
+                justify="right" if of_numbers else "left",
+                style="cyan" if of_numbers else None,
+            )
         for row in cells[1:]:
             drawn.add_row(*row)
         Console().print(drawn)
         return
     widths = [max(len(row[column]) for row in cells) for column in range(len(headings))]
     for row in cells:
-        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        placed = [
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        say("  ".join(placed).rstrip())
 
 
 def count(number: float) -> str:

@@ -22,7 +22,7 @@ from hornbook.base.console import warn
 from hornbook.base.errors import UserError
 from hornbook.base.settings import build
 from hornbook.model.config import ModelConfig
-from hornbook.model.gpt import GPT
+from hornbook.model.gpt import GPT, outline
 from hornbook.model.shapes import (
     SHAPES,
     Tensors,
@@ -56,10 +56,12 @@ def save_model(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
     if kind is not None:
         description |= {"architectures": [SHAPES[kind].architecture], "tie_word_embeddings": config.tied}
         description |= SHAPES[kind].describe(config)
+    # Their layouts are copies, for which an accelerator that is full of training has no room.
+    state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
     files.write_json(folder / CONFIG, description | ids | {"hornbook": config.model_dump()})
     # Not in config.json: there, some types never train the embedding of the padding, which is the end of text here.
     files.write_json(folder / "generation_config.json", ids | {"pad_token_id": end})
-    safetensors.torch.save_file(to_theirs(kind, config, model.state_dict()), folder / WEIGHTS, {"format": "pt"})
+    safetensors.torch.save_file(to_theirs(kind, config, state), folder / WEIGHTS, {"format": "pt"})
     tokenizer.save(folder, config.context)
 
 
@@ -80,8 +82,7 @@ def load_model(folder: Path, device: str = "cpu", dtype: torch.dtype = torch.flo
     """The model of a folder, ready to speak; every tensor must be there, of the right shape, and no other."""
     config = load_config(folder)
     _refuse_sizes_without_weights(config, folder)
-    with torch.device("meta"):
-        model = GPT(config)
+    model = outline(config)
     load_weights(model, folder)
     return model.to(device=device, dtype=dtype).eval()
 

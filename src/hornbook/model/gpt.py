@@ -7,9 +7,12 @@ B sequences, T tokens, C = n_embd, V = vocab_size.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from hornbook.model.attention import Attention, KVCache, Rotary
 from hornbook.model.config import ModelConfig
@@ -143,6 +146,25 @@ def init_modern(model: GPT) -> None:
             nn.init.uniform_(parameter, -bound, bound)
         elif name.endswith("bias"):
             nn.init.zeros_(parameter)
+
+
+DRAWS = (torch.Tensor.normal_, torch.Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """On the meta device there is nothing to fill in; torch takes two seconds to learn how not to."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = kwargs or {}
+        return (args[0] if args else named["tensor"]) if func in DRAWS else func(*args, **named)
+
+
+def outline(config: ModelConfig) -> GPT:
+    """A model without its numbers, on the meta device, where billions of parameters take no memory."""
+    with torch.device("meta"), _NothingDrawn():
+        return GPT(config)
 
 
 INITS = {"torch": init_torch, "gpt2": init_gpt2, "modern": init_modern}

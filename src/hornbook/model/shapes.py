@@ -15,7 +15,7 @@ import torch
 from hornbook.base.errors import UserError
 from hornbook.base.settings import build
 from hornbook.model.config import ModelConfig
-from hornbook.model.gpt import GPT
+from hornbook.model.gpt import outline
 
 Tensors = dict[str, torch.Tensor]
 Description = Mapping[str, Any]
@@ -116,15 +116,13 @@ def _usual(config: ModelConfig) -> float:
 
 
 def _names(config: ModelConfig) -> set[str]:
-    with torch.device("meta"):
-        return set(GPT(config).state_dict())
+    return set(outline(config).state_dict())
 
 
 def _sizes(config: ModelConfig) -> dict[str, int]:
     """Rows of every tensor, those of biases that the model lacks as well."""
     biases = ("qkv", "out", "mlp", *(("norm",) if config.norm == "layernorm" else ()))
-    with torch.device("meta"):
-        return {name: len(tensor) for name, tensor in GPT(config.with_(biases=biases)).state_dict().items()}
+    return {name: len(tensor) for name, tensor in outline(config.with_(biases=biases)).state_dict().items()}
 
 
 def _swapped(tensor: torch.Tensor, heads: int) -> torch.Tensor:

@@ -7,6 +7,7 @@ for a paper.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TRAIN, VALIDATION = "#7a9cc6", "#c0392b"
+TRAIN, TRAIN_EVALUATED, VALIDATION, DROP = "#7a9cc6", "#2c5282", "#c0392b", "#777777"
 PALETTE = ("#c0392b", "#2c6fbb", "#2e8b57", "#8e44ad", "#d68910", "#16a085", "#7f8c8d")
 STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -43,12 +44,17 @@ class Curves:
     tokens_per_step: float
     val_steps: list[int]
     val_losses: list[float]
+    # Evaluated as the validation losses are, where a run does so on part of both texts.
+    train_steps: list[int]
+    train_losses: list[float]
+    drops: list[int]  # the last step before the learning rate falls at once
 
     @classmethod
     def read(cls, run: Path) -> Curves:
         entries = read_log(run / "metrics.jsonl")
         trained = [each for each in entries if _is_finite(each.get("loss"))]
         evaluated = [each for each in entries if _is_finite(each.get("val_loss"))]
+        both = [each for each in entries if _is_finite(each.get("train_loss"))]
         if not trained:
             raise UserError(f"{run}: no metrics to draw yet; is it the folder of a run?")
         return cls(
@@ -58,6 +64,9 @@ class Curves:
             tokens_per_step=trained[-1]["tokens"] / trained[-1]["step"],
             val_steps=[each["step"] for each in evaluated],
             val_losses=[each["val_loss"] for each in evaluated],
+            train_steps=[each["step"] for each in both],
+            train_losses=[each["train_loss"] for each in both],
+            drops=_drops([(each["step"], each["lr_factor"]) for each in entries if _is_finite(each.get("lr_factor"))]),
         )
 
     def smoothed(self) -> list[float]:
@@ -68,6 +77,19 @@ class Curves:
             mean, weight = memory * mean + (1 - memory) * loss, memory * weight + (1 - memory)
             result.append(mean / weight)
         return result
+
+
+def _drops(factors: list[tuple[int, float]]) -> list[int]:
+    """The steps after which the learning rate falls at once by more than half, and stays: not where it was falling
+    already, or goes on to fall."""
+    steps, rates = [step for step, _ in factors], [rate for _, rate in factors]
+    drops = []
+    for place in range(len(rates) - 2):
+        before, after, later = rates[place : place + 3]
+        alone = rates[max(place - 1, 0)] <= before and after <= later
+        if 0 < after < before / 2 and alone:
+            drops.append(steps[place])
+    return drops
 
 
 def draw(run: Path) -> list[Path]:
@@ -83,18 +105,22 @@ def compare(runs: list[Path], out: Path) -> Path:
     """The validation losses of several runs in one picture, over tokens, which runs of different batch sizes
     share."""
     figure, axes = _figure()
-    for colour, run in zip(PALETTE * (len(runs) // len(PALETTE) + 1), runs, strict=False):
+    drops: dict[float, str] = {}  # in the run's own colour, unless several share it
+    for color, run in zip(PALETTE * (len(runs) // len(PALETTE) + 1), runs, strict=False):
         curves = Curves.read(run)
         tokens = [step * curves.tokens_per_step for step in curves.val_steps]
         axes.plot(
             tokens,
             curves.val_losses,
-            color=colour,
+            color=color,
             linewidth=1.8,
             marker="o",
             markersize=3.5,
             label=curves.name,
         )
+        for place in (step * curves.tokens_per_step for step in curves.drops):
+            drops[place] = DROP if place in drops else color
+    _mark_drops(axes, drops)
     axes.set_xlabel("tokens seen")
     axes.set_ylabel("validation loss (nats per token)")
     axes.xaxis.set_major_formatter(_token_format())
@@ -118,6 +144,18 @@ def loss_figure(curves: Curves) -> Figure:
             label="validation",
         )
         _mark_lowest(axes, curves.val_steps, curves.val_losses, "{:.3f}")
+    if curves.train_steps:
+        axes.plot(
+            curves.train_steps,
+            curves.train_losses,
+            color=TRAIN_EVALUATED,
+            linewidth=1.2,
+            linestyle="--",
+            marker="o",
+            markersize=4,
+            label="training, evaluated",
+        )
+    _mark_drops(axes, dict.fromkeys(curves.drops, DROP))
     _fit_height(axes, curves)
     _label(axes, curves, "loss (nats per token)")
     return figure
@@ -193,7 +231,7 @@ def _token_format() -> Any:
 
 def _fit_height(axes: Axes, curves: Curves) -> None:
     """A single wild step must not press the rest of the curve flat."""
-    shown = curves.smoothed() + curves.val_losses
+    shown = curves.smoothed() + curves.val_losses + curves.train_losses
     low, high = min(shown), max(shown)
     axes.set_ylim(low - 0.06 * (high - low) - 1e-3, high + 0.06 * (high - low) + 1e-3)
 
@@ -209,6 +247,23 @@ def _mark_lowest(axes: Axes, steps: list[int], values: list[float], form: str) -
         color=VALIDATION,
         fontweight="bold",
     )
+
+
+def _mark_drops(axes: Axes, places: Mapping[float, str]) -> None:
+    """Where the learning rate falls at once; the words stand at the top, since curves go down."""
+    for place, color in places.items():
+        axes.axvline(place, color=color, linestyle=":", linewidth=1.2)
+        axes.annotate(
+            "learning rate drops",
+            (place, 0.98),
+            xycoords=("data", "axes fraction"),
+            xytext=(3, 0),
+            textcoords="offset points",
+            color=color,
+            fontsize=8,
+            rotation=90,
+            va="top",
+        )
 
 
 def _is_finite(value: Any) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -90,12 +91,10 @@ def smaller_micro_batch(micro_batch: int, device: torch.device) -> int:
     return micro_batch // 2
 
 
-def first_micro_batch(sequences: int, context: int, device: torch.device, room: int, bytes_per_token: int) -> int:
-    """How many sequences to compute at once: as many as there is room for, and on a CPU few, for its caches' sake."""
-    tokens = room // max(bytes_per_token, 1)
-    if device.type == "cpu":
-        tokens = min(tokens, CPU_TOKENS)
+def first_micro_batch(sequences: int, context: int, device: torch.device, fits: Callable[[int], bool]) -> int:
+    """How many sequences to compute at once: as many as fit, and on a CPU few, for its caches' sake."""
+    most = CPU_TOKENS // context if device.type == "cpu" else sequences
     micro_batch = sequences
-    while micro_batch > 1 and micro_batch * context > tokens:
+    while micro_batch > 1 and (micro_batch > most or not fits(micro_batch)):
         micro_batch = (micro_batch + 1) // 2
     return micro_batch

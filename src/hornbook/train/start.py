@@ -22,7 +22,6 @@ from hornbook.base.settings import build
 from hornbook.model.compile import Trunk, compiled_or_eager
 from hornbook.model.folder import RUN, checkpoint_folders
 from hornbook.model.gpt import GPT
-from hornbook.model.loss import PIECE_LOGITS
 from hornbook.shards.format import Shards
 from hornbook.shards.loader import Loader
 from hornbook.shards.order import SampleOrder
@@ -32,6 +31,7 @@ from hornbook.train import loop
 from hornbook.train.checkpoint import TrainState, check_room, clear_leftovers, newest_checkpoint, restore
 from hornbook.train.config import STOPS, RunConfig, override
 from hornbook.train.guard import NonFiniteGuard, first_micro_batch, smaller_micro_batch
+from hornbook.train.memory import training_memory
 from hornbook.train.metrics import Metrics
 from hornbook.train.optim import Optimizer
 from hornbook.train.precision import WorkingCopy
@@ -173,7 +173,7 @@ def _train(
     model = GPT(config.model).to(device).train()
     optimizer = Optimizer(model, config.optim, machine.torch_dtype)
     check_room(folder, model, config.train.keep_checkpoints)
-    state = TrainState(micro_batch=_micro_batch(config, machine))
+    state = TrainState(micro_batch=_micro_batch(config, model, machine))
     if checkpoint is not None:
         state = restore(checkpoint, model, optimizer, machine.facts())
     files.write_json(folder / RUN, record | {"machine": machine.facts()})
@@ -225,17 +225,16 @@ def _refuse_without_room(config: RunConfig, machine: Machine) -> None:
         )
 
 
-def _micro_batch(config: RunConfig, machine: Machine) -> int:
+def _micro_batch(config: RunConfig, model: GPT, machine: Machine) -> int:
     """What the user says, or what should fit; where it does not, the loop halves it."""
     if config.train.micro_batch is not None:
         return min(config.train.micro_batch, config.sequences)
-    model = config.model
-    # Weights, gradients and two moments in fp32, and the working copy; then the logits of a piece, three times.
-    fixed = 20 * model.n_params() + 12 * PIECE_LOGITS[machine.torch_device.type == "cuda"]
-    # What backward needs of a token: about sixteen widths of the stream and six of the MLP for each block.
-    per_token = model.n_layer * (16 * model.n_embd + 6 * model.width_of_mlp) * machine.torch_dtype.itemsize
-    room = int(0.8 * machine.memory_bytes) - fixed
-    return first_micro_batch(config.sequences, config.window, machine.torch_device, room, per_token)
+    device, room = machine.torch_device, 0.8 * machine.memory_bytes
+
+    def fits(at_once: int) -> bool:
+        return training_memory(config, model, at_once, machine.torch_dtype, device.type).bytes <= room
+
+    return first_micro_batch(config.sequences, config.window, device, fits)
 
 
 def _make_trunk(run: loop.Run) -> Trunk:

@@ -1,0 +1,196 @@
+"""How much memory a run needs.
+
+In: a run's config, its model (also one on the meta device), how many sequences are computed at once, and in which
+numbers.  Out: `TrainingMemory`: every part with the arithmetic that it comes from. What is held throughout is exact;
+activations are those of the eager model, of which compiling keeps less. Saving goes through main memory, and is left
+out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from hornbook.infer.score import TOKENS_AT_ONCE
+from hornbook.model.attention import SHORT
+from hornbook.model.config import ModelConfig
+from hornbook.model.gpt import GPT
+from hornbook.model.loss import PIECE_LOGITS, VOCAB_MULTIPLE
+from hornbook.train.config import RunConfig
+from hornbook.train.optim import GROUPINGS
+
+FP32 = 4
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+# Of the MLP's inside, what backward needs, in widths of it.
+KEPT_OF_MLP = {"swiglu": 4, "gelu": 2, "gelu_tanh": 2, "relu2": 2, "relu": 1}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the memory, and how it is reckoned."""
+
+    what: str
+    arithmetic: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A moment at which memory may be fullest, and what it needs beside what is held throughout."""
+
+    when: str
+    parts: tuple[Part, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(part.bytes for part in self.parts)
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    held: tuple[Part, ...]
+    moments: tuple[Moment, ...]
+
+    @property
+    def held_bytes(self) -> int:
+        return sum(part.bytes for part in self.held)
+
+    @cached_property
+    def fullest(self) -> Moment:
+        return max(self.moments, key=lambda moment: moment.bytes)
+
+    @property
+    def bytes(self) -> int:
+        return self.held_bytes + self.fullest.bytes
+
+
+def training_memory(config: RunConfig, model: GPT, at_once: int, dtype: torch.dtype, device: str) -> TrainingMemory:
+    """What training needs at its fullest, with `at_once` sequences at a time in numbers of `dtype` on a kind of
+    device."""
+    count = sum(parameter.numel() for parameter in model.parameters())
+    working = dtype != torch.float32
+    held = [Part("weights, fp32", f"{count:,} x {FP32}", FP32 * count)]
+    if working:
+        name = NAMES[dtype]
+        held.append(Part(f"working copy, {name}", f"{count:,} x {dtype.itemsize}", dtype.itemsize * count))
+    held += optimizer_parts(config, model)
+    gradients = Part("gradients, fp32", f"{count:,} x {FP32}", FP32 * count)
+    several = at_once < config.sequences
+    tokens = at_once * config.window
+    moments = [
+        Moment(
+            "forwards and backwards",
+            (
+                *([gradients] if several else []),
+                activations(config.model, tokens, config.window, dtype, device),
+                loss_pieces(config.model, tokens, dtype, device),
+            ),
+        )
+    ]
+    if working and several:
+        fresh = Part(f"the working copy's, {name}", f"{count:,} x {dtype.itemsize}", dtype.itemsize * count)
+        moments.append(Moment("gradients added up", (gradients, fresh)))
+    moments.append(Moment("weights changed", (gradients, *muon_workspace(config, model, dtype))))
+    moments.append(Moment("evaluation", (evaluation_logits(config, dtype, device),)))
+    return TrainingMemory(tuple(held), tuple(moments))
+
+
+def optimizer_parts(config: RunConfig, model: GPT) -> list[Part]:
+    """What the optimizer remembers: one number for each parameter under Muon, two and a step count under AdamW."""
+    counts: dict[str, list[int]] = {"muon": [], "adamw": []}
+    for name, parameter in model.named_parameters():
+        counts[GROUPINGS[config.optim.kind](name, parameter, config.optim).part].append(parameter.numel())
+    muon, adamw, tensors = sum(counts["muon"]), sum(counts["adamw"]), len(counts["adamw"])
+    parts = [Part("momentum of Muon, fp32", f"{muon:,} x {FP32}", FP32 * muon)] if muon else []
+    steps = f"{adamw:,} x 2 x {FP32} + {tensors} x {FP32}"
+    return [*parts, Part("moments of AdamW, fp32", steps, 2 * FP32 * adamw + FP32 * tensors)]
+
+
+def muon_workspace(config: RunConfig, model: GPT, dtype: torch.dtype) -> list[Part]:
+    """Muon makes matrices of one shape orthogonal together: their gradients and the look ahead in fp32, two
+    generations of the iterate, its square, and what is left of the stack before."""
+    stacks: dict[torch.Size, int] = defaultdict(int)
+    for name, parameter in model.named_parameters():
+        if GROUPINGS[config.optim.kind](name, parameter, config.optim).part == "muon":
+            stacks[parameter.shape] += 1
+    parts, before = [], 0
+    for shape, matrices in stacks.items():
+        numbers, square = matrices * math.prod(shape), matrices * min(shape) ** 2
+        # In fp32 the iterate needs no copy in another type, but every generation of it is twice as large.
+        each, squares = (14, 2) if dtype == torch.bfloat16 else (16, 8)
+        sum_of = f"{numbers:,} x {each} + {square:,} x {squares}" + (f" + {before:,} x {FP32}" if before else "")
+        size = numbers * each + square * squares + before * FP32
+        rows, columns = shape
+        parts.append(Part(f"Muon's, of {matrices} {rows:,} x {columns:,}", sum_of, size))
+        before = numbers
+    return [max(parts, key=lambda part: part.bytes)] if parts else []
+
+
+def activations(config: ModelConfig, tokens: int, window: int, dtype: torch.dtype, device: str) -> Part:
+    """What backward needs of each token."""
+    size = dtype.itemsize
+    block = _kept_in_block(config, window, dtype, device)
+    inner = " + ".join(f"{times:g} x {width:,}" for times, width in block)
+    # The embedding, the last norm, and the gradient that the loss hands back.
+    ends = 4 * config.n_embd
+    numbers = round(config.n_layer * sum(times * width for times, width in block)) + ends
+    arithmetic = f"{tokens:,} tokens x {size} x ({config.n_layer} x ({inner}) + 4 x {config.n_embd:,})"
+    return Part(f"activations, {NAMES[dtype]}", arithmetic, tokens * size * numbers)
+
+
+def _kept_in_block(config: ModelConfig, window: int, dtype: torch.dtype, device: str) -> list[tuple[float, int]]:
+    """(how many, of which width) of the numbers that a block keeps of each token."""
+    width, queries, keys = config.n_embd, config.n_head * config.width_of_head, config.kv_heads * config.width_of_head
+    cuda = device == "cuda"
+    mask = 1 / dtype.itemsize if cuda else 1.0  # what was dropped: a byte each on CUDA, a number elsewhere
+    of_stream = 4.0  # each of the two norms keeps what it read and what it gave
+    of_stream += 2 * mask if config.drops("residual") else 0
+    of_stream += 1 if config.embedding_skip else 0
+    of_queries, of_keys = (3.0, 3.0) if config.qk_norm != "none" else (2.0, 2.0)
+    of_keys += sum(map(config.has_value_embedding, range(config.n_layer))) / config.n_layer
+    of_mlp = KEPT_OF_MLP[config.activation] + (mask if config.drops("mlp") else 0)
+    kept = [(of_stream, width), (of_queries, queries), (of_keys, keys), (of_mlp, config.width_of_mlp)]
+    # Fused attention keeps no scores. On a CPU it is not used for short windows in bf16, nor with dropout.
+    short = dtype == torch.bfloat16 and window <= SHORT
+    if device == "cpu" and (short or config.drops("attention")):
+        kept.append((3.0 if config.drops("attention") else 1.0, config.n_head * window))
+    return kept
+
+
+def loss_pieces(config: ModelConfig, tokens: int, dtype: torch.dtype, device: str) -> Part:
+    """The head's gradient in fp32, and beside it either a piece of the logits and what it adds, or, backwards, the same
+    scaled and cast."""
+    rows, size = _padded_vocabulary(config, device), dtype.itemsize
+    piece, head = _piece(config, tokens, device), rows * config.n_embd
+    copies = 1 if config.logit_cap is None else 3
+    padded = size * head if rows != config.known_vocab_size else 0
+    forwards = copies * size * piece + size * head + padded
+    backwards = FP32 * head + (size * head if dtype != torch.float32 else 0)
+    if backwards > forwards:
+        each = FP32 + backwards // head
+        return Part("gradient of the head", f"{rows:,} x {config.n_embd:,} x {each}", FP32 * head + backwards)
+    each = FP32 + size + padded // head
+    arithmetic = f"{piece:,} logits x {copies * size} + {rows:,} x {config.n_embd:,} x {each}"
+    return Part("logits of a piece, gradient of the head", arithmetic, FP32 * head + forwards)
+
+
+def evaluation_logits(config: RunConfig, dtype: torch.dtype, device: str) -> Part:
+    """A piece of the logits, with no gradients anywhere: as they come, in fp32, and their logarithms."""
+    tokens = max(TOKENS_AT_ONCE // config.window, 1) * config.window
+    piece = _piece(config.model, tokens, device)
+    each = 2 * FP32 + (dtype.itemsize if dtype != torch.float32 else 0)
+    return Part("logits of a piece", f"{piece:,} x {each}", each * piece)
+
+
+def _padded_vocabulary(config: ModelConfig, device: str) -> int:
+    multiple = VOCAB_MULTIPLE if device == "cuda" else 1
+    return -(-config.known_vocab_size // multiple) * multiple
+
+
+def _piece(config: ModelConfig, tokens: int, device: str) -> int:
+    rows = _padded_vocabulary(config, device)
+    return min(tokens, max(PIECE_LOGITS[device == "cuda"] // rows, 16)) * rows

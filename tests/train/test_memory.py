@@ -1,0 +1,174 @@
+"""What is reckoned, beside what torch's own allocator reports."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hornbook.base.console import Progress
+from hornbook.model.config import classic, modern
+from hornbook.model.gpt import outline
+from hornbook.train import loop
+from hornbook.train.config import RunConfig
+from hornbook.train.memory import training_memory
+from hornbook.train.start import fit
+
+Assemble = Callable[..., loop.Run]
+
+
+@pytest.fixture
+def trained(tiny: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Assemble:
+    """A run as `fit` assembles it, after two steps and perhaps an evaluation."""
+
+    def train(evaluated: bool = False, **knobs: Any) -> loop.Run:
+        runs: list[loop.Run] = []
+
+        def two_steps(run: loop.Run) -> str:
+            runs.append(run)
+            run.trunk = run.working.model
+            for _ in range(2):
+                loop.update(run, 0.0)
+            if evaluated:
+                loop.evaluate(run)
+            run.metrics.close()
+            return "looked at"
+
+        monkeypatch.setattr(loop, "train", two_steps)
+        fit(tiny(**knobs), tmp_path / "run", Progress())
+        return runs[0]
+
+    return train
+
+
+def shape(preset: Callable[..., Any], **sizes: Any) -> dict[str, Any]:
+    knobs: dict[str, Any] = preset(**sizes).model_dump()
+    return knobs
+
+
+def reckoned(run: loop.Run) -> Any:
+    dtype = run.machine.torch_dtype
+    return training_memory(run.config, outline(run.config.model), run.state.micro_batch, dtype, "cpu")
+
+
+ADAMW = {"kind": "adamw", "lr": 1e-3}
+CASES: dict[str, dict[str, Any]] = {
+    "small, fp32, Muon": {
+        "model": shape(modern, n_layer=4, n_head=4, n_embd=128, context=128),
+        "train": {"batch_tokens": 2048, "micro_batch": 8},
+    },
+    "small, fp32, all at once": {
+        "model": shape(modern, n_layer=4, n_head=2, n_embd=64, context=256),
+        "optim": ADAMW,
+        "train": {"batch_tokens": 2048, "micro_batch": 8},
+    },
+    "classic, fp32, dropout": {
+        "model": shape(classic, n_layer=3, n_head=4, n_embd=128, context=128, dropout=0.1),
+        "optim": ADAMW,
+        "train": {"batch_tokens": 1024, "micro_batch": 4},
+    },
+    "relu, no projection, a head with bias": {
+        "model": shape(
+            modern,
+            n_layer=4,
+            n_head=4,
+            n_embd=128,
+            context=256,
+            norm="layernorm",
+            activation="relu",
+            positions="learned",
+            qk_norm="none",
+            out_projection=False,
+            biases=("norm", "mlp", "head"),
+        ),
+        "optim": ADAMW,
+        "train": {"batch_tokens": 2048, "micro_batch": 4},
+    },
+    "relu squared, capped, value embeddings, skips": {
+        "model": shape(
+            modern,
+            n_layer=4,
+            n_head=4,
+            n_embd=128,
+            context=256,
+            activation="relu2",
+            logit_cap=15.0,
+            value_embeddings=True,
+            embedding_skip=True,
+        ),
+        "train": {"batch_tokens": 2048, "micro_batch": 4, "dtype": "bfloat16"},
+    },
+    "middle, bf16, Muon, shared keys": {
+        "model": shape(modern, n_layer=5, n_head=4, n_kv_head=2, n_embd=256, context=512),
+        "train": {"batch_tokens": 2048, "micro_batch": 2, "dtype": "bfloat16"},
+    },
+    "small, bf16, short windows": {
+        "model": shape(modern, n_layer=4, n_head=4, n_embd=128, context=128),
+        "optim": ADAMW,
+        "train": {"batch_tokens": 2048, "micro_batch": 8, "dtype": "bfloat16"},
+    },
+    "wide and shallow, where Muon's own need is the largest": {
+        "model": shape(modern, n_layer=2, n_head=4, n_embd=384, context=32),
+        "train": {"batch_tokens": 64, "micro_batch": 1, "dtype": "bfloat16"},
+    },
+    "tiny, where evaluation is the fullest moment": {
+        "model": shape(modern, n_layer=1, n_head=2, n_embd=16, context=32),
+        "train": {"batch_tokens": 64, "micro_batch": 1},
+        "shards": {"val_fraction": 0.3},
+        "evaluated": True,
+    },
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_peak_is_what_torch_allocates(case: str, trained: Assemble, tmp_path: Path) -> None:
+    gc.collect()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run = trained(**CASES[case])
+    profile.export_chrome_trace(str(tmp_path / "trace.json"))
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    told = [event["args"] for event in events if event["name"] == "[memory]"]
+    before = told[0]["Total Allocated"] - told[0]["Bytes"]
+    measured = max(each["Total Allocated"] for each in told) - before
+    print("RATIO", case, reckoned(run).bytes / measured)
+    assert reckoned(run).bytes == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_grows_with_the_parameters_is_exact(dtype: str, kind: str, tied: bool, trained: Assemble) -> None:
+    run = trained(model={"tied": tied}, optim={"kind": kind}, train={"dtype": dtype, "micro_batch": 4})
+    held = {part.what.partition(",")[0]: part.bytes for part in reckoned(run).held}
+    held |= {part.what.partition(",")[0]: part.bytes for part in reckoned(run).moments[0].parts}
+
+    def size(tensors: Any) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    weights = list(run.model.parameters())
+    remembered = run.optimizer.tensors()
+    assert held["weights"] == size(weights)
+    assert held["gradients"] == size(weight.grad for weight in weights)
+    assert held.get("momentum of Muon", 0) == size(t for name, t in remembered.items() if name.startswith("muon."))
+    assert held["moments of AdamW"] == size(t for name, t in remembered.items() if name.startswith("adamw."))
+    copied = run.working.model.parameters() if dtype == "bfloat16" else []
+    assert held.get("working copy", 0) == size(copied)
+    assert all(parameter.grad is None for parameter in copied), "those of the working copy are gone after each piece"
+
+
+def test_more_sequences_at_once_need_more_and_the_arithmetic_says_why(tiny: Callable[..., RunConfig]) -> None:
+    config = tiny(model={"n_layer": 6, "n_embd": 64, "n_head": 2, "context": 256, "vocab_size": 500})
+    model = outline(config.model)
+    sizes = []
+    for at_once in (1, 2, 4, 8):
+        memory = training_memory(config.with_(train={"batch_tokens": 16 * 256}), model, at_once, torch.bfloat16, "cuda")
+        sizes.append(memory.moments[0].bytes)
+        for part in (*memory.held, *(part for moment in memory.moments for part in moment.parts)):
+            written = part.arithmetic.replace(",", "").replace(" tokens", "").replace(" logits", "").replace("x", "*")
+            assert eval(written) == part.bytes, part
+    assert sizes == sorted(set(sizes))
