@@ -11,7 +11,7 @@ from typing import Any
 
 from hornbook.base.errors import UserError
 from hornbook.base.settings import from_file, nearest
-from hornbook.recipes import modern
+from hornbook.recipes import modern, seeds
 from hornbook.shards.format import is_shards
 from hornbook.text.corpora import find_corpus, find_source, is_corpus
 from hornbook.train.config import RunConfig, override
@@ -19,6 +19,7 @@ from hornbook.train.config import RunConfig, override
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     "demo": modern.demo,
     "demo-classic": modern.demo_classic,
+    "the-verdict": seeds.the_verdict,
 }
 DEFAULT = "demo"
 MOST_BYTES_TO_FIT = 100_000_000
