@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from hornbook.base.console import say
 from hornbook.base.errors import UserError
 from hornbook.base.settings import from_file, nearest
 from hornbook.recipes import modern, seeds
+from hornbook.recipes.miniature import miniature, what_is_small
 from hornbook.shards.format import is_shards
 from hornbook.text.corpora import find_corpus, find_source, is_corpus
 from hornbook.train.config import RunConfig, override
@@ -19,15 +21,37 @@ from hornbook.train.config import RunConfig, override
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     "demo": modern.demo,
     "demo-classic": modern.demo_classic,
+    "modern-small": modern.modern_small,
+    "modern-medium": modern.modern_medium,
+    "modern-large": modern.modern_large,
     "the-verdict": seeds.the_verdict,
+    "julius-caesar": seeds.julius_caesar,
+    "julius-caesar-small": seeds.julius_caesar_small,
+    "wikitext-wordpiece": seeds.wikitext_wordpiece,
+    "pile-13m": seeds.pile_13m,
+    "pile-2b": seeds.pile_2b,
+    "shakespeare-124m": seeds.shakespeare_124m,
+    "gpt2": seeds.gpt2,
+    "gpt2-medium": seeds.gpt2_medium,
+    "gpt2-large": seeds.gpt2_large,
+    "gpt2-xl": seeds.gpt2_xl,
 }
 DEFAULT = "demo"
 MOST_BYTES_TO_FIT = 100_000_000
 
 
-def compose(named: RunConfig | str | None, knobs: Mapping[str, Any]) -> RunConfig:
+def compose(named: RunConfig | str | None, knobs: Mapping[str, Any], tiny: bool = False) -> RunConfig:
     """The run that is meant: a recipe by name, a .toml or .json file, sizes chosen for a text, or the default; with
-    knobs turned."""
+    knobs turned. A tiny one is its miniature, to which the knobs that are given here still do what they say."""
+    whole = _compose(named, knobs)
+    if not tiny:
+        return whole
+    small = override(miniature(whole), knobs)
+    say(what_is_small(small, whole))
+    return small
+
+
+def _compose(named: RunConfig | str | None, knobs: Mapping[str, Any]) -> RunConfig:
     if isinstance(named, RunConfig):
         return override(named, knobs)
     tree: dict[str, Any] = {}

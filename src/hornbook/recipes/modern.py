@@ -46,6 +46,36 @@ def demo_classic() -> RunConfig:
     )
 
 
+def modern_small() -> RunConfig:
+    """Our settings for two million tokens of Wikipedia: the third size of the ladder."""
+    return _rung(2, "modern-small", "wikitext-2", 8192, TrainConfig(epochs=4, batch_tokens=4096), dropout=0.1)
+
+
+def modern_medium() -> RunConfig:
+    """Our settings for half a billion tokens of children's stories: the fourth size."""
+    return _rung(3, "modern-medium", "tinystories", 16_384, TrainConfig(epochs=1, batch_tokens=32_768))
+
+
+def modern_large() -> RunConfig:
+    """Our settings for billions of tokens of pages that teach: GPT-2's smallest size, in today's shape."""
+    end = TrainConfig(tokens=2_500_000_000, batch_tokens=262_144)
+    return _rung(4, "modern-large", "fineweb-edu", 32_768, end)
+
+
+def _rung(place: int, name: str, data: str, vocab_size: int, end: TrainConfig, dropout: float = 0.0) -> RunConfig:
+    """A size of the ladder on a corpus of the length that it is for."""
+    n_layer, n_head, n_embd, context, _ = LADDER[place][1]
+    return RunConfig(
+        recipe=name,
+        data=data,
+        tokenizer=TokenizerConfig(kind="bpe", vocab_size=vocab_size),
+        model=modern(n_layer=n_layer, n_head=n_head, n_embd=n_embd, context=context, dropout=dropout),
+        optim=_muon(weight_decay=0.1 if dropout else 0.0),
+        schedule=ScheduleConfig(warmup_steps=40),
+        train=end,
+    )
+
+
 def own_text(data: str, text_bytes: int, accelerated: bool) -> RunConfig:
     """Sizes from the amount of text: a vocabulary, a model about as large as the text can fill, and so many readings
     that ten million tokens are seen, but no more than twenty. Without an accelerator the model stays at the third
