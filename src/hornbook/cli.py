@@ -44,7 +44,7 @@ INTERRUPTED = 130
 DROPS = " (without what the tokenizer drops, such as blanks and accents: lower than of the whole text)"
 # A name that no file can have, or one that may not be looked at, wherever it was met.
 PATH_ERRORS = {errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.ENOTDIR, errno.EISDIR}
-SHORT = {"--errors": "--text.errors", "--max-documents": "--text.max-documents"}
+SHORT = {"--errors": "--text.errors", "--max-documents": "--text.max-documents", "--from": "--start-from"}
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -446,10 +446,11 @@ def _print_knobs() -> None:
 
     print(
         "hornbook train [RECIPE | FILE.toml] [--data CORPUS|PATH] [--out runs/NAME] [--tiny] [--json]\n"
-        "               [--any.knob VALUE ...]\n"
+        "               [--from MODEL|runs/NAME] [--any.knob VALUE ...]\n"
     )
     print(
         "With no recipe: the demo's. With --data PATH and no recipe: sizes from the amount of text.\n"
+        "With --from MODEL|runs/NAME: from its weights rather than from nothing, with its sizes and its tokenizer.\n"
         "With --tiny: the run's miniature, which takes seconds.\n"
         "Every knob, and its default where no recipe sets it:\n"
     )

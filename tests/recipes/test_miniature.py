@@ -19,18 +19,8 @@ from hornbook.train.start import fit
 
 ON_CPU = {"train": {"device": "cpu", "threads": 1}}
 AS_IT_WAS = [
-    "activation",
-    "norm",
-    "norm_weight",
-    "positions",
-    "qk_norm",
-    "attention_scale",
-    "out_projection",
-    "biases",
-    "tied",
-    "dropout",
-    "dropout_at",
-    "init",
+    *("activation", "norm", "norm_weight", "positions", "qk_norm", "attention_scale", "out_projection", "biases"),
+    *("tied", "dropout", "dropout_at", "init"),
 ]
 
 

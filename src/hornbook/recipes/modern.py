@@ -99,6 +99,24 @@ def own_text(data: str, text_bytes: int, accelerated: bool) -> RunConfig:
     )
 
 
+def continued(data: str, text_bytes: int | None, context: int) -> RunConfig:
+    """From a model that knows something already to one that knows a text as well: three readings, at a rate at which
+    little is forgotten."""
+    tokens = (text_bytes or 10**9) // 4
+    window = max(min(context, tokens // 16), 8)
+    return RunConfig(
+        recipe="continued",
+        data=data,
+        optim=OptimConfig(kind="adamw", lr=5e-5, weight_decay=0.01, beta2=0.999, eps=1e-8),
+        schedule=ScheduleConfig(kind="cosine", warmup_steps=10),
+        train=TrainConfig(
+            epochs=3,
+            batch_tokens=max(min(tokens // 64, 16_384), window),
+            context=window if window < context else None,
+        ),
+    )
+
+
 def _muon(weight_decay: float) -> OptimConfig:
     return OptimConfig(lr=4e-3, embedding_lr=1e-2, matrix_lr=0.02, weight_decay=weight_decay)
 
