@@ -14,7 +14,7 @@ from hornbook.base.errors import UserError
 from hornbook.base.settings import from_file, merge, nearest
 from hornbook.recipes import modern, seeds
 from hornbook.recipes.miniature import miniature, what_is_small
-from hornbook.shards.format import is_shards
+from hornbook.shards.format import Shards, is_shards
 from hornbook.text.corpora import find_corpus, find_source, is_corpus
 from hornbook.train.config import RunConfig, override
 
@@ -88,7 +88,8 @@ def _from_weights(
     if named is not None:
         base = _base(named, data)
     elif isinstance(data, str):
-        base = modern.continued(data, _bytes_to_fit(data), origin.model.context)
+        there = Shards.open(Path(data)).bytes_of_text("train") if is_shards(Path(data)) else _bytes_to_fit(data)
+        base = modern.continued(data, there, origin.model.context)
     else:
         raise UserError("--from: name the text to go on with as well: --data PATH")
     learning = base.model.model_dump(include=MAY_DIFFER) if named is not None else {}

@@ -53,8 +53,8 @@ class Origin:
         """Refuse ids that mean something else to the model than they were made to mean."""
         if not self.tokenizer.encodes_like(shards.tokenizer):
             raise UserError(
-                f"{shards.folder}: encoded by another tokenizer than that of {self.folder}; "
-                f"give its text: --data TEXT, or prepare it anew: --tokenizer.kind file --tokenizer.file {self.folder}"
+                f"{shards.folder}: encoded by another tokenizer than the model's; give the text itself: --data TEXT, "
+                f"or prepare it with --tokenizer.kind file --tokenizer.file {self.folder}"
             )
 
     def record(self) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class Origin:
     def _other_model(self, config: RunConfig) -> Iterator[str]:
         for name in [each for each in ModelConfig.model_fields if each not in MAY_DIFFER]:
             asked, there = getattr(config.model, name), getattr(self.model, name)
-            if asked != there:
+            if asked != there and (name, asked) != ("vocab_size", None):  # a run finds out by itself
                 yield (
                     f"{spoken('model.' + name)}: {asked}, but {self.folder} has {there}; leave it out, or start from "
                     "nothing, without --from"
