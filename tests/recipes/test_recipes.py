@@ -13,6 +13,7 @@ from hornbook.model.gpt import GPT
 from hornbook.recipes import DEFAULT, RECIPES, compose
 from hornbook.recipes.modern import own_text, why_these_sizes
 from hornbook.train.config import RunConfig, override
+from hornbook.train.start import fit
 
 # A change of a recipe's size is made here too, on purpose.
 GOLDEN_PARAMETERS = {
@@ -177,3 +178,24 @@ def test_a_file_that_names_only_a_text_gets_sizes_for_that_text(tmp_path: Path, 
     assert config.model == by_hand.model
     assert config.recipe == "mine"
     assert config.train.steps == 5
+
+
+def test_every_recipe_is_in_the_documents_with_its_size() -> None:
+    text = (Path(__file__).parent.parent.parent / "docs" / "recipes.md").read_text()
+    for name, size in GOLDEN_PARAMETERS.items():
+        assert f"`{name}`" in text
+        assert f"{size:,}" in text
+
+
+def test_a_run_warns_of_what_a_person_would_hardly_mean(
+    text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on_cpu = {"data": str(text_file), "train": {"device": "cpu"}}
+    warnings = {}
+    for name in ("julius-caesar-small", "pile-13m", "demo"):
+        fit(compose(name, on_cpu, tiny=True), tmp_path / name)
+        warnings[name] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert warnings["demo"] == []
+    assert "the learning rate rises to 5 times what it warms up to" in warnings["julius-caesar-small"][0]
+    assert "places past 4 are never trained" in warnings["pile-13m"][0]
+    assert [len(each) for each in warnings.values()] == [1, 1, 0]
