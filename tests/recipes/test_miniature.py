@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+import hornbook
+from hornbook import cli
 from hornbook.base import files
 from hornbook.base.logs import read_log
 from hornbook.infer.speaker import load_speaker
@@ -91,3 +94,18 @@ def test_heads_that_share_keys_still_do(tiny: Callable[..., RunConfig]) -> None:
     whole = tiny(model={"n_head": 16, "n_kv_head": 8, "n_embd": 1024, "mlp_width": 2048})
     small = compose(whole, {}, tiny=True).model
     assert (small.n_head, small.n_kv_head, small.n_embd, small.mlp_width) == (4, 2, 64, 128)
+
+
+def test_both_doors_lead_there_and_on_from_there(
+    text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--train.device", "cpu", "--json"]
+    assert cli.main(["train", "pile-13m", "--tiny", "--out", str(tmp_path / "small"), *words]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["step"] == 8
+    assert told.err.startswith("a miniature of pile-13m: ")
+    begin = ["train", "--from", str(tmp_path / "small"), "--data", str(text_file), "--train.steps", "2"]
+    assert cli.main([*begin, "--out", str(tmp_path / "on"), *words]) == 0
+    assert f"weights   those of {resolve(tmp_path / 'small')}" in capsys.readouterr().err
+    run = hornbook.fit("demo", tiny=True, out=tmp_path / "python", train={"steps": 2, "device": "cpu"})
+    assert run.metrics()[-1]["step"] == 2
