@@ -20,11 +20,13 @@ import torch
 
 from hornbook.base.console import Progress
 from hornbook.base.errors import UserError
-from hornbook.base.files import read_json
+from hornbook.base.files import read_json, staged_folder
 from hornbook.base.logs import read_log
 from hornbook.base.settings import knobs, merge
 from hornbook.model.folder import checkpoint_folders, step_of
+from hornbook.recipes import compose
 from hornbook.shards.format import Shards
+from hornbook.text.tokenizer import TokenizerConfig, train_tokenizer
 from hornbook.train.config import RunConfig
 from hornbook.train.start import fit, free_folder
 
@@ -143,6 +145,7 @@ NO_STEPS = {"train.steps": None}
 TURNS = {
     "recipe": Turn("custom", "mine", place),
     "data": Turn("short.txt", "other.txt"),
+    "start_from": Turn(None, "taught"),
     "seed": Turn(1, 2),
     "text.format": Turn(None, "text", data, {"data": "rows.jsonl"}),
     "text.field": Turn("text", "title", losses, {"data": "rows.jsonl"}),
@@ -154,6 +157,7 @@ TURNS = {
     "tokenizer.vocab_size": Turn(262, 270, data, {"tokenizer.kind": "bpe"}),
     "tokenizer.train_bytes": Turn(64_000_000, 100, vocabulary, BPE | {"data": "folder"}),
     "tokenizer.ranks_file": Turn("one.tiktoken", "other.tiktoken", refusal, {"tokenizer.kind": "gpt2"}),
+    "tokenizer.file": Turn("taught/tokenizer", "pairs", data, {"tokenizer.kind": "file"}),
     "tokenizer.as_published": Turn(False, True, cutting, {"tokenizer.kind": "wordpiece"}),
     "shards.val_fraction": Turn(None, 0.3, data),
     "shards.test_fraction": Turn(0.0, 0.3, data),
@@ -245,6 +249,11 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., En
     (home / "rows.jsonl").write_text("\n".join(rows))
     (home / "bad.jsonl").write_text("\n".join([*rows, "{}"]))
     (home / "latin1.txt").write_bytes(b"na\xefve " * 100)
+    taught = fit(RunConfig.model_validate(merge(BASE, {"data": str(home / "other.txt")})), home / "taught").folder
+    (home / "taught" / "tokenizer").symlink_to(checkpoint_folders(taught)[0])
+    pairs = TokenizerConfig(kind="bpe", vocab_size=262)
+    with staged_folder(home / "pairs", {}) as staging:
+        train_tokenizer(pairs, ["the cat sat"], 100).save(staging)
     compiled: list[int] = []
     threads = torch.get_num_threads()
 
@@ -259,7 +268,11 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., En
             for part in reversed(name.split(".")):
                 value = {part: value}
             tree = merge(tree, value)
-        config = RunConfig.model_validate(merge(BASE, tree, {"data": str(home / tree["data"])}))
+        tree["data"] = str(home / tree["data"])
+        if "file" in tree.get("tokenizer", {}):
+            tree["tokenizer"]["file"] = str(home / tree["tokenizer"]["file"])
+        begin = {"start_from": str(home / tree.pop("start_from"))} if tree.get("start_from") else {}
+        config = compose(RunConfig.model_validate(merge(BASE, tree)), begin)
         folder = home / f"run-{len(list(home.glob('run-*')))}"
         folder.mkdir()
         compiled.clear()

@@ -75,18 +75,21 @@ class TrainedRun:
         return TrainedRun(self.folder, resume(self.folder, {"train": train}).reason)
 
 
-def fit(config: RunConfig | str | None = None, *, out: str | Path | None = None, **knobs: Any) -> TrainedRun:
+def fit(
+    config: RunConfig | str | None = None, *, out: str | Path | None = None, tiny: bool = False, **knobs: Any
+) -> TrainedRun:
     """Train a model from nothing.
 
     `config` is a recipe's name or a RunConfig; with `data=PATH` and no recipe, sizes are chosen from the amount of
     text. Knobs are nested as in a file: `fit("demo", seed=2, model={"n_layer": 2}, train={"minutes": 1})`.
+    With `tiny`, the run's miniature: seconds on a laptop.
     """
     share_the_cores()
     from hornbook.recipes import compose
     from hornbook.train.start import fit as fit_run
     from hornbook.train.start import free_folder
 
-    composed = compose(config, knobs)
+    composed = compose(config, knobs, tiny)
     folder = Path(out) if out is not None else free_folder(composed)
     return TrainedRun(folder, fit_run(composed, folder).reason)
 

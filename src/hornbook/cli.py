@@ -45,7 +45,7 @@ INTERRUPTED = 130
 DROPS = " (without what the tokenizer drops, such as blanks and accents: lower than of the whole text)"
 # A name that no file can have, or one that may not be looked at, wherever it was met.
 PATH_ERRORS = {errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.ENOTDIR, errno.EISDIR}
-SHORT = {"--errors": "--text.errors", "--max-documents": "--text.max-documents"}
+SHORT = {"--errors": "--text.errors", "--max-documents": "--text.max-documents", "--from": "--start-from"}
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -99,7 +99,7 @@ def _train(words: list[str]) -> int:
     if _asks_help(words):
         _print_knobs()
         return 0
-    as_json = _take_flag(words, "--json")
+    as_json, tiny = _take_flag(words, "--json"), _take_flag(words, "--tiny")
     named = words.pop(0) if words and not words[0].startswith("-") else None
     from hornbook.base.settings import from_words
     from hornbook.recipes import compose
@@ -109,7 +109,7 @@ def _train(words: list[str]) -> int:
     knobs = from_words(RunConfig, _long_forms(words))
     out = knobs.pop("out", None)
     with _told_apart(as_json):
-        config = compose(named, knobs)
+        config = compose(named, knobs, tiny)
         if config.recipe == "own-text":
             print(why_these_sizes(config))
         from hornbook.train.start import fit, free_folder  # torch comes in when the settings are right
@@ -327,7 +327,7 @@ def _recipes(words: list[str]) -> int:
         config = recipe()
         vocab_size = config.model.vocab_size or config.tokenizer.vocab_size
         shape = config.model.with_(vocab_size=vocab_size)
-        rows.append((name, shape.n_params(), config.data, (recipe.__doc__ or "").strip()))
+        rows.append((name, shape.n_params(), config.data, (recipe.__doc__ or "").strip().partition("\n")[0]))
     if given.json:
         print(json.dumps([dict(zip(("name", "parameters", "data", "about"), row, strict=True)) for row in rows]))
     else:
@@ -473,10 +473,13 @@ def _print_knobs() -> None:
     from hornbook.train.config import RunConfig
 
     print(
-        "hornbook train [RECIPE | FILE.toml] [--data CORPUS|PATH] [--out runs/NAME] [--json] [--any.knob VALUE ...]\n"
+        "hornbook train [RECIPE | FILE.toml] [--data CORPUS|PATH] [--out runs/NAME] [--tiny] [--json]\n"
+        "               [--from MODEL|runs/NAME] [--any.knob VALUE ...]\n"
     )
     print(
         "With no recipe: the demo's. With --data PATH and no recipe: sizes from the amount of text.\n"
+        "With --from MODEL|runs/NAME: from its weights rather than from nothing, with its sizes and its tokenizer.\n"
+        "With --tiny: the run's miniature, which takes seconds.\n"
         "Every knob, and its default where no recipe sets it:\n"
     )
     _print_described(RunConfig)

@@ -87,5 +87,10 @@ def test_so_many_windows_are_spread_over_the_text(untaught: Callable[..., GPT]) 
     assert result.tokens == 4 * CONTEXT
     bits = result.loss / math.log(2) * (len(tokens) - 1) / 1000  # as if the rest were like them
     assert result.bits_per_byte == pytest.approx(bits, rel=1e-6)
-    whole = score(model, tokens, CONTEXT, 1000, windows_at_most=400)
-    assert whole == score(model, tokens, CONTEXT, 1000)
+    all_whole = score(model, tokens, CONTEXT, 1000, windows_at_most=400)
+    assert all_whole.tokens == 40 * CONTEXT
+
+
+def test_a_text_shorter_than_a_window_is_scored_all_the_same(untaught: Callable[..., GPT]) -> None:
+    model, tokens = untaught(context=CONTEXT), token_array(6)
+    assert score(model, tokens, CONTEXT, 1000, windows_at_most=4) == score(model, tokens, CONTEXT, 1000)

@@ -13,9 +13,27 @@ from hornbook.model.gpt import GPT
 from hornbook.recipes import DEFAULT, RECIPES, compose
 from hornbook.recipes.modern import own_text, why_these_sizes
 from hornbook.train.config import RunConfig, override
+from hornbook.train.start import fit
 
 # A change of a recipe's size is made here too, on purpose.
-GOLDEN_PARAMETERS = {"demo": 4_852_480, "demo-classic": 4_240_896}
+GOLDEN_PARAMETERS = {
+    "demo": 4_852_480,
+    "demo-classic": 4_240_896,
+    "modern-small": 7_408_384,
+    "modern-medium": 42_477_056,
+    "modern-large": 135_287_040,
+    "the-verdict": 162_419_712,
+    "julius-caesar": 162_419_712,
+    "julius-caesar-small": 67_048_704,
+    "wikitext-wordpiece": 47_987_712,
+    "pile-13m": 13_126_144,
+    "pile-2b": 3_161_117_824,
+    "shakespeare-124m": 124_439_808,
+    "gpt2": 124_439_808,
+    "gpt2-medium": 354_823_168,
+    "gpt2-large": 774_030_080,
+    "gpt2-xl": 1_557_611_200,
+}
 BYTES_AND_END = 257
 
 
@@ -54,7 +72,7 @@ def test_an_unknown_recipe_is_told_the_nearest() -> None:
     with pytest.raises(UserError, match="dmo: no such recipe; did you mean demo"):
         compose("dmo", {})
     with pytest.raises(UserError, match="see: hornbook recipes"):
-        compose("shakespeare", {})
+        compose("qqq", {})
 
 
 @pytest.fixture
@@ -160,3 +178,24 @@ def test_a_file_that_names_only_a_text_gets_sizes_for_that_text(tmp_path: Path, 
     assert config.model == by_hand.model
     assert config.recipe == "mine"
     assert config.train.steps == 5
+
+
+def test_every_recipe_is_in_the_documents_with_its_size() -> None:
+    text = (Path(__file__).parent.parent.parent / "docs" / "recipes.md").read_text()
+    for name, size in GOLDEN_PARAMETERS.items():
+        assert f"`{name}`" in text
+        assert f"{size:,}" in text
+
+
+def test_a_run_warns_of_what_a_person_would_hardly_mean(
+    text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on_cpu = {"data": str(text_file), "train": {"device": "cpu"}}
+    warnings = {}
+    for name in ("julius-caesar-small", "pile-13m", "demo"):
+        fit(compose(name, on_cpu, tiny=True), tmp_path / name)
+        warnings[name] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert warnings["demo"] == []
+    assert "the learning rate rises to 5 times what it warms up to" in warnings["julius-caesar-small"][0]
+    assert "places past 4 are never trained" in warnings["pile-13m"][0]
+    assert [len(each) for each in warnings.values()] == [1, 1, 0]

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from hornbook import cli
+from hornbook.base.files import staged_folder
 from hornbook.text import look
 from hornbook.text.documents import Document
-from hornbook.text.tokenizer import TokenizerConfig
+from hornbook.text.tokenizer import TokenizerConfig, train_tokenizer
 
 
 class Terminal(io.StringIO):
@@ -77,9 +78,13 @@ def test_the_command_shows_documents_tokens_and_lengths(text_file: Path, capsys:
 
 @pytest.mark.parametrize("kind", get_args(TokenizerConfig.model_fields["kind"].annotation))
 def test_every_tokenizer_shows_its_pieces_which_are_the_text(
-    kind: str, text_file: Path, test_data: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, text_file: Path, test_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--tokenizer.ranks-file", str(test_data / "r50k_base.tiktoken")] if kind == "gpt2" else []
+    if kind == "file":
+        words = ["--tokenizer.file", str(tmp_path / "given")]
+        with staged_folder(tmp_path / "given", {}) as staging:
+            train_tokenizer(TokenizerConfig(kind="bpe"), [text_file.read_text()], 1000).save(staging)
     assert cli.main(["corpora", str(text_file), "--show", "--tokenizer.kind", kind, *words]) == 0
     shown = capsys.readouterr().out
     assert f" of a {kind} vocabulary of " in shown

@@ -41,7 +41,7 @@ def score(
     windows_at_most: int | None = None,
     tokens_at_once: int = TOKENS_AT_ONCE,
 ) -> Score:
-    """The score of all of a text; or of so many windows, spread evenly over it."""
+    """The score of all of a text; or of so many whole windows, spread evenly over it."""
     nats, predicted = 0.0, 0
     with torch.inference_mode():
         for windows in _windows(tokens, context, windows_at_most, max(tokens_at_once // context, 1)):
@@ -55,12 +55,13 @@ def score(
 
 
 def _windows(tokens: TokenArray, context: int, at_most: int | None, rows: int) -> Iterator[NDArray[np.int64]]:
-    """The text as windows of context + 1 ids, (rows, context + 1) at a time; what is left at the end comes last."""
+    """The text as windows of context + 1 ids, (rows, context + 1) at a time; what is left at the end comes last, unless
+    so many windows are asked for."""
     whole = (len(tokens) - 1) // context
     count = min(at_most or whole, whole)
     numbers = np.arange(count, dtype=np.int64) * whole // max(count, 1)
     for first in range(0, len(numbers), rows):
         yield tokens.windows(numbers[first : first + rows] * context, context + 1)
     rest = len(tokens) - 1 - whole * context
-    if rest > 0 and count == whole:
+    if rest > 0 and (at_most is None or not whole):
         yield tokens.read(whole * context, rest + 1)[None]

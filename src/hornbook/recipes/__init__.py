@@ -9,42 +9,93 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from hornbook.base.console import say
 from hornbook.base.errors import UserError
-from hornbook.base.settings import from_file, nearest
-from hornbook.recipes import modern
-from hornbook.shards.format import is_shards
+from hornbook.base.settings import from_file, merge, nearest
+from hornbook.recipes import modern, seeds
+from hornbook.recipes.miniature import miniature, what_is_small
+from hornbook.shards.format import Shards, is_shards
 from hornbook.text.corpora import find_corpus, find_source, is_corpus
 from hornbook.train.config import RunConfig, override
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     "demo": modern.demo,
     "demo-classic": modern.demo_classic,
+    "modern-small": modern.modern_small,
+    "modern-medium": modern.modern_medium,
+    "modern-large": modern.modern_large,
+    "the-verdict": seeds.the_verdict,
+    "julius-caesar": seeds.julius_caesar,
+    "julius-caesar-small": seeds.julius_caesar_small,
+    "wikitext-wordpiece": seeds.wikitext_wordpiece,
+    "pile-13m": seeds.pile_13m,
+    "pile-2b": seeds.pile_2b,
+    "shakespeare-124m": seeds.shakespeare_124m,
+    "gpt2": seeds.gpt2,
+    "gpt2-medium": seeds.gpt2_medium,
+    "gpt2-large": seeds.gpt2_large,
+    "gpt2-xl": seeds.gpt2_xl,
 }
 DEFAULT = "demo"
 MOST_BYTES_TO_FIT = 100_000_000
 
 
-def compose(named: RunConfig | str | None, knobs: Mapping[str, Any]) -> RunConfig:
+def compose(named: RunConfig | str | None, knobs: Mapping[str, Any], tiny: bool = False) -> RunConfig:
     """The run that is meant: a recipe by name, a .toml or .json file, sizes chosen for a text, or the default; with
-    knobs turned."""
-    if isinstance(named, RunConfig):
-        return override(named, knobs)
+    knobs turned. A tiny one is its miniature, to which the knobs that are given here still do what they say."""
+    whole = _compose(named, knobs)
+    if not tiny:
+        return whole
+    if whole.start_from is not None:
+        raise UserError("--tiny: a model that a run goes on with keeps its size; leave out --tiny, or --from")
+    small = override(miniature(whole), knobs)
+    say(what_is_small(small, whole))
+    return small
+
+
+def _compose(named: RunConfig | str | None, knobs: Mapping[str, Any]) -> RunConfig:
     tree: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    if named is not None and named.endswith((".toml", ".json")):
+    if isinstance(named, str) and named.endswith((".toml", ".json")):
         tree, origins = from_file(Path(named))
         origins = {knob: line for knob, line in origins.items() if not _is_given(knobs, knob)}
         tree, based_on = tree | {"recipe": Path(named).stem}, tree.get("recipe")
     else:
         based_on = named
-    data = knobs.get("data", tree.get("data"))
-    if based_on is not None:
-        base = _recipe(str(based_on))
-    elif isinstance(data, str) and (text_bytes := _bytes_to_fit(data)) is not None:
-        base = _for_text(data, text_bytes)
+    start_from = merge({"start_from": getattr(named, "start_from", None)}, tree, knobs)["start_from"]
+    if isinstance(start_from, str):
+        return _from_weights(start_from, based_on, tree, knobs, origins)
+    return override(_base(based_on, knobs.get("data", tree.get("data"))), tree, knobs, origins=origins)
+
+
+def _base(named: Any, data: Any) -> RunConfig:
+    if isinstance(named, RunConfig):
+        return named
+    if named is not None:
+        return _recipe(str(named))
+    if isinstance(data, str) and (text_bytes := _bytes_to_fit(data)) is not None:
+        return _for_text(data, text_bytes)
+    return _recipe(DEFAULT)
+
+
+def _from_weights(
+    start_from: str, named: Any, tree: Mapping[str, Any], knobs: Mapping[str, Any], origins: Mapping[str, str]
+) -> RunConfig:
+    """A run that goes on with a model: its sizes and its tokenizer, and the rest from a recipe, or for the text."""
+    from hornbook.train.origin import MAY_DIFFER, Origin  # with it comes torch
+
+    origin, data = Origin.find(start_from), knobs.get("data", tree.get("data"))
+    if named is not None:
+        base = _base(named, data)
+    elif isinstance(data, str):
+        there = Shards.open(Path(data)).bytes_of_text("train") if is_shards(Path(data)) else _bytes_to_fit(data)
+        base = modern.continued(data, there, origin.model.context)
     else:
-        base = _recipe(DEFAULT)
-    return override(base, tree, knobs, origins=origins)
+        raise UserError("--from: name the text to go on with as well: --data PATH")
+    learning = base.model.model_dump(include=MAY_DIFFER) if named is not None else {}
+    config = override(base, origin.taken_over(), {"model": learning}, tree, knobs, origins=origins)
+    origin.check(config)
+    return config.with_(start_from=str(origin.folder))  # a run's best checkpoint may be another one tomorrow
 
 
 def _recipe(name: str) -> RunConfig:

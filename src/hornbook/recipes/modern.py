@@ -46,6 +46,36 @@ def demo_classic() -> RunConfig:
     )
 
 
+def modern_small() -> RunConfig:
+    """Our settings for two million tokens of Wikipedia: the third size of the ladder."""
+    return _rung(2, "modern-small", "wikitext-2", 8192, TrainConfig(epochs=4, batch_tokens=4096), dropout=0.1)
+
+
+def modern_medium() -> RunConfig:
+    """Our settings for half a billion tokens of children's stories: the fourth size."""
+    return _rung(3, "modern-medium", "tinystories", 16_384, TrainConfig(epochs=1, batch_tokens=32_768))
+
+
+def modern_large() -> RunConfig:
+    """Our settings for billions of tokens of pages that teach: GPT-2's smallest size, in today's shape."""
+    end = TrainConfig(tokens=2_500_000_000, batch_tokens=262_144)
+    return _rung(4, "modern-large", "fineweb-edu", 32_768, end)
+
+
+def _rung(place: int, name: str, data: str, vocab_size: int, end: TrainConfig, dropout: float = 0.0) -> RunConfig:
+    """A size of the ladder on a corpus of the length that it is for."""
+    n_layer, n_head, n_embd, context, _ = LADDER[place][1]
+    return RunConfig(
+        recipe=name,
+        data=data,
+        tokenizer=TokenizerConfig(kind="bpe", vocab_size=vocab_size),
+        model=modern(n_layer=n_layer, n_head=n_head, n_embd=n_embd, context=context, dropout=dropout),
+        optim=_muon(weight_decay=0.1 if dropout else 0.0),
+        schedule=ScheduleConfig(warmup_steps=40),
+        train=end,
+    )
+
+
 def own_text(data: str, text_bytes: int, accelerated: bool) -> RunConfig:
     """Sizes from the amount of text: a vocabulary, a model about as large as the text can fill, and so many readings
     that ten million tokens are seen, but no more than twenty. Without an accelerator the model stays at the third
@@ -66,6 +96,24 @@ def own_text(data: str, text_bytes: int, accelerated: bool) -> RunConfig:
         optim=_muon(weight_decay=0.1 if many else 0.0),
         schedule=ScheduleConfig(warmup_steps=40),
         train=TrainConfig(epochs=round(epochs, 1), batch_tokens=min(batch, max(tokens // 8, context))),
+    )
+
+
+def continued(data: str, text_bytes: int | None, context: int) -> RunConfig:
+    """From a model that knows something already to one that knows a text as well: three readings, at a rate at which
+    little is forgotten."""
+    tokens = (text_bytes or 10**9) // 4
+    window = max(min(context, tokens // 16), 8)
+    return RunConfig(
+        recipe="continued",
+        data=data,
+        optim=OptimConfig(kind="adamw", lr=5e-5, weight_decay=0.01, beta2=0.999, eps=1e-8),
+        schedule=ScheduleConfig(kind="cosine", warmup_steps=10),
+        train=TrainConfig(
+            epochs=3,
+            batch_tokens=max(min(tokens // 64, 16_384), window),
+            context=window if window < context else None,
+        ),
     )
 
 

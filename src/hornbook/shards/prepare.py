@@ -275,7 +275,10 @@ class _Preparation:
 
 def _key(signature: str, tokenizer: TokenizerConfig, shards: ShardsConfig) -> str:
     """The same for the same text and knobs."""
-    parts = [FORMAT_VERSION, signature, tokenizer.model_dump(), shards.model_dump()]
+    knobs = tokenizer.model_dump()
+    if tokenizer.kind == "file":  # what is in it counts, not where it lies
+        knobs["file"] = train_tokenizer(tokenizer, [], 0).fingerprint
+    parts = [FORMAT_VERSION, signature, knobs, shards.model_dump()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

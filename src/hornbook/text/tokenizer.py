@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,7 +38,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 class TokenizerConfig(Settings):
-    kind: Literal["bpe", "char", "byte", "wordpiece", "gpt2"] = "bpe"
+    kind: Literal["bpe", "char", "byte", "wordpiece", "gpt2", "file"] = "bpe"
     """How text is cut into tokens."""
     vocab_size: int | None = Field(None, ge=257, le=1_000_000)
     """Entries of a trained vocabulary; for bpe chosen from the amount of text when not given, for wordpiece 40,000."""
@@ -45,10 +46,14 @@ class TokenizerConfig(Settings):
     """At most so much text is read to learn the vocabulary from."""
     ranks_file: str | None = None
     """For gpt2: a local copy of r50k_base.tiktoken; fetched once when not given."""
+    file: str | None = None
+    """For file: a tokenizer.json, or the folder of a model that has one."""
     as_published: bool = False
     """For wordpiece: keep control characters, and read special tokens out of text, as the system it comes from did."""
 
     def mistakes(self) -> Iterator[tuple[str, str]]:
+        if (self.file is not None) != (self.kind == "file"):
+            yield "file", "a tokenizer.json goes with --tokenizer.kind file, and that with one"
         if self.ranks_file is not None and self.kind != "gpt2":
             yield "ranks_file", "only gpt2 reads ranks; leave it out, or --tokenizer.kind gpt2"
         if self.as_published and self.kind != "wordpiece":
@@ -183,9 +188,10 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
+        """From a folder, or from the file itself."""
         import tokenizers
 
-        path = folder / TOKENIZER_FILES[0]
+        path = folder if folder.is_file() else folder / TOKENIZER_FILES[0]
         try:
             text = files.read_small(path)
             if all(re.search(part, text) for part in PREFIXED_PAIRS):
@@ -199,6 +205,16 @@ class Tokenizer:
             raise UserError(f"{path}: {error.mistakes[0].removeprefix(f'{path}: ')}") from None
         except BaseException as error:  # tokenizers raises plain Exceptions, and a panic in its Rust is not even one
             raise UserError(f"{path}: not a tokenizer ({error})") from None
+
+    def encodes_like(self, other: Tokenizer) -> bool:
+        """Whether the two make the same ids of the same text, though their files may differ in other things."""
+
+        def meaning(tokenizer: Tokenizer) -> list[Any]:
+            whole = json.loads(tokenizer.to_json())
+            cuts = [whole["normalizer"], whole["pre_tokenizer"], whole["model"]["type"], whole["model"].get("merges")]
+            return [tokenizer._inner.get_vocab(), tokenizer.end_of_text, tokenizer.opening, *cuts]
+
+        return self.fingerprint == other.fingerprint or meaning(self) == meaning(other)
 
     def _special_or_text(self, piece: str) -> list[int]:
         return [self._specials[piece]] if piece in self._specials else self.encode(piece)
@@ -327,12 +343,18 @@ def gpt2_tokenizer(_texts: Iterable[str], config: TokenizerConfig, _size: int) -
     return tokenizer
 
 
+def given_tokenizer(_texts: Iterable[str], config: TokenizerConfig, _size: int) -> tokenizers.Tokenizer:
+    """A model's own; nothing is learned."""
+    return Tokenizer.load(Path(str(config.file)).expanduser())._inner
+
+
 KINDS: dict[str, Callable[[Iterable[str], TokenizerConfig, int], tokenizers.Tokenizer]] = {
     "bpe": train_bpe,
     "char": train_char,
     "byte": byte_tokenizer,
     "wordpiece": lambda texts, config, size: train_wordpiece(texts, size, config.as_published),
     "gpt2": gpt2_tokenizer,
+    "file": given_tokenizer,
 }
 
 

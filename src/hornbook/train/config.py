@@ -128,6 +128,8 @@ class RunConfig(Settings):
     """The name under which this was composed."""
     data: str = "python-stdlib"
     """A corpus, the path of a text, of a folder of texts or of shards, a pattern with `*`, or - for standard input."""
+    start_from: str | None = None
+    """Begin with the weights of this model folder or run (--from for short), whose sizes and tokenizer stay."""
     seed: int = Field(1, ge=0)
     """Everything random in a run follows from this."""
     text: TextConfig = TextConfig()

@@ -70,7 +70,8 @@ def train(run: Run) -> str:
     ended = ""
     with StopSignals() as signals, attention_backend(run.machine.device), saved_if_it_fails(run):
         run.trunk = run.make_trunk(run)
-        if run.state.step == 0 and run.config.train.eval_from_step is not None:
+        known_already = run.config.start_from is not None
+        if run.state.step == 0 and (run.config.train.eval_from_step is not None or known_already):
             evaluate(run)
         while not ended:
             before = share_done(run)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,19 @@ from typing import Any
 import torch
 
 from hornbook.base import files
-from hornbook.base.console import Progress, count, say
+from hornbook.base.console import Progress, count, say, warn
 from hornbook.base.errors import UserError
 from hornbook.base.machine import Machine, choose_machine, fast_float_modes, keep_freed_memory, peak_memory_bytes
 from hornbook.base.settings import build
 from hornbook.model.compile import Trunk, compiled_or_eager
-from hornbook.model.folder import RUN, checkpoint_folders
+from hornbook.model.folder import RUN, checkpoint_folders, first_good, load_weights
 from hornbook.model.gpt import GPT
 from hornbook.shards.format import Shards
 from hornbook.shards.loader import Loader
 from hornbook.shards.order import SampleOrder
 from hornbook.shards.prepare import open_or_prepare
 from hornbook.text.readers import name_of
+from hornbook.text.tokenizer import TokenizerConfig
 from hornbook.train import loop
 from hornbook.train.checkpoint import TrainState, check_room, clear_leftovers, newest_checkpoint, restore
 from hornbook.train.config import STOPS, RunConfig, override
@@ -34,6 +35,7 @@ from hornbook.train.guard import NonFiniteGuard, first_micro_batch, smaller_micr
 from hornbook.train.memory import training_memory
 from hornbook.train.metrics import Metrics
 from hornbook.train.optim import Optimizer
+from hornbook.train.origin import Origin
 from hornbook.train.precision import WorkingCopy
 
 # Weight, gradient, and what Muon remembers of it.
@@ -59,11 +61,16 @@ class Outcome:
 
 
 def fit(config: RunConfig, folder: Path, progress: Progress | None = None) -> Outcome:
-    """Train a model from nothing into a new run folder."""
+    """Train a model from nothing, or from what another has learned, into a new run folder."""
     _refuse_taken(folder)
     progress = progress or Progress()
     machine = choose_machine(config.train.device, config.train.dtype, config.train.threads)
+    origin = Origin.find(config.start_from) if config.start_from is not None else None
+    if origin is not None:
+        origin.check(config)
     shards = open_or_prepare(config.data, config.tokenizer, config.shards, progress, config.text)
+    if origin is not None:
+        origin.check_tokenizer(shards)
     config = fitted_to(shards, config)
     record = {
         "run_id": uuid.uuid4().hex,
@@ -71,11 +78,13 @@ def fit(config: RunConfig, folder: Path, progress: Progress | None = None) -> Ou
         "config": config.model_dump(),
         "data": {"folder": str(shards.folder.resolve()), "fingerprint": shards.fingerprint},
     }
+    if origin is not None:
+        record["from"] = origin.record()
     files.make_folder(folder)
     with files.locked(folder):
         _refuse_taken(folder)  # another process may have been quicker
         clear_leftovers(folder)
-        return _train(config, folder, record, shards, machine, None, progress)
+        return _train(config, folder, record, shards, machine, origin, progress)
 
 
 def resume(folder: Path, changes: Mapping[str, Any] | None = None, progress: Progress | None = None) -> Outcome:
@@ -94,7 +103,7 @@ def resume(folder: Path, changes: Mapping[str, Any] | None = None, progress: Pro
     try:
         shards = Shards.open(data)
     except UserError:  # the cache was cleared; the same text gives the same tokens
-        shards = open_or_prepare(config.data, config.tokenizer, config.shards, progress)
+        shards = open_or_prepare(config.data, _tokenizer_at_hand(config, folder), config.shards, progress, config.text)
         record["data"]["folder"] = str(shards.folder.resolve())
     if shards.fingerprint != fingerprint:
         raise UserError(f"{shards.folder}: not the data that this run began with; train on it into another --out")
@@ -112,6 +121,13 @@ def resume(folder: Path, changes: Mapping[str, Any] | None = None, progress: Pro
         return _train(config, folder, record, shards, machine, checkpoint, progress)
 
 
+def _tokenizer_at_hand(config: RunConfig, folder: Path) -> TokenizerConfig:
+    """What a run was given, it has in each of its checkpoints, whatever became of the file."""
+    if config.tokenizer.kind != "file":
+        return config.tokenizer
+    return config.tokenizer.with_(file=str(first_good(folder, checkpoint_folders(folder))))
+
+
 def _refuse_taken(folder: Path) -> None:
     if checkpoint_folders(folder):
         raise UserError(
@@ -121,7 +137,7 @@ def _refuse_taken(folder: Path) -> None:
 
 def free_folder(config: RunConfig, parent: Path = Path("runs")) -> Path:
     """Where a run goes that was given no --out: runs/NAME, or runs/NAME-2 and so on where there is a run already."""
-    name = name_of(Path(config.data)) if config.recipe == "own-text" else config.recipe
+    name = name_of(Path(config.data)) if config.recipe in ("own-text", "continued") else config.recipe
     folder, number = parent / name, 1
     while checkpoint_folders(folder):
         taken, number = folder, number + 1
@@ -135,10 +151,10 @@ def fitted_to(shards: Shards, config: RunConfig) -> RunConfig:
     """The config with the vocabulary of its data, or a UserError where the two do not go together."""
     context, there = config.window, len(shards.split("train"))
     if there <= context:
-        smaller = max(there // 2, 2)
+        smaller, knob = max(there // 2, 2), "model" if config.start_from is None else "train"
         raise UserError(
             f"{config.data}: only {there} tokens to train on, a context of {context} needs more than that; "
-            f"take a longer text, or --model.context {smaller}"
+            f"take a longer text, or --{knob}.context {smaller}"
         )
     if shards.tokenizer.vocab_size != shards.vocab_size:
         raise UserError(f"{shards.folder}: its tokenizer.json and manifest.json differ; prepare the text again")
@@ -161,10 +177,10 @@ def _train(
     record: dict[str, Any],
     shards: Shards,
     machine: Machine,
-    checkpoint: Path | None,
+    begin: Path | Origin | None,
     progress: Progress,
 ) -> Outcome:
-    """Assemble the run, from nothing or from a checkpoint, and let the loop have it."""
+    """Assemble the run, from nothing, another model or a checkpoint, and let the loop have it."""
     device, tokens = machine.torch_device, shards.split("train")
     if machine.device == "cpu":
         keep_freed_memory()
@@ -174,8 +190,10 @@ def _train(
     optimizer = Optimizer(model, config.optim, machine.torch_dtype)
     check_room(folder, model, config.train.keep_checkpoints)
     state = TrainState(micro_batch=_micro_batch(config, model, machine))
-    if checkpoint is not None:
-        state = restore(checkpoint, model, optimizer, machine.facts())
+    if isinstance(begin, Path):
+        state = restore(begin, model, optimizer, machine.facts())
+    elif begin is not None:
+        load_weights(model, begin.folder)
     files.write_json(folder / RUN, record | {"machine": machine.facts()})
     order = SampleOrder(config.order, config.seed, shards.fingerprint, len(tokens), config.window, config.sequences)
     flops = config.model.flops_per_token(config.window)
@@ -193,7 +211,7 @@ def _train(
         trunk=working.model,
         make_trunk=_make_trunk,
         optimizer=optimizer,
-        metrics=Metrics(folder, progress, flops, machine.peak_flops, state.logs if checkpoint else None),
+        metrics=Metrics(folder, progress, flops, machine.peak_flops, state.logs if isinstance(begin, Path) else None),
         guard=NonFiniteGuard(state.not_finite_in_a_row),
         progress=progress,
         state=state,
@@ -201,7 +219,7 @@ def _train(
         saved_step=state.step,
         saved_seconds=state.seconds,
     )
-    _introduce(run, checkpoint)
+    _introduce(run, begin)
     with fast_float_modes():
         reason = loop.train(run)
     return Outcome(
@@ -267,7 +285,7 @@ def _compiling_pays(run: loop.Run) -> bool:
     return seconds > 600
 
 
-def _introduce(run: loop.Run, checkpoint: Path | None) -> None:
+def _introduce(run: loop.Run, begin: Path | Origin | None) -> None:
     config, model, machine, shards = run.config, run.config.model, run.machine, run.shards
     train, val = shards.split_facts("train"), shards.split_facts("val")
     threads = f", {machine.threads} threads" if machine.device == "cpu" else ""
@@ -280,7 +298,22 @@ def _introduce(run: loop.Run, checkpoint: Path | None) -> None:
         f"on {machine.name}, {machine.dtype}{threads}",
         f"run       {run.folder} (Ctrl-C stops and saves)",
     ]
-    if checkpoint is not None:
-        lines.append(f"going on from {checkpoint}, step {run.state.step}")
+    if isinstance(begin, Path):
+        lines.append(f"going on from {begin}, step {run.state.step}")
+    elif begin is not None:
+        lines.append(f"weights   those of {begin.folder}")
     for line in lines:
         run.progress.note(line)
+    for line in _doubts(config):
+        warn(line)
+
+
+def _doubts(config: RunConfig) -> Iterator[str]:
+    """What a person would hardly mean, though it was published so."""
+    if (share := config.schedule.final_share) > 1 and config.schedule.kind != "constant":
+        yield f"the learning rate rises to {share:g} times what it warms up to, as --schedule.final-share says"
+    if config.window < config.model.context and config.model.positions == "learned" and config.start_from is None:
+        yield (
+            f"places past {config.window} are never trained, as --train.context is; the model's context is "
+            f"{config.model.context}"
+        )

@@ -1,0 +1,76 @@
+"""Where a run's weights come from, when not from chance.
+
+In: the path of a model folder, or of a run, whose best checkpoint is meant.  Out: an `Origin`: what the run takes over
+from it, what it may not change, and what is written down about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hornbook.base import files
+from hornbook.base.errors import UserError
+from hornbook.base.settings import spoken
+from hornbook.model.config import ModelConfig
+from hornbook.model.folder import INDEX, WEIGHTS, load_config, resolve
+from hornbook.shards.format import Shards
+from hornbook.text.tokenizer import TOKENIZER_FILES, Tokenizer
+from hornbook.train.config import RunConfig
+
+# What of a model is not in its weights, but in how it learns.
+MAY_DIFFER = {"dropout", "dropout_at"}
+
+
+@dataclass(frozen=True)
+class Origin:
+    folder: Path
+    model: ModelConfig
+    tokenizer: Tokenizer
+
+    @classmethod
+    def find(cls, start_from: str) -> Origin:
+        folder = resolve(Path(start_from).expanduser())
+        return cls(folder, load_config(folder), Tokenizer.load(folder))
+
+    def taken_over(self) -> dict[str, Any]:
+        """Knobs of the run."""
+        tokenizer = {"kind": "file", "file": str(self.folder / TOKENIZER_FILES[0])}
+        return {"model": self.model.model_dump(), "tokenizer": tokenizer}
+
+    def check(self, config: RunConfig) -> None:
+        """Refuse knobs that contradict what is taken over, all of them at once."""
+        mistakes = [*self._other_model(config)]
+        for name, taken in self.taken_over()["tokenizer"].items():
+            if (asked := getattr(config.tokenizer, name)) not in (taken, None):
+                mistakes.append(f"--tokenizer.{name}: {asked}, but {self.folder} keeps its own; leave it out")
+        if mistakes:
+            raise UserError(*mistakes)
+
+    def check_tokenizer(self, shards: Shards) -> None:
+        """Refuse ids that mean something else to the model than they were made to mean."""
+        if not self.tokenizer.encodes_like(shards.tokenizer):
+            raise UserError(
+                f"{shards.folder}: encoded by another tokenizer than the model's; give the text itself: --data TEXT, "
+                f"or prepare it with --tokenizer.kind file --tokenizer.file {self.folder}"
+            )
+
+    def record(self) -> dict[str, Any]:
+        names = sorted({each.name for each in self.folder.glob("*.safetensors")} - {"optimizer.safetensors"})
+        named = [name for name in [*names, INDEX] if (self.folder / name).is_file()]
+        return {
+            "folder": str(self.folder.resolve()),
+            "weights": {name: files.sha256(self.folder / name) for name in named or [WEIGHTS]},
+            "tokenizer_fingerprint": self.tokenizer.fingerprint,
+        }
+
+    def _other_model(self, config: RunConfig) -> Iterator[str]:
+        for name in [each for each in ModelConfig.model_fields if each not in MAY_DIFFER]:
+            asked, there = getattr(config.model, name), getattr(self.model, name)
+            if asked != there and (name, asked) != ("vocab_size", None):  # a run finds out by itself
+                yield (
+                    f"{spoken('model.' + name)}: {asked}, but {self.folder} has {there}; leave it out, or start from "
+                    "nothing, without --from"
+                )
