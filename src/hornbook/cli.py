@@ -35,6 +35,7 @@ hornbook trains GPT-style language models from scratch.
   hornbook report   runs/NAME...           draw the curves
   hornbook prepare  CORPUS|PATH...         text to tokens on disk
   hornbook import   SOURCE OUT             a model from elsewhere: GPT-2 from the hub, nanoGPT's ckpt.pt, ...
+  hornbook export   runs/NAME|MODEL        for other programs: --to hf|gguf|pt
   hornbook verify   PATH                   is every byte as it was written?
   hornbook recipes                         the runs that have a name
   hornbook corpora                         the texts that have a name
@@ -315,6 +316,35 @@ def _import(words: list[str]) -> int:
     return 0
 
 
+def _export(words: list[str]) -> int:
+    parser = _parser(
+        "export",
+        "A model for other programs: a folder for transformers (hf), a file for llama.cpp (gguf), or a plain "
+        "PyTorch state dict (pt).",
+    )
+    parser.add_argument("model", type=Path, metavar="runs/NAME|MODEL")
+    parser.add_argument("--to", required=True, choices=("hf", "gguf", "pt"))
+    parser.add_argument("--out", type=Path, help="NAME-hf, NAME.gguf or NAME.pt here when not given")
+    parser.add_argument("--at", default="best", help="which checkpoint of a run: best, newest, or a step")
+    parser.add_argument("--dtype", help="f32, f16, bf16, and for gguf q8_0; for gguf f16 when not given, else f32")
+    given = _with_json(parser, words)
+    from hornbook.base.console import say
+    from hornbook.exchange.export import export_model
+
+    out = export_model(given.model, given.to, given.out, given.at, given.dtype)
+    if given.json:
+        print(json.dumps({"out": str(out), "to": given.to}))
+        return 0
+    say(f"written {out}\nnext:")
+    if given.to == "hf":
+        say(f"  python -c \"from transformers import pipeline; print(pipeline('text-generation', '{out}')('The'))\"")
+    elif given.to == "gguf":
+        say(f'  llama-cli -m {out} -p "Once upon a time"')
+    else:
+        say(f"  hornbook import {out} OUT --tokenizer {given.model}")
+    return 0
+
+
 def _report(words: list[str]) -> int:
     parser = _parser("report", "Draw the curves of runs; of several, also their comparison.")
     parser.add_argument("runs", type=Path, nargs="+", metavar="runs/NAME")
@@ -421,6 +451,7 @@ COMMANDS = {
     "eval": _eval,
     "generate": _generate,
     "import": _import,
+    "export": _export,
     "report": _report,
     "recipes": _recipes,
     "corpora": _corpora,
