@@ -161,7 +161,7 @@ class ModelConfig(Settings):
         shares = 2 * self.embedding_skip * self.n_layer
         total = self.n_layer * (attention + mlps + 2 * width * per_norm) + width * per_norm + shares
         total += width * per_norm if self.embedding_norm else 0
-        with_values = sum(map(self.has_value_embedding, range(self.n_layer)))
+        with_values = (self.n_layer + 1) // 2 if self.value_embeddings else 0
         total += with_values
         if embeddings:
             total += self.known_vocab_size * (width * (1 if self.tied else 2) + biases.get("head", 0))
