@@ -34,6 +34,8 @@ hornbook trains GPT-style language models from scratch.
   hornbook eval     runs/NAME|MODEL        loss, perplexity and bits per byte: --data TEXT
   hornbook report   runs/NAME...           draw the curves
   hornbook prepare  CORPUS|PATH...         text to tokens on disk
+  hornbook import   SOURCE OUT             a model from elsewhere: GPT-2 from the hub, nanoGPT's ckpt.pt, ...
+  hornbook export   runs/NAME|MODEL        for other programs: --to hf|gguf|pt
   hornbook verify   PATH                   is every byte as it was written?
   hornbook model    RECIPE|runs/NAME|MODEL its parts, sizes, FLOPs, memory, and the GPUs that hold it
   hornbook recipes                         the runs that have a name
@@ -276,6 +278,74 @@ def _generate(words: list[str]) -> int:
     return 0
 
 
+def _import(words: list[str]) -> int:
+    parser = _parser(
+        "import",
+        "A model from elsewhere becomes a model folder. SOURCE is a file of torch.save (of nanoGPT, the book, and "
+        "others: docs/import-export.md), a Hugging Face folder, OWNER/NAME of one on the hub (or gpt2, gpt2-medium, "
+        "gpt2-large, gpt2-xl), or a folder of OpenAI's TensorFlow files.",
+    )
+    parser.add_argument("source", metavar="SOURCE")
+    parser.add_argument("out", type=Path, metavar="OUT")
+    parser.add_argument("--n-head", type=int, help="attention heads, where the file does not tell")
+    parser.add_argument("--activation", choices=("gelu", "gelu_tanh"), help="the bend, where the file does not tell")
+    parser.add_argument(
+        "--attention-scale", choices=("head", "width"), help="for train-llm-from-scratch without a projection"
+    )
+    parser.add_argument("--tokenizer", type=Path, metavar="PATH", help="a folder with the model's, or a tokenizer.json")
+    parser.add_argument("--ranks", metavar="FILE", help="GPT-2's vocabulary: a local copy of r50k_base.tiktoken")
+    given = _with_json(parser, words)
+    from hornbook.base.console import say
+    from hornbook.exchange.doors import import_model
+
+    named = {name: getattr(given, name) for name in ("n_head", "activation", "attention_scale")}
+    knobs = {name: value for name, value in named.items() if value is not None}
+    found = import_model(given.source, given.out, knobs=knobs, tokenizer=given.tokenizer, ranks=given.ranks)
+    config = found.config
+    if given.json:
+        print(json.dumps(found.as_dict()))
+        return 0
+    say(f"found       {found.kind}")
+    for note in found.notes:
+        say(f"taken       {note}")
+    sizes = f"{config.n_layer} layers of width {config.n_embd:,}, {config.n_head} heads, context {config.context:,}"
+    say(f"parameters  {config.n_params():,}: {sizes}")
+    say(f"tokenizer   {found.tokenizer}")
+    say(f"model       {given.out}")
+    say(f'\nnext:\n  hornbook generate {given.out} --prompt "Once upon a time"')
+    say(f"  hornbook train --from {given.out} --data PATH/TO/YOUR/TEXT")
+    return 0
+
+
+def _export(words: list[str]) -> int:
+    parser = _parser(
+        "export",
+        "A model for other programs: a folder for transformers (hf), a file for llama.cpp (gguf), or a plain "
+        "PyTorch state dict (pt).",
+    )
+    parser.add_argument("model", type=Path, metavar="runs/NAME|MODEL")
+    parser.add_argument("--to", required=True, choices=("hf", "gguf", "pt"))
+    parser.add_argument("--out", type=Path, help="NAME-hf, NAME.gguf or NAME.pt here when not given")
+    parser.add_argument("--at", default="best", help="which checkpoint of a run: best, newest, or a step")
+    parser.add_argument("--dtype", help="f32, f16, bf16, and for gguf q8_0; for gguf f16 when not given, else f32")
+    given = _with_json(parser, words)
+    from hornbook.base.console import say
+    from hornbook.exchange.export import export_model
+
+    out = export_model(given.model, given.to, given.out, given.at, given.dtype)
+    if given.json:
+        print(json.dumps({"out": str(out), "to": given.to}))
+        return 0
+    say(f"written {out}\nnext:")
+    if given.to == "hf":
+        say(f"  python -c \"from transformers import pipeline; print(pipeline('text-generation', '{out}')('The'))\"")
+    elif given.to == "gguf":
+        say(f'  llama-cli -m {out} -p "Once upon a time"')
+    else:
+        say(f"  hornbook import {out} OUT --tokenizer {given.model}")
+    return 0
+
+
 def _report(words: list[str]) -> int:
     parser = _parser("report", "Draw the curves of runs; of several, also their comparison.")
     parser.add_argument("runs", type=Path, nargs="+", metavar="runs/NAME")
@@ -407,6 +477,8 @@ COMMANDS = {
     "prepare": _prepare,
     "eval": _eval,
     "generate": _generate,
+    "import": _import,
+    "export": _export,
     "report": _report,
     "model": _model,
     "recipes": _recipes,

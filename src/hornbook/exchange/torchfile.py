@@ -46,6 +46,7 @@ HARMLESS = {
     *("torch uint8", "torch bool", "torch Size", "torch device"),
     *(f"torch._utils _rebuild_{name}" for name in ("tensor", "tensor_v2", "parameter")),
     *("collections OrderedDict", "builtins set", "__builtin__ set"),
+    "torch.torch_version TorchVersion",  # a text
 }
 # With these a row of pickles begins: a number and a version, each a pickle of its own.
 BEFORE_ZIP = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.\x80\x02M\xe9\x03."
@@ -122,7 +123,8 @@ def _load(path: Path, is_zip: bool) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+            with torch.serialization.safe_globals([torch.torch_version.TorchVersion]):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # of which a damaged file can bring any
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FormatError(f"PyTorch cannot load it ({first[:90]}); fetch or save it anew") from None

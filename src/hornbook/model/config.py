@@ -17,6 +17,7 @@ from hornbook.base.settings import Settings
 # MLP widths and vocabularies that fill the hardware's tiles.
 WIDTH_MULTIPLE = 64
 MOST_SPARE_IDS = 128
+MOST_HEADS = 4096  # among which a better number is looked for
 
 
 Bias = Literal["norm", "qkv", "out", "mlp", "head"]
@@ -90,7 +91,7 @@ class ModelConfig(Settings):
         elif self.n_embd % pair:
             yield "n_embd", f"rotary positions need an even head width, so an even n_embd, not {self.n_embd}"
         elif self.n_embd % (self.n_head * pair):
-            possible = [n for n in range(1, self.n_embd + 1) if self.n_embd % (n * pair) == 0]
+            possible = [n for n in range(1, min(self.n_embd, MOST_HEADS) + 1) if self.n_embd % (n * pair) == 0]
             near = min(possible, key=lambda n: abs(n - self.n_head))
             yield "n_head", f"{self.n_head} heads of equal {even}width do not make up n_embd {self.n_embd}; take {near}"
         if self.n_head % self.kv_heads:
@@ -160,7 +161,7 @@ class ModelConfig(Settings):
         shares = 2 * self.embedding_skip * self.n_layer
         total = self.n_layer * (attention + mlps + 2 * width * per_norm) + width * per_norm + shares
         total += width * per_norm if self.embedding_norm else 0
-        with_values = sum(map(self.has_value_embedding, range(self.n_layer)))
+        with_values = (self.n_layer + 1) // 2 if self.value_embeddings else 0
         total += with_values
         if embeddings:
             total += self.known_vocab_size * (width * (1 if self.tied else 2) + biases.get("head", 0))

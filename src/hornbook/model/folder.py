@@ -37,6 +37,7 @@ from hornbook.text.tokenizer import Tokenizer
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+LARGEST_ROTATION = 1 << 27  # places times width of a head, for which sines are kept
 RUN = "run.json"
 CHECKPOINTS = "checkpoints"
 LEAST_BYTES_OF_A_NUMBER = 2
@@ -51,7 +52,7 @@ def save_model(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
     description: dict[str, Any] = {
         "model_type": kind or "hornbook",
         "vocab_size": config.known_vocab_size,
-        "dtype": "float32",
+        "dtype": str(model.embedding.weight.dtype).removeprefix("torch."),
     }
     if kind is not None:
         description |= {"architectures": [SHAPES[kind].architecture], "tie_word_embeddings": config.tied}
@@ -82,9 +83,8 @@ def load_model(folder: Path, device: str = "cpu", dtype: torch.dtype = torch.flo
     """The model of a folder, ready to speak; every tensor must be there, of the right shape, and no other."""
     config = load_config(folder)
     _refuse_sizes_without_weights(config, folder)
-    model = outline(config)
-    load_weights(model, folder)
-    return model.to(device=device, dtype=dtype).eval()
+    model = model_of(config, type_of(folder, config), read_weights(folder), folder / WEIGHTS)
+    return model.to(device=device, dtype=dtype)
 
 
 def _refuse_sizes_without_weights(config: ModelConfig, folder: Path) -> None:
@@ -102,15 +102,40 @@ def _refuse_sizes_without_weights(config: ModelConfig, folder: Path) -> None:
 
 
 def load_weights(model: GPT, folder: Path) -> None:
-    """Put a folder's weights into a model of the same sizes, also one that is still on the meta device."""
-    path = folder / WEIGHTS
-    config = model.config
+    """Put a folder's weights into a model of the same sizes."""
+    _fill(model, type_of(folder, model.config), read_weights(folder), folder / WEIGHTS)
+
+
+def type_of(folder: Path, config: ModelConfig) -> str | None:
+    """The model type of transformers' by which a folder's tensors are named; None where they have our names."""
     description = files.read_json(folder / CONFIG)
     said = str(description.get("model_type", ""))
     if "hornbook" in description and said != "hornbook" and not (said in SHAPES and SHAPES[said].fits(config)):
         raise UserError(f"{folder / CONFIG}: model_type {said[:40]!r} does not go with its hornbook section")
-    kind = said if said in SHAPES else None
-    theirs = as_transformers_names_them(kind, config, _read_weights(folder))
+    return said if said in SHAPES else None
+
+
+def model_of(config: ModelConfig, kind: str | None, found: Tensors, path: Path) -> GPT:
+    """A model from tensors under the names of a model type, or under ours; `path` is for errors."""
+    check_plausible(config, found, path)
+    model = outline(config)
+    _fill(model, kind, found, path)
+    return model.eval()
+
+
+def check_plausible(config: ModelConfig, found: Tensors, path: Path) -> None:
+    """Even a model without numbers takes long to build when its config claims a billion layers."""
+    held = sum(tensor.numel() for tensor in found.values())
+    if config.n_layer > len(found) or config.n_params() > 4 * held + 1000:
+        claimed = f"{config.n_layer:,} layers, {config.n_params():,} parameters"
+        raise UserError(f"{path}: has {len(found):,} tensors, {held:,} numbers; its config claims {claimed}")
+    if config.positions == "rotary" and config.context * config.width_of_head > LARGEST_ROTATION:
+        raise UserError(f"{path}: its config claims a context of {config.context:,}, more than rotation is known for")
+
+
+def _fill(model: GPT, kind: str | None, found: Tensors, path: Path) -> None:
+    config = model.config
+    theirs = as_transformers_names_them(kind, config, found)
     expected = to_theirs(kind, config, {k: v.to("meta") for k, v in model.state_dict().items()})
     mistakes = [f"{path}: tensor {name} is missing" for name in sorted(expected.keys() - theirs.keys())]
     mistakes += [f"{path}: tensor {name} is not of this model" for name in sorted(theirs.keys() - expected.keys())]
@@ -136,28 +161,35 @@ def load_weights(model: GPT, folder: Path) -> None:
 
 def read_tensors(path: Path) -> Tensors:
     """A safetensors file, or a UserError."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
     try:
         return safetensors.torch.load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: not a whole safetensors file ({error})") from None
 
 
-def _read_weights(folder: Path) -> Tensors:
+def read_weights(folder: Path) -> Tensors:
     """The tensors of a folder, from one file, or from several with an index."""
-    index = folder / INDEX
-    if (folder / WEIGHTS).is_file() or not index.is_file():
+    if (folder / WEIGHTS).is_file() or not (folder / INDEX).is_file():
         return read_tensors(folder / WEIGHTS)
+    tensors: Tensors = {}
+    for name in shards_of(folder):
+        tensors |= read_tensors(folder / name)
+    return tensors
+
+
+def shards_of(folder: Path) -> list[str]:
+    """The files in which an index says that the tensors are."""
+    index = folder / INDEX
     places = files.read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(each, str) for each in places.values()):
         raise UserError(f"{index}: has no weight_map from tensors to files; fetch the model again")
-    tensors: Tensors = {}
-    for name in sorted(set(places.values())):
-        if Path(name).name != name:
-            raise UserError(f"{index}: names a file outside its folder: {name[:80]}")
-        tensors |= read_tensors(folder / name)
-    return tensors
+    names = sorted(set(places.values()))
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise UserError(f"{index}: names a file outside its folder, or none of weights: {name[:80]}")
+    return names
 
 
 def resolve(path: Path, at: str = "best") -> Path:

@@ -154,6 +154,7 @@ def _fits_gpt2(config: ModelConfig) -> bool:
 def _describe_gpt2(config: ModelConfig) -> dict[str, Any]:
     return {
         "n_positions": config.context,
+        "n_ctx": config.context,  # llama.cpp's converter looks for it
         "n_embd": config.n_embd,
         "n_layer": config.n_layer,
         "n_head": config.n_head,
@@ -169,7 +170,7 @@ def _describe_gpt2(config: ModelConfig) -> dict[str, Any]:
 def _read_gpt2(description: Description) -> dict[str, Any]:
     context, width, layers, heads = _need(description, "n_positions", "n_embd", "n_layer", "n_head")
     bend = description.get("activation_function", "gelu_new")
-    if bend not in PLAIN_BENDS:
+    if not isinstance(bend, str) or bend not in PLAIN_BENDS:
         raise UserError(f"activation_function is {bend!r}; known are {', '.join(PLAIN_BENDS)}")
     _refuse(
         description,
@@ -177,6 +178,8 @@ def _read_gpt2(description: Description) -> dict[str, Any]:
     )
     places = {"embedding": "embd_pdrop", "attention": "attn_pdrop", "residual": "resid_pdrop"}
     rates = {place: description.get(name, 0.1) for place, name in places.items()}
+    if not all(isinstance(rate, int | float) for rate in rates.values()):
+        raise UserError(f"{', '.join(places.values())}: should be numbers, not {list(rates.values())!r}")
     return {
         "context": context,
         "n_embd": width,
@@ -295,7 +298,7 @@ def _read_rotary(description: Description, bend: str) -> dict[str, Any]:
         "norm_eps": description.get("rms_norm_eps", 1e-6),
         "activation": "swiglu",
         "positions": "rotary",
-        "rope_theta": float(rope.get("rope_theta") or description.get("rope_theta") or 10_000.0),
+        "rope_theta": rope.get("rope_theta") or description.get("rope_theta") or 10_000.0,
         "biases": ["qkv", "out"] if description.get("attention_bias") else [],
         "dropout": rate,
         "dropout_at": ["attention"],

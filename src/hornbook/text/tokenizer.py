@@ -325,18 +325,23 @@ def byte_tokenizer(_texts: Iterable[str], _config: TokenizerConfig, _size: int) 
 
 def gpt2_tokenizer(_texts: Iterable[str], config: TokenizerConfig, _size: int) -> tokenizers.Tokenizer:
     """GPT-2's own vocabulary; nothing is learned."""
-    import tokenizers
-    from tokenizers import decoders, models, pre_tokenizers
-
     letters = dict(enumerate(byte_letters()))
     ranks = gpt2_ranks(config.ranks_file)
     written = {token: token.decode("latin-1").translate(letters) for token in ranks}
-    tokenizer = tokenizers.Tokenizer(
-        models.BPE(
-            vocab={written[token]: rank for token, rank in ranks.items()},
-            merges=[(written[one], written[other]) for one, other in merges_of(ranks)],
-        )
-    )
+    vocabulary = {written[token]: rank for token, rank in ranks.items()}
+    return _bytes_with_merges(vocabulary, [(written[one], written[other]) for one, other in merges_of(ranks)])
+
+
+def byte_level_bpe(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
+    """From tokens and merges as GPT-2 writes them."""
+    return Tokenizer(_bytes_with_merges(vocabulary, merges))
+
+
+def _bytes_with_merges(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
+
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([END_OF_TEXT])

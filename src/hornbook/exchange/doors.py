@@ -1,0 +1,325 @@
+"""Other people's models come in.
+
+In: a file of torch.save, a Hugging Face folder or the name of one on the hub, a folder of OpenAI's.  Out: a model
+folder of ours, with a tokenizer. Which of them it is, the names of its tensors tell; its sizes, their shapes. What a
+file does not tell is taken as its program has it, said, and can be said otherwise.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hornbook.base import files
+from hornbook.base.console import Progress
+from hornbook.base.errors import UserError
+from hornbook.base.hub import AbsentError, fetch_from_hub
+from hornbook.base.settings import build
+from hornbook.exchange import names
+from hornbook.exchange.tensorflow import read_checkpoint
+from hornbook.exchange.torchfile import find_weights, read_torch
+from hornbook.model.config import ModelConfig
+from hornbook.model.folder import (
+    CONFIG,
+    INDEX,
+    WEIGHTS,
+    check_plausible,
+    load_config,
+    model_of,
+    read_tensors,
+    read_weights,
+    save_model,
+    shards_of,
+    type_of,
+)
+from hornbook.model.gpt import GPT
+from hornbook.text.merges import PAIRS_OF_FILES, find_tokenizer
+from hornbook.text.tokenizer import TOKENIZER_FILES, Tokenizer, TokenizerConfig, train_tokenizer
+
+HPARAMS = "hparams.json"
+OLDER_WEIGHTS = "pytorch_model.bin"
+STATE, OUR_CONFIG = "model_state_dict", "config"
+GPT2_ENTRIES = 50_257
+# 50,304 is the next multiple of 64, to which nanoGPT fills the vocabulary up.
+GPT2_FILLED_UP = 50_304
+HEAD_WIDTH = 64
+PUBLISHED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+FILES_OF_WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+# What a file of ours or its program may call the knobs that it tells.
+ARGUMENTS = {"n_layer": "n_layer", "n_head": "n_head", "n_embd": "n_embd", "block_size": "context"}
+ARGUMENTS |= {"vocab_size": "vocab_size", "dropout": "dropout"}
+HPARAMETERS = {"n_layer": "n_layer", "n_head": "n_head", "n_embd": "n_embd", "n_ctx": "context"}
+HPARAMETERS |= {"n_vocab": "vocab_size"}
+
+
+@dataclass
+class Found:
+    """A model that was read, and what there is to say about it."""
+
+    kind: str
+    model: GPT
+    tokenizers_at: Path
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Imported:
+    folder: Path
+    kind: str
+    notes: list[str]
+    config: ModelConfig
+    tokenizer: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a script to read."""
+        told = {"model": str(self.folder), "kind": self.kind, "notes": self.notes, "tokenizer": self.tokenizer}
+        return told | {"parameters": self.config.n_params(), "config": self.config.model_dump()}
+
+
+def import_model(
+    source: str,
+    out: Path,
+    *,
+    knobs: Mapping[str, Any] | None = None,
+    tokenizer: Path | None = None,
+    ranks: str | None = None,
+) -> Imported:
+    """Read a model from elsewhere and write it as a model folder. `knobs` are those of ModelConfig that the source
+    cannot tell: n_head, activation, attention_scale."""
+    if out.exists() or out.is_symlink():
+        raise UserError(f"{out}: is there already; choose another OUT, or delete it")
+    found = _read(source, knobs or {})
+    entries = found.model.config.known_vocab_size
+    known, where = _tokenizer_for(found, tokenizer, ranks)
+    if not found.model.config.fits_vocabulary(known.vocab_size):
+        raise UserError(
+            f"{where}: has {known.vocab_size:,} entries, the model {entries:,}; name the one that it was trained with: "
+            "--tokenizer FOLDER"
+        )
+    with files.staged_folder(out, {"imported": source, "kind": found.kind}) as staging:
+        save_model(found.model, known, staging)
+    return Imported(out, found.kind, found.notes, found.model.config, where)
+
+
+def _read(source: str, knobs: Mapping[str, Any]) -> Found:
+    path = Path(source)
+    if path.is_dir():
+        return _from_folder(path, knobs)
+    if path.is_file():
+        return _from_file(path, knobs)
+    if path.with_name(path.name + ".index").is_file():
+        return _from_openai(path.parent, path, knobs)
+    if is_hub_name(source):
+        return _from_folder(fetch_model(source), knobs)
+    raise UserError(f"{source}: no such file or folder, nor a model on the hub (OWNER/NAME, or {', '.join(PUBLISHED)})")
+
+
+def is_hub_name(source: str) -> bool:
+    """Whether that which is no path may be a model on the Hugging Face hub."""
+    name = source.removeprefix("hub:").partition("@")[0]
+    plain = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None and ".." not in name
+    return name in PUBLISHED or (plain and not name.endswith(FILES_OF_WEIGHTS))
+
+
+def fetch_model(source: str) -> Path:
+    """The folder in the cache with the files of a model on the hub, fetched where they are not there yet."""
+    name, _, revision = source.removeprefix("hub:").partition("@")
+    repository = f"openai-community/{name}" if name in PUBLISHED else name
+    revision = revision or "main"
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", revision):
+        raise UserError(f"{source}: {revision[:40]!r} is not a revision; name a branch, a tag or a commit")
+    folder = files.home() / "models" / repository.replace("/", "--") / revision
+    progress = Progress(sys.stderr)
+    progress.note(f"fetching {repository} from the Hugging Face hub, once; kept in {folder} (HORNBOOK_HOME)")
+
+    def fetch(path: str) -> Path:
+        mend = "name a folder that is here"
+        return fetch_from_hub(repository, revision, path, folder, path, progress=progress, kind="model", otherwise=mend)
+
+    with progress:
+        fetch(CONFIG)
+        load_config(folder)  # before gigabytes are fetched of what is not read here
+        if _fetched(fetch, WEIGHTS) is None and _fetched(fetch, INDEX) is not None:
+            for name in shards_of(folder):
+                fetch(name)
+        elif not (folder / WEIGHTS).is_file() and _fetched(fetch, OLDER_WEIGHTS) is None:
+            raise UserError(f"{repository}: has neither {WEIGHTS} nor {OLDER_WEIGHTS} there; is it a language model?")
+        if _fetched(fetch, TOKENIZER_FILES[0]) is None:
+            for name in PAIRS_OF_FILES[0]:
+                _fetched(fetch, name)
+        else:
+            _fetched(fetch, TOKENIZER_FILES[1])
+    return folder
+
+
+def _fetched(fetch: Any, path: str) -> Path | None:
+    try:
+        file: Path = fetch(path)
+    except AbsentError:
+        return None
+    return file
+
+
+def _from_folder(folder: Path, knobs: Mapping[str, Any]) -> Found:
+    if (folder / HPARAMS).is_file():
+        return _from_openai(folder, folder, knobs)
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{folder}: neither a Hugging Face folder (no {CONFIG}) nor one of OpenAI's (no {HPARAMS})")
+    config = load_config(folder)
+    _refuse_what_is_told(folder / CONFIG, knobs)
+    kind, path = type_of(folder, config), folder / WEIGHTS
+    if not path.is_file() and not (folder / INDEX).is_file() and (folder / OLDER_WEIGHTS).is_file():
+        path = folder / OLDER_WEIGHTS
+        weights = find_weights(read_torch(path), path)
+    else:
+        weights = read_weights(folder)
+    return Found(f"a Hugging Face folder of type {kind or 'hornbook'}", model_of(config, kind, weights, path), folder)
+
+
+def _from_openai(folder: Path, checkpoint: Path, knobs: Mapping[str, Any]) -> Found:
+    path = folder / HPARAMS
+    said = files.read_json(path)
+    _refuse_what_is_told(path, knobs)
+    weights = dict(read_checkpoint(checkpoint))
+    return _converted(names.OPENAI, weights, _told(said, HPARAMETERS, path), checkpoint, folder, [])
+
+
+def _from_file(path: Path, knobs: Mapping[str, Any]) -> Found:
+    if path.suffix == ".safetensors":
+        tree: Mapping[Any, Any] = {}
+        weights = read_tensors(path)
+    else:
+        tree = read_torch(path)
+        weights = find_weights(tree, path)
+    if "blocks.0.attention.query.weight" in weights:
+        return _ours(tree, weights, knobs, path)
+    layout = names.layout_of(weights)
+    if layout is None:
+        raise UserError(_unknown(weights, path))
+    notes: list[str] = []
+    said: dict[str, Any] = {}
+    arguments = tree.get("model_args")
+    if isinstance(arguments, dict):
+        said = _told(arguments, ARGUMENTS, path)
+        if "n_head" in said and knobs.get("n_head", said["n_head"]) != said["n_head"]:
+            raise UserError(f"{path}: its model_args say {said['n_head']} heads; leave --n-head out")
+    heads = names.heads_in(layout, weights)
+    if heads is not None:
+        if knobs.get("n_head", heads) != heads:
+            raise UserError(f"{path}: has {heads} heads; leave --n-head out")
+        said["n_head"] = heads
+        if not names.has_projection(layout, weights) and "attention_scale" not in knobs:
+            said["attention_scale"] = "width"
+            notes.append("scores are scaled by the width of the stream, as published; --attention-scale head if later")
+    elif "n_head" not in said and "n_head" not in knobs:
+        said["n_head"] = _assumed_heads(layout, weights, path, notes)
+    if layout.knobs["activation"] == "gelu" and "activation" not in knobs:
+        notes.append(
+            "bent by the exact GELU, as its program does; --activation gelu_tanh for its files before May 2023"
+        )
+    return _converted(layout, weights, {**said, **knobs}, path, path.parent, notes)
+
+
+def _converted(
+    layout: names.Layout,
+    weights: Mapping[str, Any],
+    said: Mapping[str, Any],
+    path: Path,
+    folder: Path,
+    notes: list[str],
+) -> Found:
+    try:
+        learned = names.without_buffers(layout, weights)
+        config = names.config_of(layout, learned, said)
+        check_plausible(config, learned, path)
+        ours = names.to_ours(layout, config, learned)
+    except UserError as error:
+        known = [each if str(path) in each else f"{path}: {each}" for each in error.mistakes]
+        raise UserError(*known) from None
+    return Found(f"weights of {layout.program}", model_of(config, None, ours, path), folder, notes)
+
+
+def _told(said: Mapping[str, Any], arguments: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """What a table beside the weights says of the knobs; ModelConfig looks at the values."""
+    missing = next((name for name in arguments if name not in said and name != "dropout"), None)
+    if missing is not None:
+        raise UserError(f"{path}: does not say {missing}, which its program always does")
+    return {knob: said[name] for name, knob in arguments.items() if name in said}
+
+
+def _refuse_what_is_told(path: Path, knobs: Mapping[str, Any]) -> None:
+    for knob in knobs:
+        raise UserError(f"{path}: tells what the model is; leave --{knob.replace('_', '-')} out")
+
+
+def _assumed_heads(layout: names.Layout, weights: Mapping[str, Any], path: Path, notes: list[str]) -> int:
+    """No tensor shows how many heads its matrices are cut into."""
+    width = names.width_of(layout, weights)
+    if layout is names.WIKITEXT:
+        for near in (path.parent / CONFIG, path.parent / "config" / CONFIG, path.parent.parent / "config" / CONFIG):
+            heads = _heads_in_config(near)
+            if heads:
+                notes.append(f"{heads} heads, from {near}")
+                return heads
+    if width % HEAD_WIDTH or layout.program == names.NOTEBOOK:
+        raise UserError(f"{path}: does not tell the number of heads; name it: --n-head {max(width // HEAD_WIDTH, 1)}")
+    heads = width // HEAD_WIDTH
+    notes.append(f"{heads} heads of width {HEAD_WIDTH}, as is usual; the file does not tell, --n-head says otherwise")
+    return heads
+
+
+def _heads_in_config(path: Path) -> int | None:
+    section = files.read_json(path).get("model") if path.is_file() else None
+    heads = section.get("n_heads") if isinstance(section, dict) else None
+    return heads if type(heads) is int else None
+
+
+def _ours(tree: Mapping[Any, Any], weights: Mapping[str, Any], knobs: Mapping[str, Any], path: Path) -> Found:
+    held = tree.get(OUR_CONFIG)
+    if not isinstance(held, dict):
+        raise UserError(f"{path}: weights of Hornbook without their config; hornbook export --to pt writes both")
+    _refuse_what_is_told(path, knobs)
+    try:
+        config = build(ModelConfig, held)
+    except UserError as error:
+        raise UserError(*(f"{path}: {mistake}" for mistake in error.mistakes)) from None
+    learned = dict(weights)
+    if config.tied and names.are_the_same(learned.get("head.weight"), learned.get("embedding.weight")):
+        del learned["head.weight"]
+    return Found("weights of Hornbook", model_of(config, None, learned, path), path.parent)
+
+
+def _unknown(weights: Mapping[str, Any], path: Path) -> str:
+    if "model.embed_tokens.weight" in weights:
+        return f"{path}: weights of a Hugging Face model without its {CONFIG}; name the folder that has both"
+    there = ", ".join(list(weights)[:2])[:70]
+    return f"{path}: no program that is known names tensors so ({there}); see docs/import-export.md"
+
+
+def _tokenizer_for(found: Found, given: Path | None, ranks: str | None) -> tuple[Tokenizer, str]:
+    """The tokenizer that belongs to the model, and where it comes from."""
+    entries = found.model.config.known_vocab_size
+    if given is not None:
+        folder = given if given.is_dir() else given.parent
+        if given.is_file() and given.name != TOKENIZER_FILES[0]:
+            raise UserError(f"--tokenizer {given}: should be a folder, or a {TOKENIZER_FILES[0]}")
+        tokenizer = find_tokenizer(folder)
+        if tokenizer is None:
+            raise UserError(f"--tokenizer {given}: no {TOKENIZER_FILES[0]} there, nor vocab.json and merges.txt")
+        return tokenizer, str(given)
+    if ranks is None:
+        tokenizer = find_tokenizer(found.tokenizers_at)
+        if tokenizer is not None:
+            return tokenizer, str(found.tokenizers_at)
+    if GPT2_ENTRIES <= entries <= GPT2_FILLED_UP:
+        return train_tokenizer(TokenizerConfig(kind="gpt2", ranks_file=ranks), [], 0), "GPT-2's vocabulary"
+    if ranks is not None:
+        raise UserError(f"--ranks: GPT-2's vocabulary has {GPT2_ENTRIES:,} entries, the model {entries:,}; --tokenizer")
+    raise UserError(
+        f"the model knows {entries:,} tokens, and no tokenizer lies beside it; name the one that it was trained with: "
+        "--tokenizer FOLDER, or a tokenizer.json"
+    )

@@ -1,0 +1,74 @@
+"""Our models go out.
+
+In: a model folder, or a run.  Out: a folder that transformers opens by its path, one GGUF file for llama.cpp, or one
+file of torch.save with the state dict under our own names and the config that builds a GPT for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from hornbook.base import files
+from hornbook.base.errors import UserError
+from hornbook.exchange.doors import OUR_CONFIG, STATE
+from hornbook.exchange.gguf_models import DTYPES, export_gguf
+from hornbook.model.folder import load_model, resolve, save_model
+from hornbook.model.shapes import SHAPES, shape_of
+from hornbook.text.tokenizer import Tokenizer
+
+PLAIN = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+LARGEST_HALF = 65504.0
+
+
+def export_model(model: Path, to: str, out: Path | None = None, at: str = "best", dtype: str | None = None) -> Path:
+    """Write a model in another program's form; hands back where."""
+    if to not in WRITERS:
+        raise UserError(f"--to {to}: not a form that is written; take one of {', '.join(WRITERS)}")
+    write, ending, usual = WRITERS[to]
+    known = DTYPES if to == "gguf" else PLAIN
+    dtype = dtype or usual
+    if dtype not in known:
+        raise UserError(f"--dtype {dtype}: {to} is written as {', '.join(known)}")
+    out = out or Path(model.resolve().name + ending)
+    if out.exists() or out.is_symlink():
+        raise UserError(f"{out}: is there already; choose another --out, or delete it")
+    write(resolve(model, at), out, dtype)
+    return out
+
+
+def _to_transformers(folder: Path, out: Path, dtype: str) -> None:
+    model, tokenizer = load_model(folder), Tokenizer.load(folder)
+    if shape_of(model.config) is None:
+        raise UserError(
+            f"{folder}: transformers has no model of exactly this shape, only {', '.join(SHAPES)}; "
+            "--to pt writes its weights alone"
+        )
+    _check_range(model.state_dict(), dtype)
+    with files.staged_folder(out, {"exported": str(folder)}) as staging:
+        save_model(model.to(PLAIN[dtype]), tokenizer, staging)
+
+
+def _to_torch(folder: Path, out: Path, dtype: str) -> None:
+    model = load_model(folder)
+    _check_range(model.state_dict(), dtype)
+    state = model.to(PLAIN[dtype]).state_dict()
+    with files.staged_file(out) as staging:
+        torch.save({STATE: dict(state), OUR_CONFIG: model.config.model_dump(mode="json")}, staging)
+
+
+def _check_range(state: dict[str, torch.Tensor], dtype: str) -> None:
+    """bf16 holds whatever float32 does; f16 does not."""
+    for name, tensor in state.items() if dtype == "f16" else ():
+        if not bool((tensor.abs() <= LARGEST_HALF).all()):
+            raise UserError(f"tensor {name} holds numbers that f16 cannot hold; export as f32 or bf16")
+
+
+# By name: what writes it, how its name ends where none is given, and the dtype then.
+WRITERS: dict[str, tuple[Callable[[Path, Path, str], None], str, str]] = {
+    "hf": (_to_transformers, "-hf", "f32"),
+    "gguf": (export_gguf, ".gguf", "f16"),
+    "pt": (_to_torch, ".pt", "f32"),
+}

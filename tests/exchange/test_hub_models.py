@@ -1,0 +1,120 @@
+"""Models from the Hugging Face hub, by a server on loopback that answers as it does."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from references import SYSTEMS, Sizes, weights
+from system_files import written
+
+import hostile
+from hornbook.base import download
+from hornbook.base.errors import MachineError, UserError
+from hornbook.exchange.doors import import_model, is_hub_name
+from hornbook.model.folder import load_model
+
+SIZES = Sizes()
+Letters = Callable[[int], Path]
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[hostile.Server]:
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setenv("HORNBOOK_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(download, "_pause", lambda seconds: None)
+    with hostile.Server() as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.url(""))
+        yield running
+
+
+def publish(hub: hostile.Server, name: str, folder: Path) -> None:
+    for path in folder.iterdir():
+        body = path.read_bytes()
+        at = f"/{name}/resolve/main/{path.name}"
+        hub.contents[at] = body
+        tag = {"X-Linked-Etag": f'"{hashlib.sha256(body).hexdigest()}"', "X-Linked-Size": str(len(body))}
+        hub.heads[at] = {"Location": hub.url(at), **tag}
+
+
+def published(hub: hostile.Server, name: str, letters: Letters, folder: Path) -> Path:
+    written("shakespeare-124m huggingface", weights(SYSTEMS["shakespeare-124m"], SIZES, 1), SIZES, folder)
+    (folder / "tokenizer.json").write_bytes((letters(61) / "tokenizer.json").read_bytes())
+    publish(hub, name, folder)
+    return folder
+
+
+@pytest.mark.parametrize(("source", "name"), [("gpt2", "openai-community/gpt2"), ("me/tiny-gpt", "me/tiny-gpt")])
+def test_a_name_brings_the_model_and_its_tokenizer(
+    source: str, name: str, hub: hostile.Server, letters: Letters, tmp_path: Path
+) -> None:
+    folder = published(hub, name, letters, tmp_path / "there")
+    import_model(source, tmp_path / "out")
+    import_model(str(folder), tmp_path / "same")
+    one, other = load_model(tmp_path / "out").state_dict(), load_model(tmp_path / "same").state_dict()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    fetched = [asked.path for asked in hub.asked]
+    import_model(source, tmp_path / "again")
+    weights_asked = [asked.path for asked in hub.asked[len(fetched) :] if "safetensors" in asked.path]
+    assert weights_asked == []
+
+
+def test_weights_in_several_files_are_fetched(hub: hostile.Server, letters: Letters, tmp_path: Path) -> None:
+    sizes = {"n_layer": 2, "n_head": 3, "n_embd": 24, "n_positions": 19, "vocab_size": 61}
+    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).eval()
+    theirs.save_pretrained(tmp_path / "there", max_shard_size="10KB")
+    publish(hub, "me/large", tmp_path / "there")
+    import_model("me/large", tmp_path / "out", tokenizer=letters(61))
+    ids = torch.arange(15)[None]
+    with torch.no_grad():
+        assert (load_model(tmp_path / "out").logits(ids) - theirs(ids).logits).abs().max() < 1e-4
+
+
+def test_what_is_not_read_here_is_told_before_gigabytes_are_fetched(hub: hostile.Server, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    publish(hub, "me/other", tmp_path)
+    with pytest.raises(UserError, match="it reads gpt2, qwen3"):
+        import_model("me/other", tmp_path / "out")
+    assert {Path(asked.path).name for asked in hub.asked} == {"config.json"}
+
+
+def test_wrong_bytes_and_absent_models_are_one_line(hub: hostile.Server, letters: Letters, tmp_path: Path) -> None:
+    published(hub, "me/tiny", letters, tmp_path / "there")
+    at = "/me/tiny/resolve/main/model.safetensors"
+    hub.contents[at] = hub.contents[at][::-1]
+    with pytest.raises(MachineError, match="does not send the right file"):
+        import_model("me/tiny", tmp_path / "out")
+    with pytest.raises(UserError, match="404"):
+        import_model("me/nothing", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "is_one"),
+    [
+        ("gpt2-xl", True),
+        ("Qwen/Qwen3-0.6B", True),
+        ("hub:me/a@v1.0", True),
+        ("models/ckpt.pt", False),
+        ("../a", False),
+        ("./a/b", False),
+        ("/a/b", False),
+        ("a/../b", False),
+        ("a/b/c", False),
+        ("nothing", False),
+        ("me/a b", False),
+    ],
+)
+def test_a_name_is_told_from_a_path(source: str, is_one: bool) -> None:
+    assert is_hub_name(source) is is_one
+
+
+@pytest.mark.parametrize("revision", ["../../x", "a/b", ".hidden", "-x"])
+def test_a_revision_does_not_lead_elsewhere(revision: str, hub: hostile.Server, tmp_path: Path) -> None:
+    with pytest.raises(UserError):
+        import_model(f"me/a@{revision}", tmp_path / "out")
+    assert hub.asked == []
