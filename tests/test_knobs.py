@@ -212,6 +212,8 @@ TURNS = {
     "sample.rules.top_k": Turn(None, 1, samples),
     "sample.rules.top_p": Turn(None, 0.05, samples),
     "sample.rules.min_p": Turn(None, 0.9, samples),
+    "sample.rules.repetition_penalty": Turn(1.0, 50.0, samples, {"sample.rules.temperature": 0.0}),
+    "sample.rules.presence_penalty": Turn(0.0, 50.0, samples, {"sample.rules.temperature": 0.0}),
     "train.steps": Turn(5, 3, last_step),
     "train.epochs": Turn(0.1, 0.2, last_step, NO_STEPS),
     "train.tokens": Turn(100, 200, last_step, NO_STEPS),

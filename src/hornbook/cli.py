@@ -30,7 +30,7 @@ hornbook trains GPT-style language models from scratch.
 
   hornbook train [RECIPE | FILE.toml] [--data CORPUS|PATH] [--out runs/NAME] [--any.knob VALUE ...]
   hornbook resume   runs/NAME              go on with a run that was stopped
-  hornbook generate runs/NAME|MODEL        let a model speak: --prompt "Once upon a time"
+  hornbook generate runs/NAME|MODEL        let a model speak: --prompt "Once upon a time"; with none, a prompt line
   hornbook eval     runs/NAME|MODEL        loss, perplexity and bits per byte: --data TEXT
   hornbook report   runs/NAME...           draw the curves
   hornbook prepare  CORPUS|PATH...         text to tokens on disk
@@ -250,31 +250,58 @@ def _eval(words: list[str]) -> int:
 
 
 def _generate(words: list[str]) -> int:
-    parser = _parser("generate", "Let a model continue a prompt.")
+    parser = _parser(
+        "generate", "Let a model continue prompts: those given, what is piped in, or, at a terminal, what you type."
+    )
     parser.add_argument("model", type=Path, metavar="runs/NAME|MODEL")
-    parser.add_argument("--prompt", default="", help="what to continue; the beginning of a document when not given")
     parser.add_argument(
-        "--special-tokens", action="store_true", help="read special tokens out of the prompt, such as <|endoftext|>"
+        "--prompt", action="append", metavar="TEXT", help='what to continue; "" begins a document; may be repeated'
+    )
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="a prompt on each line, or of .jsonl in each line")
+    parser.add_argument(
+        "--special-tokens", action="store_true", help="read special tokens out of prompts, such as <|endoftext|>"
     )
     parser.add_argument("--max-tokens", type=int, default=256)
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same text")
-    for rule, kind in (("temperature", float), ("top-k", int), ("top-p", float), ("min-p", float)):
-        parser.add_argument(f"--{rule}", type=kind)
+    parser.add_argument("--n", type=int, help="so many continuations of each prompt, with the seeds from --seed on")
+    parser.add_argument("--seed", type=int, help="the same seed gives the same text; 0 when not given")
+    parser.add_argument("--stop", action="append", metavar="TEXT", help="end before this; may be repeated")
+    parser.add_argument(
+        "--logprobs", type=int, metavar="N", help="with --json: log-probabilities, and of N alternatives to each token"
+    )
+    parser.add_argument(
+        "--beams", type=int, metavar="N", help="search for the likeliest text with N beams; draw nothing"
+    )
+    parser.add_argument("--length-penalty", type=float, metavar="X", help="of beams; above 0 longer texts score higher")
+    rules = ("temperature", "top-k", "top-p", "min-p", "repetition-penalty", "presence-penalty")
+    for rule in rules:
+        parser.add_argument(f"--{rule}", type=int if rule == "top-k" else float)
     given = _with_model_options(parser, words)
+    for name, least in (("max_tokens", 1), ("n", 1), ("beams", 1), ("logprobs", 0)):
+        if (value := getattr(given, name)) is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')}: should be at least {least}, not {value}")
+    if given.length_penalty is not None and given.beams is None:
+        raise UserError("--length-penalty: goes with --beams")
+    if given.logprobs is not None and not given.json:
+        raise UserError("--logprobs: goes with --json")
     from hornbook.infer.speaker import load_speaker
+    from hornbook.infer.terminal import piped_prompt, prompt_line, read_prompts, speak
 
-    names = ("temperature", "top_k", "top_p", "min_p")
-    rules = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
-    if given.max_tokens < 1:
-        raise UserError(f"--max-tokens: should be at least 1, not {given.max_tokens}")
+    names = ("max_tokens", "n", "seed", "stop", "logprobs", "beams", "length_penalty")
+    chosen = {name: getattr(given, name) for name in (*names, *(rule.replace("-", "_") for rule in rules))}
+    options = {name: value for name, value in chosen.items() if value is not None} | {"specials": given.special_tokens}
+    if given.beams is None:
+        options.setdefault("seed", 0)
+    prompts = [*(given.prompt or []), *(read_prompts(given.prompts) if given.prompts else [])]
     speaker = load_speaker(given.model, given.at, given.device)
-    rules["specials"] = given.special_tokens
-    stream = speaker.stream(given.prompt, max_tokens=given.max_tokens, seed=given.seed, **rules)
-    if given.json:
-        print(json.dumps({"prompt": given.prompt, "text": "".join(stream), "seed": given.seed}, ensure_ascii=False))
-        return 0
-    print(given.prompt, end="", flush=True)
-    _print_stream(stream)
+    if not prompts:
+        piped = piped_prompt()
+        if piped is None and given.json:
+            raise UserError("generate: --json needs a prompt: --prompt TEXT, --prompts FILE, or text that is piped in")
+        if piped is None:
+            prompt_line(speaker, options)
+            return 0
+        prompts = [piped]
+    speak(speaker, prompts, options, given.json)
     return 0
 
 

@@ -1,20 +1,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hornbook.infer.config import SamplerConfig
-from hornbook.infer.decode import generate, window_start
+from hornbook.infer.decode import Batch, Growing, generate, grow, window_start
+from hornbook.infer.sampler import next_tokens
 from hornbook.model.gpt import GPT
 
 GREEDY = SamplerConfig(temperature=0.0, top_p=None)
 
 SAMPLED = SamplerConfig(temperature=1.0)
 PROMPT = [7, 31, 255, 0, 98, 4, 4, 17, 120, 33, 64, 200, 9, 81, 150, 3, 77, 42, 11, 5, 210, 66]
+
+
+def plainly(model: GPT, prompt: list[int], rules: SamplerConfig, seed: int, count: int) -> list[int]:
+    """Without a cache, one text by itself."""
+    text = list(prompt)
+    with torch.no_grad():
+        for _ in range(count):
+            window = text[window_start(len(text), model.config.context) :]
+            logits = model.logits(torch.tensor([window]))[:, -1]
+            text.append(int(next_tokens(logits, rules, [seed], len(text))[0]))
+    return text[len(prompt) :]
 
 
 @given(length=st.integers(1, 5000), context=st.integers(2, 300))
@@ -40,9 +54,7 @@ def test_a_cache_changes_nothing_also_past_the_context(
     model = untaught(preset, context=context)
     for length in sorted({1, context - 1, context, context + 1, len(PROMPT)}):
         prompt = PROMPT[:length]
-        cached = list(generate(model, prompt, rules, seed=3, max_tokens=40))
-        assert cached == list(generate(model, prompt, rules, seed=3, max_tokens=40, cached=False))
-        assert len(cached) == 40
+        assert list(generate(model, prompt, rules, seed=3, max_tokens=40)) == plainly(model, prompt, rules, 3, 40)
 
 
 def test_each_token_follows_from_its_window_alone(untaught: Callable[..., GPT]) -> None:
@@ -86,3 +98,70 @@ def test_sampling_leaves_the_random_state_of_torch_alone(untaught: Callable[...,
     before = torch.get_rng_state()
     list(generate(model, PROMPT[:4], SAMPLED, max_tokens=5))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    "shape", [("classic", {}), ("modern", {"n_kv_head": 1}), ("modern", {"bigram_embeddings": 50})]
+)
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_a_seed_gives_the_same_text_however_texts_were_batched(
+    shape: tuple[str, dict[str, Any]], rows: int, untaught: Callable[..., GPT]
+) -> None:
+    """Prompts of all lengths, texts that end at all times, far past the context; against each by itself, uncached."""
+    model = untaught(shape[0], context=12, **shape[1])
+    texts = [
+        Growing(PROMPT[: 1 + 7 * seed % 21], SAMPLED if seed % 4 else GREEDY, seed, 3 + 5 * seed % 29)
+        for seed in range(24)
+    ]
+    alone = [plainly(model, t.tokens, t.rules, t.seed, t.max_tokens) for t in texts]
+    for _ in grow(model, texts, rows=rows):
+        pass
+    assert [text.tokens[text.prompt_length :] for text in texts] == alone
+    assert {text.ended for text in texts} == {"length"}
+
+
+def test_texts_may_come_and_go_between_steps(untaught: Callable[..., GPT]) -> None:
+    model = untaught("modern", context=12)
+    early, late, gone = Growing(PROMPT[:9], SAMPLED, 1), Growing(PROMPT[:2], SAMPLED, 2), Growing(PROMPT, SAMPLED, 3)
+    batch = Batch(model, 3)
+    for step in range(20):
+        if step in (0, 4):
+            batch.add(gone if step == 0 else late)
+        if step == 2:
+            batch.add(early)
+        if step == 9:
+            batch.remove(gone)
+        for text, chosen in batch.step():
+            text.tokens.append(chosen.id)
+    for text, steps in ((gone, 9), (early, 18), (late, 16)):
+        prompt = text.tokens[: text.prompt_length]
+        assert text.tokens[text.prompt_length :] == plainly(model, prompt, SAMPLED, text.seed, steps)
+
+
+def test_equal_prompts_are_computed_once(untaught: Callable[..., GPT], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = untaught(context=32)
+    widths = []
+    forward = GPT.forward
+    monkeypatch.setattr(
+        GPT, "forward", lambda self, ids, cache=None: widths.append(ids.shape) or forward(self, ids, cache)
+    )
+    texts = [Growing(PROMPT, SAMPLED, seed, 1) for seed in range(4)]
+    list(grow(model, texts))
+    assert [tuple(each) for each in widths] == [(1, len(PROMPT) - 1), (4, 1)]
+    assert len({text.tokens[-1] for text in texts}) > 1
+
+
+def test_log_probabilities_are_those_of_the_model_before_any_rule(untaught: Callable[..., GPT]) -> None:
+    model = untaught("modern", context=12)
+    rules = SamplerConfig(temperature=1.7, top_k=40, repetition_penalty=1.5)
+    text = Growing(PROMPT[:5], rules, seed=4, max_tokens=25, alternatives=3)
+    chosen = [token for _, token in grow(model, [text], known_ids=200) if token is not None]
+    exact = untaught("modern", context=12).double()
+    for place, each in enumerate(chosen, 5):
+        with torch.no_grad():
+            logits = exact.logits(torch.tensor([text.tokens[window_start(place, 12) : place]]))[0, -1, :200].numpy()
+        expected = logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+        order = np.argsort(-expected)[:3]
+        assert each.logprob == pytest.approx(expected[each.id], abs=1e-4)
+        assert [token for token, _ in each.alternatives] == order.tolist()
+        assert [value for _, value in each.alternatives] == pytest.approx(expected[order].tolist(), abs=1e-4)

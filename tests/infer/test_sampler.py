@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from transformers import LogitsProcessorList, MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper
-from transformers.generation import TopPLogitsWarper
+from transformers.generation import RepetitionPenaltyLogitsProcessor, TopPLogitsWarper
 
 from hornbook.infer.config import SamplerConfig
-from hornbook.infer.sampler import allowed, next_tokens
+from hornbook.infer.sampler import allowed, next_tokens, penalized
 
 GREEDY = SamplerConfig(temperature=0.0, top_p=None)
 
@@ -137,3 +137,40 @@ def test_logits_in_bf16_are_sampled_in_fp32() -> None:
     assert torch.equal(
         next_tokens(logits, SamplerConfig(), range(20), 5), next_tokens(logits.float(), SamplerConfig(), range(20), 5)
     )
+
+
+def punished_plainly(repetition: float, presence: float, prompt: list[int], said: list[int]) -> NDArray[np.float64]:
+    """LOGITS by the rules as they are told, token by token."""
+    result = np.array(LOGITS, dtype=np.float64)
+    for token in {*prompt, *said}:
+        result[token] = result[token] * repetition if result[token] < 0 else result[token] / repetition
+    for token in set(said):
+        result[token] -= presence
+    return result
+
+
+@pytest.mark.parametrize(
+    ("repetition", "presence"), [(1.0, 0.0), (1.5, 0.0), (0.7, 0.0), (1.0, 0.8), (1.0, -1.0), (1.3, 0.5)]
+)
+def test_tokens_come_as_often_as_they_should_after_penalties(repetition: float, presence: float) -> None:
+    prompt, said = [0, 5, 5], [1, 6, 1, 0]
+    rules = SamplerConfig(**EVERYTHING, repetition_penalty=repetition, presence_penalty=presence)
+    logits = penalized(torch.tensor(LOGITS), rules, prompt + said, len(prompt))
+    seeds = range(DRAWS // 10)
+    drawn = [next_tokens(logits.expand(len(seeds), -1), rules, seeds, position) for position in range(10)]
+    counts = np.bincount(torch.cat(drawn).numpy(), minlength=len(LOGITS))
+    expected = reference(punished_plainly(repetition, presence, prompt, said).tolist()) * DRAWS
+    assert ((counts - expected) ** 2 / expected).sum() < largest_chance_deviation(len(LOGITS) - 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    penalty=st.floats(0.2, 5.0),
+    tokens=st.lists(st.integers(0, 29), min_size=1, max_size=40),
+)
+def test_repetition_is_punished_as_in_transformers(seed: int, penalty: float, tokens: list[int]) -> None:
+    logits = 3 * torch.randn(30, generator=torch.Generator().manual_seed(seed))
+    theirs = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([tokens]), logits[None].clone())[0]
+    ours = penalized(logits, SamplerConfig(repetition_penalty=penalty), tokens, 1)
+    assert torch.allclose(ours, theirs)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,24 @@ import torch
 
 from hornbook.base.errors import UserError
 from hornbook.infer import speaker as speaker_module
+from hornbook.infer.decode import Chosen, Growing
 from hornbook.infer.speaker import Speaker, load_speaker
 from hornbook.text.tokenizer import TokenizerConfig, train_tokenizer
+
+
+def takes(ids: Sequence[int]) -> Callable[..., Iterator[tuple[Growing, Chosen | None]]]:
+    """A model that says this, and ends."""
+
+    def grow(_: Any, texts: list[Growing], **__: Any) -> Iterator[tuple[Growing, Chosen | None]]:
+        for token in ids:
+            texts[0].tokens.append(token)
+            yield texts[0], Chosen(token)
+            if texts[0].ended:
+                return
+        texts[0].ended = "end_of_text"
+        yield texts[0], None
+
+    return grow
 
 
 @pytest.mark.parametrize("prompt", ["", "ab", "x" * 40, "é🎈"])
@@ -24,21 +41,21 @@ def test_streamed_pieces_make_up_the_text(speaker: Speaker, prompt: str) -> None
 
 @pytest.mark.parametrize("text", ["häßlich", "漢字とかな", "🎈👩‍🚀!", "a\r\né\x00"])
 def test_streaming_never_breaks_a_character(speaker: Speaker, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speaker_module, "generate", lambda *_, **__: iter(speaker.encode(text)))
+    monkeypatch.setattr(speaker_module, "grow", takes(speaker.encode(text)))
     assert list(speaker.stream("")) == list(text)
 
 
 def test_a_character_that_never_ends_is_marked_as_such(speaker: Speaker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speaker_module, "generate", lambda *_, **__: iter(speaker.encode("a漢")[:-1]))
+    monkeypatch.setattr(speaker_module, "grow", takes(speaker.encode("a漢")[:-1]))
     assert list(speaker.stream("")) == ["a", "\ufffd"]
 
 
 def test_the_first_piece_comes_before_the_last_token(speaker: Speaker, monkeypatch: pytest.MonkeyPatch) -> None:
-    def only_two(*_: Any, **__: Any) -> Any:
-        yield from speaker.encode("ab")
+    def only_two(model: Any, texts: list[Growing], **_: Any) -> Any:
+        yield from ((texts[0], Chosen(token)) for token in speaker.encode("ab"))
         raise AssertionError("asked for more than was needed")
 
-    monkeypatch.setattr(speaker_module, "generate", only_two)
+    monkeypatch.setattr(speaker_module, "grow", only_two)
     stream = speaker.stream("")
     assert [next(stream), next(stream)] == ["a", "b"]
 

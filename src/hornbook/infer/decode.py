@@ -1,23 +1,58 @@
 """The generation loop.
 
-In: a model, the prompt's ids, rules.  Out: new ids, one by one.
+In: a model, and texts to go on with, each with rules of its own.  Out: new ids, one for each text at a time.
 
 The window rule: a model sees at most `context` tokens. When a text outgrows it, the window jumps forward by half a
 context and the text goes on; tokens before the window are forgotten. The start depends on the length alone
 (`window_start`), so generation with the cache equals generation without it, and a prompt longer than the context is
 cut where the same text, had it been generated, would have been.
+
+Texts of any length share one cache, a row each; they come and go while others go on. What a text becomes depends on its
+own prompt, rules and seed.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
 from hornbook.infer.config import SamplerConfig
-from hornbook.infer.sampler import next_tokens
+from hornbook.infer.sampler import next_tokens, penalized
 from hornbook.model.attention import KVCache
 from hornbook.model.gpt import GPT
+
+ROWS = 8
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A token, and where it was asked for, what the model thought of it and of the likeliest, before any rule."""
+
+    id: int
+    logprob: float | None = None
+    alternatives: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(eq=False)
+class Growing:
+    """A text that is being continued."""
+
+    tokens: list[int]
+    rules: SamplerConfig
+    seed: int = 0
+    max_tokens: int = 256
+    alternatives: int | None = None
+    """Of each token, so many likeliest with their log-probabilities; None: not even its own."""
+    ended: str | None = None
+    """`end_of_text`, `length`, or what else whoever listens sets to end it."""
+    prompt_length: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.tokens)
+        self.prompt_length = len(self.tokens)
 
 
 def window_start(length: int, context: int) -> int:
@@ -26,6 +61,105 @@ def window_start(length: int, context: int) -> int:
         return 0
     stride = context - context // 2
     return -(-(length - context) // stride) * stride
+
+
+class Batch:
+    """Texts that are computed together, each in a row of one cache; they may come and go between steps."""
+
+    def __init__(self, model: GPT, rows: int, known_ids: int | None = None) -> None:
+        """Ids from `known_ids` on, of a vocabulary that was widened, stand for no text and are never taken."""
+        self.model, self.rows, self.known_ids = model, rows, known_ids
+        self.device = model.head.weight.device
+        self.cache = KVCache(model.config, rows, self.device, model.head.weight.dtype)
+        self.texts: list[Growing] = []
+        self._starts: list[int] = []  # of the windows that the rows hold
+
+    @property
+    def has_room(self) -> bool:
+        return len(self.texts) < self.rows
+
+    def add(self, text: Growing) -> None:
+        self.cache.forget(len(self.texts))
+        self.texts.append(text)
+        self._starts.append(0)
+
+    def remove(self, text: Growing) -> None:
+        """The last row takes its place, so that those in use stand together."""
+        row, last = self.texts.index(text), len(self.texts) - 1
+        if row != last:
+            self.cache.copy_rows([last], row)
+            self.texts[row], self._starts[row] = self.texts[last], self._starts[last]
+        self.texts.pop()
+        self._starts.pop()
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[Growing, Chosen]]:
+        """The next token of every text; whoever calls puts it to the text, or removes the text."""
+        self._catch_up()
+        newest = torch.tensor([text.tokens[-1:] for text in self.texts], device=self.device)
+        logits = last_logits(self.model, newest, self.cache.part(0, len(self.texts)))[:, : self.known_ids]
+        return [(text, choose(text, row)) for text, row in zip(self.texts, logits.float(), strict=True)]
+
+    def _catch_up(self) -> None:
+        """Let each row hold its window but for the last token. Equal windows are computed once."""
+        computed: dict[tuple[int, ...], int] = {}
+        for row, text in enumerate(self.texts):
+            start = window_start(len(text.tokens), self.model.config.context)
+            if start != self._starts[row]:
+                self.cache.forget(row)
+                self._starts[row] = start
+            unseen = tuple(text.tokens[start + int(self.cache.lengths[row]) : -1])
+            if not unseen:
+                continue
+            if self.cache.lengths[row] == 0 and unseen in computed:
+                self.cache.copy_rows([computed[unseen]], row)
+                continue
+            is_whole = self.cache.lengths[row] == 0
+            self.model(torch.tensor([unseen], device=self.device), self.cache.part(row, row + 1))
+            if is_whole:
+                computed[unseen] = row
+
+
+def choose(text: Growing, logits: torch.Tensor) -> Chosen:
+    """From logits (V,), in fp32."""
+    punished = penalized(logits, text.rules, text.tokens, text.prompt_length)
+    token = int(next_tokens(punished[None], text.rules, [text.seed], len(text.tokens))[0])
+    return Chosen(token) if text.alternatives is None else told(token, logits.log_softmax(-1), text.alternatives)
+
+
+def told(token: int, logprobs: torch.Tensor, alternatives: int) -> Chosen:
+    likeliest = logprobs.topk(min(alternatives, len(logprobs)))
+    pairs = zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
+    return Chosen(token, logprobs[token].item(), tuple(pairs))
+
+
+def grow(
+    model: GPT,
+    texts: Sequence[Growing],
+    *,
+    rows: int = ROWS,
+    end_of_text: int | None = None,
+    known_ids: int | None = None,
+) -> Iterator[tuple[Growing, Chosen | None]]:
+    """Every text with each of its new tokens, until all have ended, and what ended it set with the last; the
+    end-of-text id is not handed out, but None. At most `rows` are computed at once; the others begin where one has
+    ended. To end a text, set what ended it."""
+    waiting = deque(texts)
+    batch = Batch(model, min(rows, len(texts)), known_ids)
+    while waiting or batch.texts:
+        while waiting and batch.has_room:
+            batch.add(waiting.popleft())
+        for text, chosen in batch.step():
+            if chosen.id == end_of_text:
+                text.ended = "end_of_text"
+                yield text, None
+            else:
+                text.tokens.append(chosen.id)
+                if len(text.tokens) - text.prompt_length >= text.max_tokens:
+                    text.ended = "length"
+                yield text, chosen
+            if text.ended:
+                batch.remove(text)
 
 
 def generate(
@@ -37,28 +171,12 @@ def generate(
     max_tokens: int = 256,
     end_of_text: int | None = None,
     known_ids: int | None = None,
-    cached: bool = True,
 ) -> Iterator[int]:
-    """Continue a prompt until `max_tokens`, or the end-of-text id, which is not handed out. Ids from `known_ids` on, of
-    a vocabulary that was widened, stand for no text and are never taken."""
-    device, dtype = model.head.weight.device, model.head.weight.dtype
-    context = model.config.context
-    tokens = list(prompt)
-    cache = KVCache(model.config, 1, device, dtype) if cached else None
-    start = 0
-    for _ in range(max_tokens):
-        moved = window_start(len(tokens), context)
-        if cache is not None and moved != start:
-            cache.reset()
-        start = moved
-        unseen = tokens[start + (cache.length if cache is not None else 0) :]
-        with torch.inference_mode():
-            logits = last_logits(model, torch.tensor([unseen], device=device), cache)[:, :known_ids]
-            token = int(next_tokens(logits, rules, [seed], len(tokens))[0])
-        if token == end_of_text:
-            return
-        tokens.append(token)
-        yield token
+    """One text alone: the new ids."""
+    text = Growing(list(prompt), rules, seed, max_tokens)
+    for _, chosen in grow(model, [text], end_of_text=end_of_text, known_ids=known_ids):
+        if chosen is not None:
+            yield chosen.id
 
 
 def last_logits(model: GPT, ids: torch.Tensor, cache: KVCache | None) -> torch.Tensor:

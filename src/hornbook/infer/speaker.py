@@ -1,11 +1,11 @@
 """A trained model with its tokenizer: what `hornbook.load` hands out.
 
-In: a model folder or a run.  Out: text for a prompt, at once or as it comes, and the score of a text.
+In: a model folder or a run.  Out: text for prompts, at once or as it comes, and the score of a text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,26 @@ import numpy as np
 
 from hornbook.base.errors import UserError
 from hornbook.base.machine import choose_machine
+from hornbook.infer.beams import beam_search
 from hornbook.infer.config import SamplerConfig
-from hornbook.infer.decode import generate
+from hornbook.infer.continuation import Continuation
+from hornbook.infer.decode import ROWS, Chosen, Growing, grow, window_start
 from hornbook.infer.score import Score, score
 from hornbook.model.folder import load_model, resolve
 from hornbook.shards.format import TokenArray
 from hornbook.text.tokenizer import Tokenizer
 
+DRAWN = {"seed", "temperature", "top_k", "top_p", "min_p"}
+
 
 class Speaker:
-    """Generates, streams, scores, encodes and decodes."""
+    """Generates, streams, scores, encodes and decodes.
+
+    What generates takes these options: `max_tokens`; `seed`; `n` continuations of each prompt, with the seeds from
+    `seed` on; `stop`, strings before the first of which a text ends; `logprobs`, to be told of each token its
+    log-probability and so many alternatives; `specials`, to read special tokens out of the prompt; and SamplerConfig's
+    knobs.
+    """
 
     def __init__(self, folder: Path, device: str | None = None, dtype: str | None = None) -> None:
         machine = choose_machine(device, dtype or "float32")
@@ -41,27 +51,108 @@ class Speaker:
     def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids)
 
-    def stream(
-        self, prompt: str = "", *, max_tokens: int = 256, seed: int = 0, specials: bool = False, **rules: Any
-    ) -> Iterator[str]:
-        """The continuation of `prompt`, whole characters as they come. `specials` reads special tokens out of the
-        prompt; `rules` are SamplerConfig's knobs."""
-        ids = self.tokenizer.encode_prompt(prompt, specials)
-        text = self.tokenizer.stream(continues=bool(prompt))
-        chosen = SamplerConfig().with_(**rules)
-        end = self.tokenizer.end_of_text
-        known = self.tokenizer.vocab_size
-        for token in generate(
-            self.model, ids, chosen, seed=seed, max_tokens=max_tokens, end_of_text=end, known_ids=known
-        ):
-            if piece := text.feed(token):
+    def stream(self, prompt: str = "", **options: Any) -> Iterator[str]:
+        """The continuation of `prompt`, whole characters as they come."""
+        for _, piece in self.stream_batch([prompt], **options):
+            if piece:
                 yield piece
-        if rest := text.end():
-            yield rest
 
     def generate(self, prompt: str = "", **options: Any) -> str:
-        """The continuation of `prompt`, all at once; options as for `stream`."""
+        """The continuation of `prompt`, all at once."""
         return "".join(self.stream(prompt, **options))
+
+    def stream_batch(
+        self, prompts: Sequence[str], *, rows: int = ROWS, **options: Any
+    ) -> Iterator[tuple[Continuation, str]]:
+        """The continuations of many prompts, each with what was added to it, as it comes; `rows` are computed at
+        once."""
+        yield from self._grown(self._begun(prompts, **options), rows)
+
+    def generate_batch(self, prompts: Sequence[str], *, rows: int = ROWS, **options: Any) -> list[Continuation]:
+        """The continuations of many prompts, all at once, in the order of the prompts."""
+        begun = self._begun(prompts, **options)
+        for _ in self._grown(begun, rows):
+            pass
+        return list(begun.values())
+
+    def beam_search(
+        self,
+        prompt: str = "",
+        *,
+        beams: int,
+        n: int = 1,
+        length_penalty: float = 1.0,
+        max_tokens: int = 256,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+        specials: bool = False,
+        **penalties: Any,
+    ) -> list[Continuation]:
+        """The `n` best of so many beams. Of the sampler's rules, the penalties apply; nothing is drawn."""
+        if drawn := sorted(penalties.keys() & DRAWN):
+            raise UserError(f"{drawn[0]}: beam search draws nothing; leave it out, or the beams")
+        if not 1 <= n <= beams:
+            raise UserError(
+                f"{n} continuations of {beams} beams: should be at least 1, and no more than there are beams"
+            )
+        ids, forgotten = self._prompt(prompt, specials)
+
+        def read(tokens: Iterable[Chosen], ended: str | None) -> Continuation:
+            continuation = Continuation(self.tokenizer, prompt, stop, forgotten=forgotten)
+            for token in tokens:
+                continuation.feed(token, None)
+            continuation.feed(None, ended)
+            return continuation
+
+        found = beam_search(
+            self.model,
+            ids,
+            SamplerConfig().with_(**penalties),
+            beams=beams,
+            length_penalty=length_penalty,
+            max_tokens=max_tokens,
+            alternatives=logprobs,
+            end_of_text=self.tokenizer.end_of_text,
+            known_ids=self.tokenizer.vocab_size,
+            is_stopped=lambda new: bool(stop) and read(map(Chosen, new), None).ended == "stop",
+        )
+        continuations = [read(beam.tokens, beam.ended) for beam in found[:n]]
+        for continuation, beam in zip(continuations, found, strict=False):
+            continuation.score = beam.score
+        return continuations
+
+    def _prompt(self, prompt: str, specials: bool) -> tuple[list[int], int]:
+        """Its ids, and how many of them the model cannot see any more."""
+        ids = self.tokenizer.encode_prompt(prompt, specials)
+        return ids, window_start(len(ids), self.model.config.context)
+
+    def _begun(
+        self,
+        prompts: Sequence[str],
+        *,
+        n: int = 1,
+        max_tokens: int = 256,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+        specials: bool = False,
+        **rules: Any,
+    ) -> dict[Growing, Continuation]:
+        chosen, begun = SamplerConfig().with_(**rules), {}
+        for prompt in prompts:
+            ids, forgotten = self._prompt(prompt, specials)
+            for own in range(seed, seed + n):
+                growing = Growing(ids, chosen, own, max_tokens, logprobs)
+                begun[growing] = Continuation(self.tokenizer, prompt, stop, own, forgotten)
+        return begun
+
+    def _grown(self, begun: dict[Growing, Continuation], rows: int) -> Iterator[tuple[Continuation, str]]:
+        end, known = self.tokenizer.end_of_text, self.tokenizer.vocab_size
+        for growing, token in grow(self.model, list(begun), rows=rows, end_of_text=end, known_ids=known):
+            continuation = begun[growing]
+            piece = continuation.feed(token, growing.ended)
+            growing.ended = continuation.ended
+            yield continuation, piece
 
     def score(self, text: str) -> Score:
         """Loss, perplexity and bits per byte of a text under the model."""

@@ -17,25 +17,67 @@ SHORT = 256
 
 
 class KVCache:
-    """Keys and values of the tokens seen so far, for every layer: (B, K, context, D) each."""
+    """Keys and values of the tokens seen so far, for every layer: (B, K, context, D) each. A row is one sequence, and
+    each has a length of its own; every row of a part gets the same number of new tokens at a time."""
 
     def __init__(self, config: ModelConfig, batch: int, device: torch.device, dtype: torch.dtype) -> None:
         shape = (config.n_layer, batch, config.kv_heads, config.context, config.width_of_head)
-        self.keys = torch.empty(shape, device=device, dtype=dtype)
-        self.values = torch.empty(shape, device=device, dtype=dtype)
-        self.length = 0
-        self.last_ids: torch.Tensor | None = None  # (B, 1), where pairs of neighbours matter
+        # Zeros: what a longer neighbour makes visible of a row gets no weight, but no weight times a NaN is a NaN.
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.lengths = torch.zeros(batch, dtype=torch.long, device="cpu")
+        self.last_ids = torch.full((batch, 1), -1, device=device)  # where pairs of neighbours matter
+        self.start: int | torch.Tensor = 0  # how many tokens rows hold: a number, or (B,) where they differ
+        self.mask: torch.Tensor | None = None  # (B, 1, T, S), where rows differ
+
+    def part(self, first: int, last: int) -> KVCache:
+        """The rows from `first` up to `last`: the same memory, so that what is done to them is done to the whole."""
+        part = KVCache.__new__(KVCache)
+        part.keys, part.values = self.keys[:, first:last], self.values[:, first:last]
+        part.lengths, part.last_ids = self.lengths[first:last], self.last_ids[first:last]
+        part.start, part.mask = 0, None
+        return part
+
+    def begin(self, newest: int) -> None:
+        """Before the first layer: where `newest` tokens for each row will stand, and what they may look at."""
+        shortest, longest = int(self.lengths.min()), int(self.lengths.max())
+        self.start, self.mask = shortest, None
+        if shortest != longest:
+            device = self.keys.device
+            self.start = self.lengths.to(device)
+            places = self.start[:, None] + torch.arange(newest, device=device)  # (B, T)
+            self.mask = torch.arange(longest + newest, device=device) <= places[:, None, :, None]
 
     def extend(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Put the newest in place, and hand back all."""
-        end = self.length + keys.shape[2]
-        self.keys[layer, :, :, self.length : end] = keys
-        self.values[layer, :, :, self.length : end] = values
+        if isinstance(self.start, int):
+            end = self.start + keys.shape[2]
+            self.keys[layer, :, :, self.start : end] = keys
+            self.values[layer, :, :, self.start : end] = values
+        else:
+            end = int(self.lengths.max()) + keys.shape[2]
+            rows = torch.arange(len(keys), device=keys.device)[:, None]
+            places = self.start[:, None] + torch.arange(keys.shape[2], device=keys.device)
+            self.keys[layer].transpose(1, 2)[rows, places] = keys.transpose(1, 2)
+            self.values[layer].transpose(1, 2)[rows, places] = values.transpose(1, 2)
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
-    def reset(self) -> None:
-        self.length = 0
-        self.last_ids = None
+    def advance(self, ids: torch.Tensor) -> None:
+        """After the last layer: ids (B, T) were seen."""
+        self.lengths += ids.shape[1]
+        self.last_ids[:] = ids[:, -1:]
+
+    def forget(self, row: int) -> None:
+        self.lengths[row] = 0
+        self.last_ids[row] = -1
+
+    def copy_rows(self, sources: list[int], first: int = 0) -> None:
+        """Rows from `first` on become copies of `sources`."""
+        last, length = first + len(sources), int(self.lengths[sources].max())
+        self.keys[:, first:last, :, :length] = self.keys[:, sources, :, :length]
+        self.values[:, first:last, :, :length] = self.values[:, sources, :, :length]
+        self.lengths[first:last] = self.lengths[sources]
+        self.last_ids[first:last] = self.last_ids[sources]
 
 
 class Rotary(nn.Module):
@@ -52,8 +94,12 @@ class Rotary(nn.Module):
         self.register_buffer("cos", angles.cos(), persistent=False)  # (context, D/2)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
-    def forward(self, x: torch.Tensor, start: int) -> torch.Tensor:
-        cos, sin = self.cos[start : start + x.shape[-2]], self.sin[start : start + x.shape[-2]]
+    def forward(self, x: torch.Tensor, start: int | torch.Tensor) -> torch.Tensor:
+        if isinstance(start, int):
+            cos, sin = self.cos[start : start + x.shape[-2]], self.sin[start : start + x.shape[-2]]  # (T, D/2)
+        else:
+            places = start[:, None] + torch.arange(x.shape[-2], device=x.device)
+            cos, sin = self.cos[places][:, None], self.sin[places][:, None]  # (B, 1, T, D/2)
         left, right = x.chunk(2, dim=-1)
         return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
 
@@ -82,7 +128,7 @@ class Attention(nn.Module):
         value_embedding: torch.Tensor | None = None,  # (B, T, K x D)
     ) -> torch.Tensor:
         B, T, _ = x.shape
-        start = cache.length if cache is not None else 0
+        start = cache.start if cache is not None else 0
         q = self.query(x).view(B, T, self.n_head, self.head_width)
         k = self.key(x).view(B, T, self.n_kv_head, self.head_width)
         v = self.value(x)
@@ -98,20 +144,31 @@ class Attention(nn.Module):
             q, k = self.query_norm(q), self.key_norm(k)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
-        y = attend(q, k, v, self.scale, dropout=self.dropout if self.training else 0.0)
+        mask = cache.mask if cache is not None else None
+        y = attend(q, k, v, self.scale, dropout=self.dropout if self.training else 0.0, mask=mask)
         y = y.transpose(1, 2).reshape(B, T, -1)
         return y if self.out is None else self.out(y)  # (B, T, C)
 
 
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, dropout: float = 0.0) -> torch.Tensor:
-    """Queries (B, H, T, D) on keys and values (B, K, S, D), of which theirs are the last T: (B, H, T, D)."""
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: float,
+    dropout: float = 0.0,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Queries (B, H, T, D) on keys and values (B, K, S, D), of which theirs are the last T where no mask says
+    otherwise: (B, H, T, D)."""
     T, S = q.shape[2], k.shape[2]
     shared = q.shape[1] != k.shape[1]
     if q.requires_grad and T == S <= SHORT and q.device.type == "cpu" and q.dtype == torch.bfloat16:
         return _attend_in_short_windows(q, k, v, scale, dropout)
-    mask = _lower_right(T, S, q.device) if 1 < T < S else None
+    causal = mask is None and T == S
+    if mask is None and 1 < T < S:
+        mask = _lower_right(T, S, q.device)
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=T == S, dropout_p=dropout, scale=scale, enable_gqa=shared
+        q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout, scale=scale, enable_gqa=shared
     )
 
 

@@ -77,12 +77,14 @@ class GPT(nn.Module):
 
     def forward(self, ids: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
         """Ids (B, T) to hidden states (B, T, C), ready for the head."""
+        if cache is not None:
+            cache.begin(ids.shape[1])
         x = first = self.embedded(ids, cache)
         for layer, block in enumerate(self.blocks):
             value_embedding = self.values[str(layer)](ids) if str(layer) in self.values else None
             x = block(x, first, value_embedding, self.rotary, cache)
         if cache is not None:
-            cache.length, cache.last_ids = cache.length + ids.shape[1], ids[:, -1:]
+            cache.advance(ids)
         hidden: torch.Tensor = self.norm(x)
         return hidden
 
@@ -90,8 +92,9 @@ class GPT(nn.Module):
         """Ids (B, T) to what enters the first block, (B, T, C)."""
         x = self.embedding(ids)
         if self.positions is not None:
-            start = cache.length if cache is not None else 0
-            x = x + self.positions(torch.arange(start, start + ids.shape[1], device=ids.device))
+            start = cache.start if cache is not None else 0
+            rows = start if isinstance(start, int) else start[:, None]
+            x = x + self.positions(rows + torch.arange(ids.shape[1], device=ids.device))
         if self.bigrams is not None:
             before = cache.last_ids if cache is not None else None
             x = x + self.bigrams(rows_of_pairs(ids, self.bigrams.num_embeddings, before))

@@ -1,0 +1,156 @@
+"""A model at a terminal.
+
+In: a model with its tokenizer, prompts from words, a file, a pipe or a prompt line, and options.  Out: text as it
+comes, or JSON, a line for each continuation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hornbook.base import files
+from hornbook.base.console import say, warn
+from hornbook.base.errors import UserError
+from hornbook.infer.continuation import Continuation
+from hornbook.infer.speaker import Speaker
+
+HISTORY = "prompt-history.txt"
+LINES_KEPT = 1000
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Each line is a prompt, an empty one the beginning of a document; of a .jsonl file, each line is a JSON string, or
+    an object with a `prompt`."""
+    try:
+        lines = files.read_small(path).split("\n")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8; convert it, for example with iconv") from None
+    lines = [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
+    if path.suffix == ".jsonl":
+        lines = [_prompt_of(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    if not lines:
+        raise UserError(f"{path}: holds no prompt")
+    return lines
+
+
+def _prompt_of(line: str, where: str) -> str:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON ({error})") from None
+    prompt = value.get("prompt") if isinstance(value, dict) else value
+    if not isinstance(prompt, str):
+        raise UserError(f"{where}: should be a JSON string, or an object with a string under prompt")
+    return prompt
+
+
+def piped_prompt() -> str | None:
+    """What was piped in, without the line's end that `echo` puts; None where a person sits at the other end."""
+    if sys.stdin is None:
+        return ""
+    if sys.stdin.isatty():
+        return None
+    try:
+        return sys.stdin.read().removesuffix("\n")
+    except UnicodeDecodeError:
+        raise UserError("standard input: not UTF-8; convert it, for example with iconv") from None
+
+
+def speak(speaker: Speaker, prompts: list[str], options: dict[str, Any], as_json: bool) -> None:
+    """Print the continuations of prompts: one as it comes, several one after the other."""
+    context = speaker.model.config.context
+    if len(prompts) == options.get("n", 1) == 1 and "beams" not in options and not as_json:
+        print(prompts[0], end="", flush=True)
+        last = None
+        for last, piece in speaker.stream_batch(prompts, **options):  # noqa: B007
+            print(piece, end="", flush=True)
+        print()
+        _tell_of_the_window([last] if last else [], context)
+        return
+    continuations = _continuations(speaker, prompts, options)
+    for number, each in enumerate(continuations, 1):
+        if as_json:
+            print(json.dumps(each.as_dict(), ensure_ascii=False), flush=True)
+        else:
+            drawn = f"seed {each.seed}" if each.score is None else f"score {each.score:.4f}"
+            say(f"--- {number} of {len(continuations)}, {drawn}\n{each.prompt}{each.text}")
+    _tell_of_the_window(continuations, context)
+
+
+def _continuations(speaker: Speaker, prompts: list[str], options: dict[str, Any]) -> list[Continuation]:
+    if "beams" not in options:
+        return speaker.generate_batch(prompts, **options)
+    return [each for prompt in prompts for each in speaker.beam_search(prompt, **options)]
+
+
+def _tell_of_the_window(continuations: list[Continuation], context: int) -> None:
+    longest = max((each.forgotten for each in continuations), default=0)
+    if longest:
+        warn(
+            f"the prompt is longer than the {context} tokens that the model sees at once: "
+            f"the first {longest} of them were out of sight when the text began"
+        )
+
+
+def prompt_line(speaker: Speaker, options: dict[str, Any]) -> None:
+    """Prompts as they are typed, each answered at once, until the end of input. The seed grows by one each time, so
+    that the same prompt can be tried again."""
+    say(f"{speaker}\nType a prompt; an empty one begins a document. Ctrl-C stops an answer, Ctrl-D ends.")
+    answered = 0
+    with _history() as remember:
+        while True:
+            try:
+                prompt = input("> ")
+            except EOFError:
+                print()
+                return
+            except KeyboardInterrupt:
+                print()
+                continue
+            remember(prompt)
+            own = options if "beams" in options else options | {"seed": options["seed"] + answered}
+            try:
+                speak(speaker, [prompt], own, as_json=False)
+            except KeyboardInterrupt:
+                print()
+            except UserError as error:
+                print(f"error: {error}", file=sys.stderr)
+            answered += 1
+
+
+@contextlib.contextmanager
+def _history() -> Iterator[Callable[[str], None]]:
+    """Earlier prompts at the arrow keys, where the system has readline; kept for the next time."""
+    try:
+        import readline
+    except ImportError:
+        yield lambda _: None
+        return
+    path = files.home() / HISTORY
+    lines: list[str] = []
+    with contextlib.suppress(OSError, UserError, ValueError):
+        lines = files.read_small(path).splitlines()
+    readline.set_auto_history(False)
+    for line in lines:
+        readline.add_history(line)
+
+    def remember(prompt: str) -> None:
+        if prompt.strip() and prompt not in lines[-1:]:
+            lines.append(prompt)
+            readline.add_history(prompt)
+
+    try:
+        yield remember
+    finally:
+        try:
+            files.make_folder(path.parent)
+            files.write_text(path, "".join(f"{line}\n" for line in lines[-LINES_KEPT:]))
+        except (OSError, UserError) as error:
+            warn(f"{path}: the history was not kept ({error})")

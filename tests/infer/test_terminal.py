@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hornbook import cli
+from hornbook.base.errors import UserError
+from hornbook.infer.speaker import Speaker
+from hornbook.infer.terminal import read_prompts
+
+
+def test_a_file_holds_a_prompt_on_each_line(tmp_path: Path) -> None:
+    lines, objects = tmp_path / "prompts.txt", tmp_path / "prompts.jsonl"
+    lines.write_bytes("Once upon\r\n\nnäher \n".encode())
+    assert read_prompts(lines) == ["Once upon", "", "näher "]
+    objects.write_text('"two\\nlines"\n\n{"prompt": "b", "name": 1}\n')
+    assert read_prompts(objects) == ["two\nlines", "b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("a.txt", b"", "holds no prompt"),
+        ("a.txt", b"\xff\n", "not UTF-8"),
+        ("a.jsonl", b'"a"\n{"text": "b"}\n', "a.jsonl:2: should be a JSON string"),
+        ("a.jsonl", b'"a"\n\nb\n', "a.jsonl:3: not JSON"),
+        ("b.txt", None, "no such file"),
+    ],
+)
+def test_a_file_without_prompts_is_refused(name: str, content: bytes | None, complaint: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(complaint)):
+        read_prompts(tmp_path / name)
+
+
+def test_the_command_prints_a_line_of_json_for_each_continuation(
+    speaker: Speaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("x\ny\n")
+    words = ["generate", str(speaker.folder), "--prompt", "", "--prompts", str(file), "--n", "2", "--seed", "3"]
+    words += ["--max-tokens", "6", "--repetition-penalty", "1.2", "--presence-penalty", "0.5", "--device", "cpu"]
+    assert cli.main([*words, "--logprobs", "2", "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(each["prompt"], each["seed"]) for each in lines] == [(p, s) for p in ("", "x", "y") for s in (3, 4)]
+    rules = {"repetition_penalty": 1.2, "presence_penalty": 0.5}
+    assert lines[3]["text"] == speaker.generate("x", seed=4, max_tokens=6, **rules)
+    assert len(lines[3]["tokens"][0]["alternatives"]) == 2
+    assert cli.main(words) == 0
+    said = capsys.readouterr().out
+    assert all(f"\n{each['prompt']}{each['text']}\n" in said for each in lines)
+
+
+def test_the_command_searches_with_beams(speaker: Speaker, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["generate", str(speaker.folder), "--prompt", "ab", "--beams", "3", "--length-penalty", "0.5", "--json"]
+    assert cli.main([*words, "--n", "2", "--max-tokens", "6"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    found = speaker.beam_search("ab", beams=3, n=2, length_penalty=0.5, max_tokens=6)
+    assert [each["text"] for each in lines] == [each.text for each in found]
+    assert cli.main([*words, "--temperature", "0.5"]) == 2
+    assert cli.main([*words, "--n", "4"]) == 2
+    assert [line[:6] for line in capsys.readouterr().err.splitlines()] == ["error:"] * 2
+
+
+def test_what_is_piped_in_is_the_prompt(
+    speaker: Speaker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for piped, prompt in (("two\nlines\n", "two\nlines"), ("", "")):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(piped))
+        assert cli.main(["generate", str(speaker.folder), "--max-tokens", "5"]) == 0
+        assert capsys.readouterr().out == prompt + speaker.generate(prompt, max_tokens=5) + "\n"
+
+
+def test_a_prompt_longer_than_the_context_is_told_of(speaker: Speaker, capsys: pytest.CaptureFixture[str]) -> None:
+    for letters, told in ((16, False), (17, True)):
+        assert cli.main(["generate", str(speaker.folder), "--prompt", "x" * letters, "--max-tokens", "3"]) == 0
+        assert ("the first 8" in (err := capsys.readouterr().err)) is told, err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--n", "0"],
+        ["--beams", "0"],
+        ["--logprobs", "-1", "--json"],
+        ["--logprobs", "2"],
+        ["--length-penalty", "1"],
+        ["--repetition-penalty", "0"],
+        ["--prompts", "nowhere.txt"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_options_are_told_in_a_line(
+    words: list[str], speaker: Speaker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["generate", str(speaker.folder), "--prompt", "a", *words]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert len(line) <= 200
+
+
+class Terminal:
+    """The command at a terminal, as a person would have it."""
+
+    def __init__(self, folder: Path, home: Path) -> None:
+        self._master, slave = pty.openpty()
+        words = [sys.executable, "-m", "hornbook.cli", "generate", str(folder), "--max-tokens", "5", "--device", "cpu"]
+        environment = os.environ | {"HORNBOOK_HOME": str(home), "TERM": "dumb"}
+        self.process = subprocess.Popen(words, stdin=slave, stdout=slave, stderr=slave, env=environment)
+        os.close(slave)
+        self._heard = ""
+
+    def type(self, keys: str) -> None:
+        os.write(self._master, keys.encode())
+
+    def hear(self, until: str) -> str:
+        """What comes, up to and with `until`."""
+        end = time.monotonic() + 60
+        while until not in self._heard:
+            assert time.monotonic() < end, f"{until!r} never came, but {self._heard!r}"
+            self._heard += os.read(self._master, 4096).decode(errors="replace").replace("\r\n", "\n")
+        heard, _, self._heard = self._heard.partition(until)
+        return heard + until
+
+
+def test_the_prompt_line_answers_and_remembers(speaker: Speaker, tmp_path: Path) -> None:
+    answers = [speaker.generate("ab", max_tokens=5, seed=seed) for seed in (0, 1)]
+    first = Terminal(speaker.folder, tmp_path)
+    first.hear("> ")
+    for answer in answers:
+        first.type("ab\n")
+        heard = first.hear("\n> ")
+        assert "".join(answer.split()) in "".join(heard.split())
+    first.type("\x04")
+    assert first.process.wait(30) == 0
+    assert (tmp_path / "prompt-history.txt").read_text() == "ab\n"
+
+    second = Terminal(speaker.folder, tmp_path)
+    second.hear("> ")
+    second.type("\x1b[A\n")  # the arrow up, then return
+    heard = second.hear("\n> ")
+    assert "".join(answers[0].split()) in "".join(heard.split())
+    second.type("\x04")
+    assert second.process.wait(30) == 0
