@@ -107,7 +107,7 @@ def continued(data: str, text_bytes: int | None, context: int) -> RunConfig:
     return RunConfig(
         recipe="continued",
         data=data,
-        optim=OptimConfig(kind="adamw", lr=5e-5, weight_decay=0.01, beta2=0.999, eps=1e-8),
+        optim=OptimConfig(kind="adamw", lr=1e-4, weight_decay=0.01, beta2=0.999, eps=1e-8),
         schedule=ScheduleConfig(kind="cosine", warmup_steps=10),
         train=TrainConfig(
             epochs=3,
