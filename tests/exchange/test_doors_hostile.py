@@ -169,9 +169,9 @@ def test_code_in_a_file_does_not_run_and_a_cut_file_is_refused(form: str, letter
         ({"n_head": "3"}, "n-head"),
         ({"n_head": -3}, "n-head"),
         ({"n_head": 10**30}, "n-head"),
-        ({"n_layer": 10**9}, "claims 1,000,000,000 layers"),
+        ({"n_layer": 9_999}, "claims 9,999 layers"),
         ({"n_layer": 1}, "not of this model"),
-        ({"vocab_size": 10**12}, "claims 2 layers"),
+        ({"vocab_size": 10**12}, "vocab-size"),
         ({"vocab_size": 60}, "the model has"),
         ({"block_size": 12}, "the model has"),
         ({"n_embd": [24]}, "n-embd"),
@@ -235,12 +235,12 @@ def folder_with(tmp_path: Path, **said: Any) -> Path:
 @pytest.mark.parametrize(
     ("said", "says"),
     [
-        ({"n_layer": 10**9}, "claims 1,000,000,000 layers"),
-        ({"n_layer": 10**400}, "30 tensors"),
-        ({"vocab_size": 10**12}, "claims 2 layers"),
-        ({"n_positions": 10**13}, "claims 2 layers"),
+        ({"n_layer": 9_999}, "claims 9,999 layers"),
+        ({"n_layer": 10**400}, "n-layer"),
+        ({"vocab_size": 10**12}, "vocab-size"),
+        ({"n_positions": 10**13}, "context"),
         ({"n_embd": 10**12 + 1, "n_head": 7 * 10**11}, "n-head"),
-        ({"n_embd": 10**12, "n_head": 1}, "claims 2 layers"),
+        ({"n_embd": 10**12, "n_head": 1}, "n-embd"),
         ({"n_layer": "2"}, "n-layer"),
         ({"n_embd": -24}, "n-embd"),
         ({"n_head": 5}, "n-head"),
@@ -252,10 +252,13 @@ def folder_with(tmp_path: Path, **said: Any) -> Path:
         ({"layer_norm_epsilon": "x"}, "norm-eps"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
         ({"hornbook": {"n_layer": -1}}, "n-layer"),
-        ({"hornbook": {"vocab_size": 61, "n_layer": 10**9, "n_embd": 24, "n_head": 3}}, "claims 1,000,000,000"),
+        (
+            {"model_type": "hornbook", "hornbook": {"vocab_size": 61, "n_layer": 9_999, "n_embd": 24, "n_head": 3}},
+            "claims 9,999 layers",
+        ),
         (
             {"hornbook": {"vocab_size": 61, "n_layer": 2, "n_embd": 24, "n_head": 3, "context": 10**15}},
-            "a context of 1,000",
+            "context",
         ),
     ],
 )
@@ -278,10 +281,10 @@ def test_a_config_that_lies_is_refused(said: dict[str, Any], says: str, letters:
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_type"),
         ({"rope_scaling": "linear"}, "rope_parameters"),
         ({"rope_theta": "many"}, "rope-theta"),
-        ({"max_position_embeddings": 10**15}, "a context of 1,000"),
+        ({"max_position_embeddings": 10**15}, "context"),
         ({"num_key_value_heads": 3}, "n-kv-head"),
         ({"num_key_value_heads": 0}, "n-kv-head"),
-        ({"head_dim": 10**12}, "claims"),
+        ({"head_dim": 10**12}, "head-width"),
         ({"intermediate_size": True}, "mlp-width"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"use_sliding_window": True}, "use_sliding_window"),
@@ -378,9 +381,9 @@ def test_openai_s_wrong_tensor_is_named(damage: str, letters: Letters, tmp_path:
     [
         ({"n_head": 5}, "n-head"),
         ({"n_head": "3"}, "n-head"),
-        ({"n_layer": 10**9}, "claims 1,000,000,000 layers"),
+        ({"n_layer": 9_999}, "claims 9,999 layers"),
         ({"n_layer": -1}, "n-layer"),
-        ({"n_vocab": 10**12}, "claims 2 layers"),
+        ({"n_vocab": 10**12}, "vocab-size"),
         ({"n_ctx": None}, "context"),
         ({"n_embd": 25, "n_head": 1}, "the model has"),
     ],
@@ -471,7 +474,7 @@ def test_a_state_dict_of_ours_needs_its_config(letters: Letters, tmp_path: Path)
     for tree, says in (
         (dict(state), "without their config"),
         ({"model_state_dict": state, "config": {"n_layers": 2}}, "did you mean"),
-        ({"model_state_dict": state, "config": {"n_layer": 10**9, "vocab_size": 61}}, "claims 1,000,000,000 layers"),
+        ({"model_state_dict": state, "config": {"n_layer": 9_999, "vocab_size": 61}}, "claims 9,999 layers"),
     ):
         torch.save(tree, path)
         assert says in refused_at_the_door(path, letters)
