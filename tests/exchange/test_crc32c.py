@@ -44,6 +44,6 @@ def test_many_bytes_at_once_sum_to_the_same(size: int) -> None:
 def test_half_a_gigabyte_would_take_seconds() -> None:
     data = bytes(64 << 20)
     crc32c(data)
-    began = time.perf_counter()
+    began = time.process_time()
     crc32c(data)
-    assert time.perf_counter() - began < 2  # 0.1 s on an idle core of 2021
+    assert time.process_time() - began < 2  # 0.1 s on an idle core of 2021
