@@ -1,10 +1,11 @@
-"""What a GPU makes of the demo's recipe and of GPT-2's 124M shape.
+"""What a GPU makes of the demo's recipe, of GPT-2's 124M shape, and of two published runs.
 
-    PYTHONPATH=src python bench/gpu.py [--out FILE.json] [--seconds 60] [--tiny]
+    PYTHONPATH=src python bench/gpu.py [--out FILE.json] [--seconds 60] [--texts FOLDER] [--only NAME] [--tiny]
 
 Needs torch with CUDA, numpy, pydantic, tokenizers and safetensors; not the command line. Each case is a real run
-through the real loop, compiled and not: tokens a second and MFU over its last steps, peak memory, losses. `--tiny`
-shrinks every case, so that the script itself can be tried on a CPU.
+through the real loop, compiled and not: tokens a second and MFU over its last steps, peak memory, losses. With a
+folder that holds tinyshakespeare.txt and r50k_base.tiktoken also `shakespeare-124m` as published, until its target
+loss, and 50 steps of `pile-2b`. `--tiny` shrinks every case, so that the script itself can be tried on a CPU.
 """
 
 from __future__ import annotations
@@ -18,12 +19,22 @@ from typing import Any
 
 import torch
 
-from hornbook.base.files import read_log
+from hornbook.base.logs import read_log
 from hornbook.model.config import classic
+from hornbook.recipes.miniature import miniature
 from hornbook.recipes.modern import demo
+from hornbook.recipes.seeds import pile_2b, shakespeare_124m
 from hornbook.text.tokenizer import TokenizerConfig
 from hornbook.train.config import OptimConfig, RunConfig, TrainConfig, override
 from hornbook.train.start import fit
+
+
+def published(texts: Path, tiny: bool) -> dict[str, RunConfig]:
+    ranks = {"tokenizer": {"ranks_file": str(texts / "r50k_base.tiktoken")}}
+    shakespeare = override(shakespeare_124m(), ranks, {"data": str(texts / "tinyshakespeare.txt")})
+    pile = override(pile_2b(), ranks, {"data": "python-stdlib"}, {"train": {"steps": 50, "eval_every_steps": 50}})
+    found = {"shakespeare-124m": shakespeare, "pile-2b, 50 steps": pile}
+    return {name: miniature(config) for name, config in found.items()} if tiny else found
 
 
 def cases(seconds: float, tiny: bool) -> dict[str, RunConfig]:
@@ -56,6 +67,7 @@ def measure(config: RunConfig) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         outcome = fit(config, Path(folder) / "run")
         log = read_log(Path(folder) / "run" / "metrics.jsonl")
+        samples = read_log(Path(folder) / "run" / "samples.jsonl")
     return {
         "ended": outcome.reason,
         "steps": outcome.step,
@@ -65,6 +77,7 @@ def measure(config: RunConfig) -> dict[str, Any]:
         "first_loss": next(each["loss"] for each in log if "loss" in each),
         "last_loss": [each["loss"] for each in log if "loss" in each][-1],
         "val_bits_per_byte": [each["val_bits_per_byte"] for each in log if "val_loss" in each][-1],
+        "samples": [each["text"] for each in samples][-2:],
         "seconds_in_all": round(time.monotonic() - began, 1),
     }
 
@@ -73,11 +86,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="write the figures here as JSON, after every case")
     parser.add_argument("--seconds", type=float, default=60.0, help="length of the demo's runs")
+    parser.add_argument("--texts", type=Path, help="tinyshakespeare.txt and r50k_base.tiktoken, for the published runs")
+    parser.add_argument("--only", default="", help="cases with this in their name")
     parser.add_argument("--tiny", action="store_true", help="try the script itself, on any machine")
     given = parser.parse_args()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     figures: dict[str, Any] = {"device": device, "torch": torch.__version__, "cases": {}}
-    for name, config in cases(given.seconds, given.tiny).items():
+    chosen = cases(given.seconds, given.tiny) | (published(given.texts, given.tiny) if given.texts else {})
+    for name, config in {name: each for name, each in chosen.items() if given.only in name}.items():
         print(f"\n== {name}", flush=True)
         try:
             figures["cases"][name] = measure(config)

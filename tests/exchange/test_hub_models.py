@@ -17,6 +17,7 @@ from hornbook.base import download
 from hornbook.base.errors import MachineError, UserError
 from hornbook.exchange.doors import import_model, is_hub_name
 from hornbook.model.folder import load_model
+from hornbook.train.origin import Origin
 
 SIZES = Sizes()
 Letters = Callable[[int], Path]
@@ -118,3 +119,16 @@ def test_a_revision_does_not_lead_elsewhere(revision: str, hub: hostile.Server, 
     with pytest.raises(UserError):
         import_model(f"me/a@{revision}", tmp_path / "out")
     assert hub.asked == []
+
+
+def test_a_run_can_begin_with_a_name_on_the_hub(hub: hostile.Server, letters: Letters, tmp_path: Path) -> None:
+    folder = published(hub, "me/tiny-gpt", letters, tmp_path / "there")
+    origin = Origin.find("me/tiny-gpt")
+    ours, theirs = load_model(origin.folder).state_dict(), load_model(folder).state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    asked = len(hub.asked)
+    assert Origin.find("me/tiny-gpt").folder == origin.folder
+    assert len(hub.asked) == asked, "it is kept"
+    (origin.folder / "model.safetensors").write_bytes(b"damaged")
+    assert Origin.find("me/tiny-gpt").folder == origin.folder
+    assert load_model(origin.folder).config == origin.model

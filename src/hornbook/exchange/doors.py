@@ -105,6 +105,16 @@ def import_model(
     return Imported(out, found.kind, found.notes, found.model.config, where)
 
 
+def imported_from_hub(source: str) -> Path:
+    """The model folder of a name on the hub: made once, and kept in the cache beside the files that were fetched."""
+    name = source.removeprefix("hub:").replace("/", "--").replace("@", "--")
+    out = files.home() / "models" / f"{name}--imported"
+    if files.damage(out) is not None:
+        files.remove(out)
+        import_model(source, out)
+    return out
+
+
 def _read(source: str, knobs: Mapping[str, Any]) -> Found:
     path = Path(source)
     if path.is_dir():

@@ -110,7 +110,7 @@ class ModelConfig(Settings):
 
     def fits_vocabulary(self, entries: int) -> bool:
         """Is it for a tokenizer of so many entries? Some models have a few more, to fill the hardware's tiles."""
-        return 0 <= self.known_vocab_size - entries < MOST_SPARE_IDS
+        return 0 <= self.known_vocab_size - entries < max(MOST_SPARE_IDS, self.known_vocab_size // 256)
 
     def drops(self, place: Place) -> float:
         """The share that is dropped at a place."""

@@ -129,7 +129,8 @@ class RunConfig(Settings):
     data: str = "python-stdlib"
     """A corpus, the path of a text, of a folder of texts or of shards, a pattern with `*`, or - for standard input."""
     start_from: str | None = None
-    """Begin with the weights of this model folder or run (--from for short), whose sizes and tokenizer stay."""
+    """Begin with the weights of this model folder, run, or name on the Hugging Face hub (--from for short), whose sizes
+    and tokenizer stay."""
     seed: int = Field(1, ge=0)
     """Everything random in a run follows from this."""
     text: TextConfig = TextConfig()

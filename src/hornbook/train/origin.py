@@ -1,7 +1,7 @@
 """Where a run's weights come from, when not from chance.
 
-In: the path of a model folder, or of a run, whose best checkpoint is meant.  Out: an `Origin`: what the run takes over
-from it, what it may not change, and what is written down about it.
+In: the path of a model folder, or of a run, whose best checkpoint is meant, or a name on the Hugging Face hub.
+Out: an `Origin`: what the run takes over from it, what it may not change, and what is written down about it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from hornbook.base import files
 from hornbook.base.errors import UserError
 from hornbook.base.settings import spoken
+from hornbook.exchange.doors import imported_from_hub, is_hub_name
 from hornbook.model.config import ModelConfig
 from hornbook.model.folder import INDEX, WEIGHTS, load_config, resolve
 from hornbook.shards.format import Shards
@@ -32,7 +33,9 @@ class Origin:
 
     @classmethod
     def find(cls, start_from: str) -> Origin:
-        folder = resolve(Path(start_from).expanduser())
+        path = Path(start_from).expanduser()
+        named = not path.exists() and is_hub_name(start_from)
+        folder = imported_from_hub(start_from) if named else resolve(path)
         return cls(folder, load_config(folder), Tokenizer.load(folder))
 
     def taken_over(self) -> dict[str, Any]:
