@@ -355,17 +355,30 @@ def _export(words: list[str]) -> int:
     parser.add_argument("--out", type=Path, help="NAME-hf, NAME.gguf or NAME.pt here when not given")
     parser.add_argument("--at", default="best", help="which checkpoint of a run: best, newest, or a step")
     parser.add_argument("--dtype", help="f32, f16, bf16, and for gguf q8_0; for gguf f16 when not given, else f32")
+    parser.add_argument(
+        "--with-code",
+        action="store_true",
+        help="for hf: where transformers has no such shape, put a modelling file of ours into the folder, which "
+        "transformers runs with trust_remote_code=True only",
+    )
     given = _with_json(parser, words)
     from hornbook.base.console import say
-    from hornbook.exchange.export import export_model
+    from hornbook.exchange.export import CODE, export_model
 
-    out = export_model(given.model, given.to, given.out, given.at, given.dtype)
+    out = export_model(given.model, given.to, given.out, given.at, given.dtype, given.with_code)
+    code = (out / CODE).is_file()
     if given.json:
-        print(json.dumps({"out": str(out), "to": given.to}))
+        print(json.dumps({"out": str(out), "to": given.to, "code": code}))
         return 0
-    say(f"written {out}\nnext:")
+    if code:
+        say(f"written {out}; it holds code ({CODE}), so transformers needs trust_remote_code=True\nnext:")
+    else:
+        needless = "; no code in it: transformers has this shape" if given.with_code else ""
+        say(f"written {out}{needless}\nnext:")
     if given.to == "hf":
-        say(f"  python -c \"from transformers import pipeline; print(pipeline('text-generation', '{out}')('The'))\"")
+        trust = ", trust_remote_code=True" if code else ""
+        call = f"pipeline('text-generation', '{out}'{trust})('The')"
+        say(f'  python -c "from transformers import pipeline; print({call})"')
     elif given.to == "gguf":
         say(f'  llama-cli -m {out} -p "Once upon a time"')
     else:

@@ -1,12 +1,14 @@
 """Our models go out.
 
 In: a model folder, or a run.  Out: a folder that transformers opens by its path, one GGUF file for llama.cpp, or one
-file of torch.save with the state dict under our own names and the config that builds a GPT for it.
+file of torch.save with the state dict under our own names and the config that builds a GPT for it. Into a folder of a
+shape that transformers does not have goes, where it is asked for, a modelling file; it is never imported here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,19 +17,33 @@ from hornbook.base import files
 from hornbook.base.errors import UserError
 from hornbook.exchange.doors import OUR_CONFIG, STATE
 from hornbook.exchange.gguf_models import DTYPES, export_gguf
-from hornbook.model.folder import load_model, resolve, save_model
+from hornbook.model.folder import CONFIG, load_model, resolve, save_model
 from hornbook.model.shapes import SHAPES, shape_of
 from hornbook.text.tokenizer import Tokenizer
 
 PLAIN = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 LARGEST_HALF = 65504.0
+GENERATION = "generation_config.json"
+CODE = "modeling_hornbook.py"
+CLASSES = {"AutoConfig": "HornbookConfig", "AutoModelForCausalLM": "HornbookForCausalLM"}
 
 
-def export_model(model: Path, to: str, out: Path | None = None, at: str = "best", dtype: str | None = None) -> Path:
+def export_model(
+    model: Path,
+    to: str,
+    out: Path | None = None,
+    at: str = "best",
+    dtype: str | None = None,
+    with_code: bool = False,
+) -> Path:
     """Write a model in another program's form; hands back where."""
     if to not in WRITERS:
         raise UserError(f"--to {to}: not a form that is written; take one of {', '.join(WRITERS)}")
     write, ending, usual = WRITERS[to]
+    if with_code:
+        if to != "hf":
+            raise UserError(f"--with-code: a modelling file is for transformers; take --to hf, not {to}")
+        write = partial(_to_transformers, with_code=True)
     known = DTYPES if to == "gguf" else PLAIN
     dtype = dtype or usual
     if dtype not in known:
@@ -39,16 +55,29 @@ def export_model(model: Path, to: str, out: Path | None = None, at: str = "best"
     return out
 
 
-def _to_transformers(folder: Path, out: Path, dtype: str) -> None:
+def _to_transformers(folder: Path, out: Path, dtype: str, with_code: bool = False) -> None:
     model, tokenizer = load_model(folder), Tokenizer.load(folder)
-    if shape_of(model.config) is None:
+    with_code = with_code and shape_of(model.config) is None
+    if shape_of(model.config) is None and not with_code:
         raise UserError(
             f"{folder}: transformers has no model of exactly this shape, only {', '.join(SHAPES)}; "
-            "--to pt writes its weights alone"
+            "--with-code adds a modelling file of ours, --to pt writes the weights alone"
         )
     _check_range(model.state_dict(), dtype)
     with files.staged_folder(out, {"exported": str(folder)}) as staging:
         save_model(model.to(PLAIN[dtype]), tokenizer, staging)
+        if with_code:
+            _add_code(staging)
+
+
+def _add_code(staging: Path) -> None:
+    """The modelling file, and where config.json and transformers look for it."""
+    files.write_bytes(staging / CODE, Path(__file__).with_name(CODE).read_bytes())
+    auto_map = {auto: f"{Path(CODE).stem}.{name}" for auto, name in CLASSES.items()}
+    described = files.read_json(staging / CONFIG) | {"architectures": [CLASSES["AutoModelForCausalLM"]]}
+    files.write_json(staging / CONFIG, described | {"auto_map": auto_map})
+    usual = files.read_json(staging / GENERATION)
+    files.write_json(staging / GENERATION, usual | {"use_cache": False})
 
 
 def _to_torch(folder: Path, out: Path, dtype: str) -> None:
