@@ -205,9 +205,16 @@ def test_what_could_be_read_of_a_damaged_file_counts_and_the_rest_is_passed_over
     assert tally.skipped == 1
 
 
-def test_a_long_text_comes_in_pieces_whose_ids_are_those_of_the_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "part",
+    [
+        "def f(x):\n    return x\n\n\nprint(f(1))\nclass A:\n\tpass\n",
+        "    return getArguments( 12, 'a' )\n\n\tit  isn't\n",  # nothing but indented and blank lines
+        "words that go on and on in one line, ",
+    ],
+)
+def test_a_long_text_comes_in_pieces_whose_ids_are_those_of_the_whole(part: str, tmp_path: Path) -> None:
     splitter = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    part = "def f(x):\n    return x\n\n\nprint(f(1))\nclass A:\n\tpass\n"
     text = part * (2 * PIECE // len(part) + 1000)
     for ending, compress in (("", bytes), (".bz2", bz2.compress)):
         path = tmp_path / f"a.txt{ending}"

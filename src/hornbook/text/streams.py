@@ -265,8 +265,7 @@ def without_lone_surrogates(text: str, errors: Errors, tally: Tally) -> str:
 
 
 class Cutter:
-    """Cuts a long text into pieces at places that no tokenizer's piece crosses: a line's end between two lines that
-    are not blank and not indented."""
+    """Cuts a long text into pieces at places that no tokenizer's piece crosses, as long as it has any."""
 
     def __init__(self) -> None:
         self._parts: list[str] = []
@@ -296,14 +295,16 @@ class Cutter:
 
 
 def _place_to_cut(text: str, begin: int, limit: int) -> int:
-    """The last place up to a limit where a line ends between two lines that are not blank and not indented, or 0."""
-    place = limit
-    for _ in range(10_000):
-        place = text.rfind("\n", begin + 1, place)
-        if place < 0:
-            break
-        if not text[place - 1].isspace() and not text[place + 1].isspace():
-            return place + 1
+    """The last place up to a limit where a line ends between two lines that are not blank and not indented; failing
+    that, where a single blank begins; or 0."""
+    for mark, after in (("\n", 1), (" ", 0)):
+        place = limit
+        for _ in range(10_000):
+            place = text.rfind(mark, begin + 1, place)
+            if place < 0:
+                break
+            if not text[place - 1].isspace() and not text[place + 1].isspace():
+                return place + after
     return 0
 
 
