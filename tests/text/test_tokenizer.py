@@ -299,3 +299,18 @@ def test_what_is_no_tokenizer_is_told_in_one_line(
     with pytest.raises(UserError, match=r"tokenizer\.json") as caught:
         Tokenizer.load(tmp_path)
     assert len(caught.value.mistakes) == 1
+
+
+@pytest.mark.parametrize("end", ["<|end_of_text|>", "<|bos|>"])
+def test_vocabularies_of_other_models_end_a_document_by_their_own_token(end: str, tmp_path: Path) -> None:
+    theirs = tokenizers.Tokenizer(tokenizers.models.BPE())
+    theirs.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    theirs.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300, special_tokens=[end], initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    )
+    theirs.train_from_iterator(["a text and another text"] * 9, trainer)
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    ours = Tokenizer.load(tmp_path)
+    assert ours.end_of_text == theirs.token_to_id(end)
+    assert ours.decode([*ours.encode("another \u00e9 text"), ours.end_of_text]) == "another \u00e9 text"

@@ -34,6 +34,8 @@ UNKNOWN = "<|unknown|>"
 WORDPIECE_ENTRIES = 40_000
 # Of a wrong one of these, the library makes a panic that tells its trace on standard error.
 PREFIXED_PAIRS = (r'"type"\s*:\s*"BPE"', r'"continuing_subword_prefix"\s*:\s*"(?!")')
+# What ends a document, or stands between two, here and in vocabularies of other models.
+ENDS = (END_OF_TEXT, WORDPIECE_END, "<|end_of_text|>", "<|bos|>")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -74,7 +76,7 @@ class Tokenizer:
     def __init__(self, inner: tokenizers.Tokenizer) -> None:
         inner.encode_special_tokens = True  # "<|endoftext|>" in a text is thirteen characters, not the end of it
         self._inner = inner
-        ends = [inner.token_to_id(name) for name in (END_OF_TEXT, WORDPIECE_END)]
+        ends = [inner.token_to_id(name) for name in ENDS]
         self.end_of_text: int = next((end for end in ends if end is not None), -1)
         if self.end_of_text < 0:
             raise UserError(f"has no {END_OF_TEXT} token, which ends a document")
