@@ -15,7 +15,7 @@ import torch
 from hornbook.base.errors import UserError
 from hornbook.base.settings import build
 from hornbook.model.config import ModelConfig
-from hornbook.model.gpt import outline
+from hornbook.model.gpt import GPT, outline
 
 Tensors = dict[str, torch.Tensor]
 Description = Mapping[str, Any]
@@ -115,14 +115,19 @@ def _usual(config: ModelConfig) -> float:
     return float(config.width_of_head**-0.5)
 
 
+def _outline(config: ModelConfig) -> GPT:
+    """Without the angles of a long context, which no file holds."""
+    return outline(config.with_(context=2) if config.positions == "rotary" else config)
+
+
 def _names(config: ModelConfig) -> set[str]:
-    return set(outline(config).state_dict())
+    return set(_outline(config).state_dict())
 
 
 def _sizes(config: ModelConfig) -> dict[str, int]:
     """Rows of every tensor, those of biases that the model lacks as well."""
     biases = ("qkv", "out", "mlp", *(("norm",) if config.norm == "layernorm" else ()))
-    return {name: len(tensor) for name, tensor in outline(config.with_(biases=biases)).state_dict().items()}
+    return {name: len(tensor) for name, tensor in _outline(config.with_(biases=biases)).state_dict().items()}
 
 
 def _swapped(tensor: torch.Tensor, heads: int) -> torch.Tensor:
