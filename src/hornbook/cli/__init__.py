@@ -1,0 +1,101 @@
+"""The commands.
+
+In: words.  Out: one call each, its result printed, and an exit code: 0 done, 2 the user's input was at fault, 1 ours
+or the machine's, 130 interrupted with the work saved. What a command needs is imported when it runs, so that --help
+need not wait for torch.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from hornbook.base.errors import HornbookError, UserError, one_line
+from hornbook.base.machine import share_the_cores
+from hornbook.cli import models, speaking, texts, training
+from hornbook.cli.words import INTERRUPTED
+
+ABOUT = """\
+hornbook trains GPT-style language models from scratch.
+
+  hornbook train [RECIPE | FILE.toml] [--data CORPUS|PATH] [--out runs/NAME] [--any.knob VALUE ...]
+  hornbook resume   runs/NAME              go on with a run that was stopped
+  hornbook generate runs/NAME|MODEL        let a model speak: --prompt "Once upon a time"; with none, a prompt line
+  hornbook eval     runs/NAME|MODEL        loss, perplexity and bits per byte: --data TEXT
+  hornbook report   runs/NAME...           draw the curves
+  hornbook prepare  CORPUS|PATH...         text to tokens on disk
+  hornbook import   SOURCE OUT             a model from elsewhere: GPT-2 from the hub, nanoGPT's ckpt.pt, ...
+  hornbook export   runs/NAME|MODEL        for other programs: --to hf|gguf|pt
+  hornbook verify   PATH                   is every byte as it was written?
+  hornbook model    RECIPE|runs/NAME|MODEL its parts, sizes, FLOPs, memory, and the GPUs that hold it
+  hornbook recipes                         the runs that have a name
+  hornbook corpora                         the texts that have a name
+
+`hornbook train` alone trains a small model in three minutes. `hornbook COMMAND --help` tells more.
+"""
+COMMANDS = {
+    "train": training.train,
+    "resume": training.resume,
+    "generate": speaking.generate,
+    "eval": speaking.evaluate_text,
+    "report": training.report,
+    "prepare": texts.prepare_text,
+    "import": models.import_foreign,
+    "export": models.export,
+    "verify": models.verify_path,
+    "model": models.model,
+    "recipes": models.recipes,
+    "corpora": texts.corpora,
+}
+# A name that no file can have, or one that may not be looked at, wherever it was met.
+PATH_ERRORS = {errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.ENOTDIR, errno.EISDIR}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if words is None else words)
+    share_the_cores()
+    try:
+        if not words or words[0] in ("-h", "--help", "help"):
+            print(ABOUT, end="")
+            return 0
+        if words[0] == "--version":
+            from importlib.metadata import version
+
+            print(f"hornbook {version('hornbook')}")
+            return 0
+        if words[0] not in COMMANDS:
+            import difflib
+
+            near = difflib.get_close_matches(words[0], COMMANDS, n=1)
+            raise UserError(
+                f"{words[0]}: no such command; " + (f"did you mean {near[0]}?" if near else "see hornbook --help")
+            )
+        return COMMANDS[words[0]](words[1:])
+    except HornbookError as error:
+        for mistake in error.mistakes:
+            print(f"error: {mistake}", file=sys.stderr)
+        if os.environ.get("HORNBOOK_DEBUG"):
+            traceback.print_exc()
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull)  # noqa: SIM115
+        return 0
+    except BaseException as error:  # a panic in a library's Rust is no Exception
+        is_ours = isinstance(error, Exception) or type(error).__name__ == "PanicException"
+        if not is_ours or os.environ.get("HORNBOOK_DEBUG"):
+            raise
+        if isinstance(error, OSError) and error.errno in PATH_ERRORS:
+            print(f"error: {one_line(f'{error.filename}: {error.strerror}')}", file=sys.stderr)
+            return UserError.exit_code
+        what = one_line(f"{type(error).__name__}: {error}")
+        print(
+            f"error: {what}\nThis is a bug of ours, or of the machine. HORNBOOK_DEBUG=1 shows where.",
+            file=sys.stderr,
+        )
+        return 1

@@ -1,0 +1,7 @@
+"""`python -m hornbook.cli`."""
+
+import sys
+
+from hornbook.cli import main
+
+sys.exit(main())

@@ -1,0 +1,153 @@
+"""Commands of models at rest: what they are, where they come from and go to, and whether they are whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from hornbook.base.errors import UserError
+from hornbook.cli.words import asks_help, long_forms, parser_of, take_flag, with_json
+
+
+def import_foreign(words: list[str]) -> int:
+    parser = parser_of(
+        "import",
+        "A model from elsewhere becomes a model folder. SOURCE is a file of torch.save (of nanoGPT, the book, and "
+        "others: docs/import-export.md), a Hugging Face folder, OWNER/NAME of one on the hub (or gpt2, gpt2-medium, "
+        "gpt2-large, gpt2-xl), or a folder of OpenAI's TensorFlow files.",
+    )
+    parser.add_argument("source", metavar="SOURCE")
+    parser.add_argument("out", type=Path, metavar="OUT")
+    parser.add_argument("--n-head", type=int, help="attention heads, where the file does not tell")
+    parser.add_argument("--activation", choices=("gelu", "gelu_tanh"), help="the bend, where the file does not tell")
+    parser.add_argument(
+        "--attention-scale", choices=("head", "width"), help="for train-llm-from-scratch without a projection"
+    )
+    parser.add_argument("--tokenizer", type=Path, metavar="PATH", help="a folder with the model's, or a tokenizer.json")
+    parser.add_argument("--ranks", metavar="FILE", help="GPT-2's vocabulary: a local copy of r50k_base.tiktoken")
+    given = with_json(parser, words)
+    from hornbook.base.console import say
+    from hornbook.exchange.doors import import_model
+
+    named = {name: getattr(given, name) for name in ("n_head", "activation", "attention_scale")}
+    knobs = {name: value for name, value in named.items() if value is not None}
+    found = import_model(given.source, given.out, knobs=knobs, tokenizer=given.tokenizer, ranks=given.ranks)
+    config = found.config
+    if given.json:
+        print(json.dumps(found.as_dict()))
+        return 0
+    say(f"found       {found.kind}")
+    for note in found.notes:
+        say(f"taken       {note}")
+    sizes = f"{config.n_layer} layers of width {config.n_embd:,}, {config.n_head} heads, context {config.context:,}"
+    say(f"parameters  {config.n_params():,}: {sizes}")
+    say(f"tokenizer   {found.tokenizer}")
+    say(f"model       {given.out}")
+    say(f'\nnext:\n  hornbook generate {given.out} --prompt "Once upon a time"')
+    say(f"  hornbook train --from {given.out} --data PATH/TO/YOUR/TEXT")
+    return 0
+
+
+def export(words: list[str]) -> int:
+    parser = parser_of(
+        "export",
+        "A model for other programs: a folder for transformers (hf), a file for llama.cpp (gguf), or a plain "
+        "PyTorch state dict (pt).",
+    )
+    parser.add_argument("model", type=Path, metavar="runs/NAME|MODEL")
+    parser.add_argument("--to", required=True, choices=("hf", "gguf", "pt"))
+    parser.add_argument("--out", type=Path, help="NAME-hf, NAME.gguf or NAME.pt here when not given")
+    parser.add_argument("--at", default="best", help="which checkpoint of a run: best, newest, or a step")
+    parser.add_argument("--dtype", help="f32, f16, bf16, and for gguf q8_0; for gguf f16 when not given, else f32")
+    parser.add_argument(
+        "--with-code",
+        action="store_true",
+        help="for hf: where transformers has no such shape, put a modelling file of ours into the folder, which "
+        "transformers runs with trust_remote_code=True only",
+    )
+    given = with_json(parser, words)
+    from hornbook.base.console import say
+    from hornbook.exchange.export import CODE, export_model
+
+    out = export_model(given.model, given.to, given.out, given.at, given.dtype, given.with_code)
+    code = (out / CODE).is_file()
+    if given.json:
+        print(json.dumps({"out": str(out), "to": given.to, "code": code}))
+        return 0
+    if code:
+        say(f"written {out}; it holds code ({CODE}), so transformers needs trust_remote_code=True\nnext:")
+    else:
+        needless = "; no code in it: transformers has this shape" if given.with_code else ""
+        say(f"written {out}{needless}\nnext:")
+    if given.to == "hf":
+        trust = ", trust_remote_code=True" if code else ""
+        call = f"pipeline('text-generation', '{out}'{trust})('The')"
+        say(f'  python -c "from transformers import pipeline; print({call})"')
+    elif given.to == "gguf":
+        say(f'  llama-cli -m {out} -p "Once upon a time"')
+    else:
+        say(f"  hornbook import {out} OUT --tokenizer {given.model}")
+    return 0
+
+
+def model(words: list[str]) -> int:
+    if asks_help(words):
+        print(
+            "hornbook model RECIPE|FILE.toml|runs/NAME|MODEL [--json] [--any.knob VALUE ...]\n\n"
+            "The truth about a model: its tree with shapes, parameters, FLOPs, bytes at rest and in training,\n"
+            "each with its arithmetic, and the GPUs that hold it. A recipe's knobs can be turned:\n"
+            "hornbook model demo --model.n-layer 32; of a run or a model folder, those of training."
+        )
+        return 0
+    as_json = take_flag(words, "--json")
+    if not words or words[0].startswith("-"):
+        raise UserError("model: name a recipe, a run or a model folder: hornbook model demo")
+    from hornbook.base.settings import from_words
+    from hornbook.train.config import RunConfig
+
+    knobs = from_words(RunConfig, long_forms(words[1:]))
+    from hornbook.plan.truth import find  # torch comes in when the words are understood
+
+    truth = find(words[0], knobs)
+    if as_json:
+        print(json.dumps(truth.as_dict()))
+    else:
+        truth.show()
+    return 0
+
+
+def verify_path(words: list[str]) -> int:
+    parser = parser_of("verify", "Is every byte of a run, a checkpoint or a folder of shards as it was written?")
+    parser.add_argument("path", type=Path)
+    given = with_json(parser, words)
+    from hornbook.base.console import say
+    from hornbook.report.verify import verify
+
+    found = verify(given.path)
+    if given.json:
+        print(json.dumps({str(folder): damage or "good" for folder, damage in found.items()}))
+    else:
+        for folder, damage in found.items():
+            say(f"{'damaged' if damage else 'good':8} {folder}" + (f": {damage}" if damage else ""))
+    return 1 if any(found.values()) else 0
+
+
+def recipes(words: list[str]) -> int:
+    given = with_json(parser_of("recipes", "The runs that have a name."), words)
+    from hornbook.base.console import count, table
+    from hornbook.recipes import RECIPES
+
+    rows = []
+    for name, recipe in RECIPES.items():
+        config = recipe()
+        vocab_size = config.model.vocab_size or config.tokenizer.vocab_size
+        shape = config.model.with_(vocab_size=vocab_size)
+        rows.append((name, shape.n_params(), config.data, (recipe.__doc__ or "").strip().partition("\n")[0]))
+    if given.json:
+        print(json.dumps([dict(zip(("name", "parameters", "data", "about"), row, strict=True)) for row in rows]))
+    else:
+        table(
+            ("recipe", "parameters", "data", "what it is"),
+            [(n, count(float(p)), d, a) for n, p, d, a in rows],
+        )
+    return 0

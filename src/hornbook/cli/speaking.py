@@ -1,0 +1,85 @@
+"""Commands of a model at work: generate, eval."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from hornbook.base.errors import UserError
+from hornbook.cli.words import DROPS, parser_of, with_model_options
+
+
+def evaluate_text(words: list[str]) -> int:
+    parser = parser_of("eval", "Loss, perplexity and bits per byte of a text under a model.")
+    parser.add_argument("model", type=Path, metavar="runs/NAME|MODEL")
+    parser.add_argument("--data", help="a corpus, a text, or shards; a run's own validation text when not given")
+    given = with_model_options(parser, words)
+    from hornbook.base.console import say
+    from hornbook.infer.evaluate import evaluate
+
+    result = evaluate(given.model, given.data, given.at, given.device)
+    if given.json:
+        print(json.dumps(result))
+        return 0
+    say(f"text           {result['text']}")
+    say(f"model          {result['model']}")
+    say(f"loss           {result['loss']:.4f} nats per token, over {result['tokens']:,} tokens")
+    say(f"perplexity     {result['perplexity']:.2f}")
+    say(f"bits per byte  {result['bits_per_byte']:.4f}" + ("" if result["keeps_text"] else DROPS))
+    return 0
+
+
+def generate(words: list[str]) -> int:
+    parser = parser_of(
+        "generate", "Let a model continue prompts: those given, what is piped in, or, at a terminal, what you type."
+    )
+    parser.add_argument("model", type=Path, metavar="runs/NAME|MODEL")
+    parser.add_argument(
+        "--prompt", action="append", metavar="TEXT", help='what to continue; "" begins a document; may be repeated'
+    )
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="a prompt on each line, or of .jsonl in each line")
+    parser.add_argument(
+        "--special-tokens", action="store_true", help="read special tokens out of prompts, such as <|endoftext|>"
+    )
+    parser.add_argument("--max-tokens", type=int, default=256)
+    parser.add_argument("--n", type=int, help="so many continuations of each prompt, with the seeds from --seed on")
+    parser.add_argument("--seed", type=int, help="the same seed gives the same text; 0 when not given")
+    parser.add_argument("--stop", action="append", metavar="TEXT", help="end before this; may be repeated")
+    parser.add_argument(
+        "--logprobs", type=int, metavar="N", help="with --json: log-probabilities, and of N alternatives to each token"
+    )
+    parser.add_argument(
+        "--beams", type=int, metavar="N", help="search for the likeliest text with N beams; draw nothing"
+    )
+    parser.add_argument("--length-penalty", type=float, metavar="X", help="of beams; above 0 longer texts score higher")
+    rules = ("temperature", "top-k", "top-p", "min-p", "repetition-penalty", "presence-penalty")
+    for rule in rules:
+        parser.add_argument(f"--{rule}", type=int if rule == "top-k" else float)
+    given = with_model_options(parser, words)
+    for name, least in (("max_tokens", 1), ("n", 1), ("beams", 1), ("logprobs", 0)):
+        if (value := getattr(given, name)) is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')}: should be at least {least}, not {value}")
+    if given.length_penalty is not None and given.beams is None:
+        raise UserError("--length-penalty: goes with --beams")
+    if given.logprobs is not None and not given.json:
+        raise UserError("--logprobs: goes with --json")
+    from hornbook.infer.speaker import load_speaker
+    from hornbook.infer.terminal import piped_prompt, prompt_line, read_prompts, speak
+
+    names = ("max_tokens", "n", "seed", "stop", "logprobs", "beams", "length_penalty")
+    chosen = {name: getattr(given, name) for name in (*names, *(rule.replace("-", "_") for rule in rules))}
+    options = {name: value for name, value in chosen.items() if value is not None} | {"specials": given.special_tokens}
+    if given.beams is None:
+        options.setdefault("seed", 0)
+    prompts = [*(given.prompt or []), *(read_prompts(given.prompts) if given.prompts else [])]
+    speaker = load_speaker(given.model, given.at, given.device)
+    if not prompts:
+        piped = piped_prompt()
+        if piped is None and given.json:
+            raise UserError("generate: --json needs a prompt: --prompt TEXT, --prompts FILE, or text that is piped in")
+        if piped is None:
+            prompt_line(speaker, options)
+            return 0
+        prompts = [piped]
+    speak(speaker, prompts, options, given.json)
+    return 0

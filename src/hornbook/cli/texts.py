@@ -1,0 +1,95 @@
+"""Commands of texts: prepare them, and look at those that have a name."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from hornbook.base.errors import UserError
+from hornbook.cli.words import asks_help, long_forms, parser_of, print_described, take_flag
+
+
+def prepare_text(words: list[str]) -> int:
+    from hornbook.base.console import Progress, say
+    from hornbook.base.settings import build, from_words
+    from hornbook.shards.prepare import PrepareConfig, default_folder, prepare, report
+    from hornbook.text.corpora import find_source
+    from hornbook.text.readers import joined
+
+    if asks_help(words):
+        print(
+            "hornbook prepare CORPUS|PATH|PATTERN|-... [--out FOLDER] [--json] [--errors strict|replace]\n"
+            "                 [--max-documents N] [--any.knob VALUE ...]\n\nText to tokens on disk.\n"
+        )
+        print_described(PrepareConfig)
+        return 0
+    as_json = take_flag(words, "--json")
+    names = []
+    while words and not words[0].startswith("--"):
+        names.append(words.pop(0))
+    if not names:
+        raise UserError("prepare: name a corpus or a path: hornbook prepare python-stdlib")
+    given = from_words(PrepareConfig, long_forms(words))
+    chosen = given.pop("out", None)
+    knobs = build(PrepareConfig, given)
+    progress = Progress(sys.stderr if as_json else None)
+    source = joined([find_source(name, knobs.text, progress=progress) for name in names])
+    out = Path(str(chosen)) if chosen is not None else default_folder(source, knobs.tokenizer, knobs.shards)
+    with progress:
+        shards = prepare(source, knobs.tokenizer, knobs.shards, out, progress)
+    if as_json:
+        print(json.dumps({"folder": str(out), **shards.manifest}))
+        return 0
+    for line in report(shards.manifest):
+        say(line)
+    say(f"shards {out}\nnext:  hornbook train --data {out}")
+    return 0
+
+
+def corpora(words: list[str]) -> int:
+    parser = parser_of("corpora", "The texts that have a name; of one: its files, its switches, a look into it.")
+    parser.add_argument("name", nargs="?", help="a corpus, with its switches: pile:files=0-2")
+    parser.add_argument(
+        "--show", action="store_true", help="its first documents in tokens; fetches it; takes --tokenizer.*, --text.*"
+    )
+    parser.add_argument("--documents", type=int, default=3, help="how many of them")
+    parser.add_argument("--json", action="store_true", help="print JSON, for a script to read")
+    given, knobs = parser.parse_known_args(words)
+    if knobs and not given.show:
+        raise UserError(f"corpora: {knobs[0]}: only with --show; see hornbook corpora --help")
+    if given.show:
+        return _show_text(given.name or "", given.documents, knobs, given.json)
+    from hornbook.text.corpora import CORPORA, find_corpus
+    from hornbook.text.look import show_corpora, show_corpus
+
+    if given.name:
+        corpus, choice = find_corpus(given.name)
+        facts: Any = corpus.facts(choice)
+        show: Any = show_corpus
+    else:
+        facts = [corpus.facts(corpus.choose([])) for corpus in CORPORA.values()]
+        show = show_corpora
+    if given.json:
+        print(json.dumps(facts))
+    else:
+        show(facts)
+    return 0
+
+
+def _show_text(name: str, shown: int, knobs: list[str], as_json: bool) -> int:
+    from hornbook.base.settings import build, from_words
+    from hornbook.text.look import LookConfig, look_into
+
+    if not name:
+        raise UserError("corpora: --show needs a name: hornbook corpora python-stdlib --show")
+    if shown < 1:
+        raise UserError(f"--documents: should be at least 1, not {shown}")
+    config = build(LookConfig, from_words(LookConfig, long_forms(knobs)))
+    look = look_into(name, config)
+    if as_json:
+        print(json.dumps(look.as_dict(shown), ensure_ascii=False))
+    else:
+        look.show(shown, config.tokenizer.kind)
+    return 0

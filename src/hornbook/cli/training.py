@@ -1,0 +1,155 @@
+"""Commands of a run: train, resume, and its curves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hornbook.base.errors import UserError
+from hornbook.cli.words import (
+    DROPS,
+    INTERRUPTED,
+    asks_help,
+    long_forms,
+    parse,
+    parser_of,
+    print_described,
+    take_flag,
+    told_apart,
+)
+
+if TYPE_CHECKING:
+    from hornbook.train.start import Outcome
+
+
+def train(words: list[str]) -> int:
+    if asks_help(words):
+        _print_knobs()
+        return 0
+    as_json, tiny = take_flag(words, "--json"), take_flag(words, "--tiny")
+    named = words.pop(0) if words and not words[0].startswith("-") else None
+    from hornbook.base.settings import from_words
+    from hornbook.recipes import compose
+    from hornbook.recipes.modern import why_these_sizes
+    from hornbook.train.config import RunConfig
+
+    knobs = from_words(RunConfig, long_forms(words))
+    out = knobs.pop("out", None)
+    with told_apart(as_json):
+        config = compose(named, knobs, tiny)
+        if config.recipe == "own-text":
+            print(why_these_sizes(config))
+        from hornbook.train.start import fit, free_folder  # torch comes in when the settings are right
+
+        outcome = fit(config, Path(str(out)) if out is not None else free_folder(config))
+    return _conclude(outcome, as_json)
+
+
+def resume(words: list[str]) -> int:
+    if asks_help(words):
+        print(
+            "hornbook resume runs/NAME [--train.minutes N | --train.steps N | ...] [--json]\n\n"
+            "Go on with a run from its newest good checkpoint."
+        )
+        return 0
+    as_json = take_flag(words, "--json")
+    if not words or words[0].startswith("-"):
+        raise UserError("resume: name the run to go on with: hornbook resume runs/NAME")
+    from hornbook.base.settings import from_words
+    from hornbook.train.config import RunConfig
+    from hornbook.train.start import resume
+
+    with told_apart(as_json):
+        outcome = resume(Path(words[0]), from_words(RunConfig, words[1:]))
+    return _conclude(outcome, as_json)
+
+
+def _conclude(outcome: Outcome, as_json: bool) -> int:
+    """Draw the curves, tell what was reached, let the model speak, and say what to try next."""
+    from hornbook.base import files
+    from hornbook.base.console import duration, say
+    from hornbook.base.logs import read_log
+    from hornbook.infer.speaker import load_speaker
+    from hornbook.model.folder import RUN
+    from hornbook.report.curves import draw
+    from hornbook.shards.format import Shards
+
+    run = outcome.folder
+    pictures = draw(run)
+    evaluated = [each for each in read_log(run / "metrics.jsonl") if each.get("val_loss") is not None]
+    best = min(evaluated, key=lambda each: float(each["val_loss"]), default=None)
+    if as_json:
+        facts = {
+            "run": str(run),
+            "ended": outcome.reason,
+            "step": outcome.step,
+            "seconds": round(outcome.seconds, 1),
+        }
+        print(json.dumps(facts | {"best": best}))
+        return INTERRUPTED if outcome.interrupted else 0
+    if outcome.interrupted:
+        say(f"\nstopped at step {outcome.step}, all of it saved; go on with: hornbook resume {run}")
+        return INTERRUPTED
+    record = files.read_json(run / RUN)
+    shards = Shards.open(Path(record["data"]["folder"]))
+    say(f"\n{outcome.reason} after {outcome.step:,} steps and {duration(outcome.seconds)}")
+    if best:
+        say(f"\n  validation loss   {best['val_loss']:.4f} at step {best['step']:,}")
+        say(f"  perplexity        {best['val_perplexity']:.1f}")
+        say(f"  bits per byte     {best['val_bits_per_byte']:.3f}" + ("" if shards.tokenizer.keeps_text else DROPS))
+        for program, bits in shards.split_facts("val").get("yardsticks", {}).items():
+            say(f"  for scale         {bits:.3f} by {program}, on the same text")
+    speaker = load_speaker(run, device="cpu")
+    prompts = record["config"]["sample"]["prompts"]
+    for number in range(3):
+        prompt = prompts[number % len(prompts)]
+        say(f"\n--- continuation {number + 1} of 3, from {prompt!r}")
+        print(prompt, end="", flush=True)
+        _print_stream(speaker.stream(prompt, max_tokens=96, seed=number))
+    said = (prompts[0] or "Once upon a time").replace('"', "'")
+    say(f"\nrun       {run}")
+    for picture in pictures:
+        say(f"picture   {picture}")
+    say("\nnext:")
+    say(f'  hornbook generate {run} --prompt "{said}"')
+    say(f"  hornbook resume {run} --train.minutes {2 * max(round(outcome.seconds / 60), 1)}")
+    say("  hornbook train --data PATH/TO/YOUR/TEXT")
+    return 0
+
+
+def _print_stream(pieces: Any) -> None:
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+
+
+def _print_knobs() -> None:
+    from hornbook.train.config import RunConfig
+
+    print(
+        "hornbook train [RECIPE | FILE.toml] [--data CORPUS|PATH] [--out runs/NAME] [--tiny] [--json]\n"
+        "               [--from MODEL|runs/NAME] [--any.knob VALUE ...]\n"
+    )
+    print(
+        "With no recipe: the demo's. With --data PATH and no recipe: sizes from the amount of text.\n"
+        "With --from MODEL|runs/NAME: from its weights rather than from nothing, with its sizes and its tokenizer.\n"
+        "With --tiny: the run's miniature, which takes seconds.\n"
+        "Every knob, and its default where no recipe sets it:\n"
+    )
+    print_described(RunConfig)
+
+
+def report(words: list[str]) -> int:
+    parser = parser_of("report", "Draw the curves of runs; of several, also their comparison.")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="runs/NAME")
+    given = parse(parser, words)
+    from hornbook.base.console import say
+    from hornbook.report.curves import compare, draw
+
+    for run in given.runs:
+        for picture in draw(run):
+            say(str(picture))
+    if len(given.runs) > 1:
+        say(str(compare(given.runs, given.runs[0].parent / "comparison.png")))
+    return 0
