@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -112,9 +113,10 @@ def test_wrong_options_are_told_in_a_line(
 class Terminal:
     """The command at a terminal, as a person would have it."""
 
-    def __init__(self, folder: Path, home: Path) -> None:
+    def __init__(self, folder: Path, home: Path, max_tokens: int = 5) -> None:
         self._master, slave = pty.openpty()
-        words = [sys.executable, "-m", "hornbook.cli", "generate", str(folder), "--max-tokens", "5", "--device", "cpu"]
+        words = [sys.executable, "-m", "hornbook.cli", "generate", str(folder)]
+        words += ["--max-tokens", str(max_tokens), "--device", "cpu"]
         environment = os.environ | {"HORNBOOK_HOME": str(home), "TERM": "dumb"}
         self.process = subprocess.Popen(words, stdin=slave, stdout=slave, stderr=slave, env=environment)
         os.close(slave)
@@ -152,3 +154,18 @@ def test_the_prompt_line_answers_and_remembers(speaker: Speaker, tmp_path: Path)
     assert "".join(answers[0].split()) in "".join(heard.split())
     second.type("\x04")
     assert second.process.wait(30) == 0
+
+
+def test_ctrl_c_stops_an_answer_and_not_the_prompt_line(speaker: Speaker, tmp_path: Path) -> None:
+    endless = Terminal(speaker.folder, tmp_path, max_tokens=1_000_000)
+    endless.hear("> ")
+    endless.type("ab\n")
+    endless.hear("ab\nab" + speaker.generate("ab", max_tokens=20, seed=0))
+    endless.process.send_signal(signal.SIGINT)
+    endless.hear("\n> ")
+    assert (tmp_path / "prompt-history.txt").read_text() == "ab\n"  # also of a terminal that is closed now
+    time.sleep(0.5)  # the prompt stands there a moment before readline listens
+    endless.process.send_signal(signal.SIGINT)  # nothing to stop
+    endless.hear("\n> ")
+    endless.type("\x04")
+    assert endless.process.wait(30) == 0

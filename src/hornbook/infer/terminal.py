@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -104,35 +104,34 @@ def prompt_line(speaker: Speaker, options: dict[str, Any]) -> None:
     that the same prompt can be tried again."""
     say(f"{speaker}\nType a prompt; an empty one begins a document. Ctrl-C stops an answer, Ctrl-D ends.")
     answered = 0
-    with _history() as remember:
-        while True:
-            try:
-                prompt = input("> ")
-            except EOFError:
-                print()
-                return
-            except KeyboardInterrupt:
-                print()
-                continue
-            remember(prompt)
-            own = options if "beams" in options else options | {"seed": options["seed"] + answered}
-            try:
-                speak(speaker, [prompt], own, as_json=False)
-            except KeyboardInterrupt:
-                print()
-            except UserError as error:
-                print(f"error: {error}", file=sys.stderr)
-            answered += 1
+    remember = _history()
+    while True:
+        try:
+            prompt = input("> ")
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt:
+            print()
+            continue
+        remember(prompt)
+        own = options if "beams" in options else options | {"seed": options["seed"] + answered}
+        try:
+            speak(speaker, [prompt], own, as_json=False)
+        except KeyboardInterrupt:
+            print()
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+        answered += 1
 
 
-@contextlib.contextmanager
-def _history() -> Iterator[Callable[[str], None]]:
-    """Earlier prompts at the arrow keys, where the system has readline; kept for the next time."""
+def _history() -> Callable[[str], None]:
+    """Earlier prompts at the arrow keys, where the system has readline. What comes back takes in a new one, and keeps
+    it for the next time."""
     try:
         import readline
     except ImportError:
-        yield lambda _: None
-        return
+        return lambda _: None
     path = files.home() / HISTORY
     lines: list[str] = []
     with contextlib.suppress(OSError, UserError, ValueError):
@@ -142,15 +141,15 @@ def _history() -> Iterator[Callable[[str], None]]:
         readline.add_history(line)
 
     def remember(prompt: str) -> None:
-        if prompt.strip() and prompt not in lines[-1:]:
-            lines.append(prompt)
-            readline.add_history(prompt)
-
-    try:
-        yield remember
-    finally:
+        """At once: a terminal that is closed ends the program without a word."""
+        if not prompt.strip() or prompt in lines[-1:]:
+            return
+        lines.append(prompt)
+        readline.add_history(prompt)
         try:
             files.make_folder(path.parent)
             files.write_text(path, "".join(f"{line}\n" for line in lines[-LINES_KEPT:]))
         except (OSError, UserError) as error:
             warn(f"{path}: the history was not kept ({error})")
+
+    return remember
