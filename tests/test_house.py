@@ -303,6 +303,7 @@ def test_every_public_function_has_a_user() -> None:
     # settings, torch, argparse, urllib, transformers
     called_by_others = {"mistakes", "forward", "backward", "error", "redirect_request"}
     called_by_others |= {"prepare_inputs_for_generation", "get_input_embeddings", "get_output_embeddings"}
+    called_by_others |= {"capture_signals", "handle_exit", "shutdown"}  # uvicorn
     door = {("hornbook", name) for name in ("fit", "load", "prepare_text", "TrainedRun")} | {
         ("hornbook.infer.speaker", "Speaker")
     }

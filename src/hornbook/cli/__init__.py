@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from hornbook.base.errors import HornbookError, UserError, one_line
 from hornbook.base.machine import share_the_cores
-from hornbook.cli import models, speaking, texts, training
+from hornbook.cli import models, serving, speaking, texts, training
 from hornbook.cli.words import INTERRUPTED
 
 ABOUT = """\
@@ -24,6 +24,7 @@ hornbook trains GPT-style language models from scratch.
   hornbook train [RECIPE | FILE.toml] [--data CORPUS|PATH] [--out runs/NAME] [--any.knob VALUE ...]
   hornbook resume   runs/NAME              go on with a run that was stopped
   hornbook generate runs/NAME|MODEL        let a model speak: --prompt "Once upon a time"; with none, a prompt line
+  hornbook serve    runs/NAME|MODEL...     a page to play with, and an API as OpenAI's
   hornbook eval     runs/NAME|MODEL        loss, perplexity and bits per byte: --data TEXT
   hornbook report   runs/NAME...           draw the curves
   hornbook prepare  CORPUS|PATH...         text to tokens on disk
@@ -40,6 +41,7 @@ COMMANDS = {
     "train": training.train,
     "resume": training.resume,
     "generate": speaking.generate,
+    "serve": serving.serve,
     "eval": speaking.evaluate_text,
     "report": training.report,
     "prepare": texts.prepare_text,

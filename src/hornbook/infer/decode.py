@@ -54,6 +54,16 @@ class Growing:
         self.tokens = list(self.tokens)
         self.prompt_length = len(self.tokens)
 
+    def take(self, chosen: Chosen, end_of_text: int | None) -> Chosen | None:
+        """Put a token to the text, or end it; the end-of-text token is not of the text."""
+        if chosen.id == end_of_text:
+            self.ended = "end_of_text"
+            return None
+        self.tokens.append(chosen.id)
+        if len(self.tokens) - self.prompt_length >= self.max_tokens:
+            self.ended = "length"
+        return chosen
+
 
 def window_start(length: int, context: int) -> int:
     """Where the window starts that predicts the token after `length` tokens."""
@@ -150,14 +160,7 @@ def grow(
         while waiting and batch.has_room:
             batch.add(waiting.popleft())
         for text, chosen in batch.step():
-            if chosen.id == end_of_text:
-                text.ended = "end_of_text"
-                yield text, None
-            else:
-                text.tokens.append(chosen.id)
-                if len(text.tokens) - text.prompt_length >= text.max_tokens:
-                    text.ended = "length"
-                yield text, chosen
+            yield text, text.take(chosen, end_of_text)
             if text.ended:
                 batch.remove(text)
 

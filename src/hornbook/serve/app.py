@@ -1,0 +1,312 @@
+"""The routes.
+
+In: models, limits, a key.  Out: an ASGI application: OpenAI's completions and models, /health, /metrics, and the page.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Iterator
+from importlib import resources
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
+
+from hornbook.base.errors import UserError
+from hornbook.serve.completions import Completion, CompletionRequest, MistakeError
+from hornbook.serve.engine import Added, Engine, Job, RefusedError
+from hornbook.serve.errors import ApiError, ErrorAnswer, ended
+from hornbook.serve.models import Models
+
+CLOSING_RETRY_SECONDS = 10
+FAILURES: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorAnswer, "description": "What is wrong with the request, all of it"},
+    401: {"model": ErrorAnswer, "description": "No key, or a wrong one"},
+    403: {"model": ErrorAnswer, "description": "Another Host or Origin than this server's"},
+    404: {"model": ErrorAnswer, "description": "No such model, or no such path"},
+    413: {"model": ErrorAnswer, "description": "The body is too large"},
+    429: {"model": ErrorAnswer, "description": "The queue is full; Retry-After tells how long to wait"},
+    500: {"model": ErrorAnswer, "description": "The model failed"},
+    503: {"model": ErrorAnswer, "description": "The server is shutting down"},
+}
+TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+
+
+def build_app(models: Models) -> FastAPI:
+    from importlib.metadata import version
+
+    app = FastAPI(
+        title="Hornbook",
+        version=version("hornbook"),
+        description="Models that were trained with Hornbook, behind OpenAI's completions API.",
+        docs_url=None,  # theirs would ask another host for its script
+        redoc_url=None,
+    )
+    _add_completions(app, models)
+    _add_models(app, models)
+    _add_health(app, models)
+    _add_page(app)
+    _add_errors(app)
+    _describe_errors(app)
+    return app
+
+
+def _add_completions(app: FastAPI, models: Models) -> None:
+    @app.post("/v1/completions", responses=FAILURES)
+    async def create_completion(request: Request, asked: CompletionRequest) -> Response:
+        """Continue a text, or several. With `stream`, server-sent events: a chunk for each token that gave text, and
+        `data: [DONE]` at the end."""
+        if models.closing:
+            models.tally.count("requests", label='outcome="closing"')
+            raise ended("closing", CLOSING_RETRY_SECONDS)
+        holding = contextlib.AsyncExitStack()
+        try:
+            engine = await holding.enter_async_context(models.engine(asked.model))
+            completion = await asyncio.to_thread(Completion, asked, engine.speaker, _id(asked, models), models.config)
+            models.tally.count("prompt_tokens", completion.prompt_tokens)
+            exchange = Exchange(completion, engine, request)
+            if asked.stream:
+                await exchange.first()
+                return Stream(exchange, holding.pop_all())
+            return JSONResponse(await exchange.whole())
+        except RefusedError as error:
+            models.tally.count("requests", label=f'outcome="{error.outcome}"')
+            raise ended(error.outcome, error.retry_after) from None
+        except MistakeError as error:
+            raise ApiError(400, f"{error.param}: {error.message}", param=error.param) from None
+        except UserError as error:
+            raise ApiError(404, str(error), param="model", code="model_not_found") from None
+        finally:
+            await holding.aclose()
+
+
+def _id(asked: CompletionRequest, models: Models) -> str:
+    return asked.model or next(iter(models.served))
+
+
+class Exchange:
+    """One request between the engine's thread and the client: what was added comes out of a queue, and the client's
+    leaving goes the other way."""
+
+    def __init__(self, completion: Completion, engine: Engine, request: Request) -> None:
+        self.completion, self.engine = completion, engine
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[tuple[list[Added], str | None]] = asyncio.Queue()
+        self._job: Job = completion.job(self._tell)
+        self._receive = request.receive
+        self._first: tuple[list[Added], str | None] | None = None
+        engine.submit(self._job)
+        self._leaving = asyncio.create_task(self._watch())
+
+    def _tell(self, added: list[Added], outcome: str | None) -> None:
+        """In the engine's thread. The loop may be gone when the engine is ended last."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._events.put_nowait, (added, outcome))
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.engine.cancel(self._job)
+
+    async def first(self) -> None:
+        """Wait for the first token, so that what is refused before it has a status of its own."""
+        try:
+            self._first = await self._events.get()
+            self._raise_if_over(self._first[1])
+        except BaseException:
+            self.leave()
+            raise
+
+    async def chunks(self) -> AsyncIterator[dict[str, Any]]:
+        for chunk in self.completion.opening():
+            yield chunk
+        while True:
+            added, outcome = self._first or await self._events.get()
+            self._first = None
+            for chunk in self.completion.chunks(added):
+                yield chunk
+            if outcome == "complete":
+                return
+            self._raise_if_over(outcome)
+
+    async def whole(self) -> dict[str, Any]:
+        try:
+            all_added: list[Added] = []
+            while True:
+                added, outcome = await self._events.get()
+                all_added += added
+                if outcome == "complete":
+                    return self.completion.whole(all_added)
+                self._raise_if_over(outcome)
+        finally:
+            self.leave()
+
+    def leave(self) -> None:
+        """However it ends: nobody listens any more. Of a job that has ended, nothing is left to cancel."""
+        self._leaving.cancel()
+        self.engine.cancel(self._job)
+
+    def _raise_if_over(self, outcome: str | None) -> None:
+        if outcome not in (None, "complete"):
+            raise ended(str(outcome), CLOSING_RETRY_SECONDS)
+
+
+class Stream(Response):
+    """Server-sent events, each sent when it is there."""
+
+    def __init__(self, exchange: Exchange, holding: contextlib.AsyncExitStack) -> None:
+        super().__init__(media_type="text/event-stream")
+        del self.headers["content-length"]
+        self.headers["x-accel-buffering"] = "no"  # nginx would collect them
+        self.exchange, self.holding = exchange, holding
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        completion = self.exchange.completion
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            try:
+                async for chunk in self.exchange.chunks():
+                    await _send_event(send, json.dumps(chunk, ensure_ascii=False))
+                options = completion.asked.stream_options
+                if options is not None and options.include_usage:
+                    await _send_event(send, json.dumps(completion.last_chunk()))
+                await _send_event(send, "[DONE]")
+            except ApiError as error:
+                await _send_event(send, json.dumps(error.body()))
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            self.exchange.leave()
+            await self.holding.aclose()
+
+
+async def _send_event(send: Send, data: str) -> None:
+    await send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True})
+
+
+def _add_models(app: FastAPI, models: Models) -> None:
+    def entries() -> Iterator[dict[str, Any]]:
+        for served in models.served.values():
+            for id, folder in served.ids().items():
+                with contextlib.suppress(OSError):  # rotated away since it was listed
+                    made = int(folder.stat().st_mtime)
+                    yield {"id": id, "object": "model", "created": made, "owned_by": "hornbook"}
+
+    @app.get("/v1/models", responses={401: FAILURES[401], 403: FAILURES[403]})
+    def list_models() -> dict[str, Any]:
+        """Every id that is good as `model`."""
+        return {"object": "list", "data": list(entries())}
+
+    @app.get("/v1/models/{id:path}", responses={each: FAILURES[each] for each in (401, 403, 404)})
+    def get_model(id: str) -> dict[str, Any]:
+        for entry in entries():
+            if entry["id"] == id:
+                return entry
+        raise ApiError(404, f"no model {id!r} is served here", param="model", code="model_not_found")
+
+
+def _add_health(app: FastAPI, models: Models) -> None:
+    @app.get("/health", responses={503: FAILURES[503]})
+    async def health() -> dict[str, str]:
+        if models.closing:
+            raise ended("closing", CLOSING_RETRY_SECONDS)
+        if not all(engine.is_healthy for _, engine in models.loaded):
+            raise ApiError(503, "a model fails again and again; the server's log says why", code="model_failed")
+        return {"status": "ok"}
+
+    @app.get("/metrics", response_class=PlainTextResponse, responses={401: FAILURES[401], 403: FAILURES[403]})
+    async def metrics() -> PlainTextResponse:
+        """Prometheus' text form."""
+        return PlainTextResponse(models.tally.text(_gauges(models)), media_type="text/plain; version=0.0.4")
+
+
+def _gauges(models: Models) -> Iterator[tuple[str, str, str, float]]:
+    loaded = [(f'model="{folder.name}"', engine) for folder, engine in models.loaded]
+    yield "models_loaded", "Models in memory", "", len(loaded)
+    yield "queue_length", "Requests that wait for a row", "", sum(engine.waiting for _, engine in loaded)
+    yield "rows_in_use", "Texts that are being continued", "", sum(engine.rows_in_use for _, engine in loaded)
+    yield "rows", "Texts that can be continued at once", "", sum(engine.rows for _, engine in loaded)
+
+
+def _add_page(app: FastAPI) -> None:
+    """From a fixed list of names, so that no name leads elsewhere."""
+    folder = resources.files("hornbook.serve") / "page"
+    files = {each.name: each.read_bytes() for each in folder.iterdir() if each.name[each.name.rfind(".") :] in TYPES}
+
+    def send_file(name: str) -> Response:
+        headers = {"Cache-Control": "no-cache"}
+        return Response(files[name], media_type=TYPES[name[name.rfind(".") :]], headers=headers)
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return send_file("index.html")
+
+    @app.get("/page/{name}", include_in_schema=False)
+    async def part_of_page(name: str) -> Response:
+        if name not in files:
+            raise ApiError(404, f"no file {name!r} belongs to the page")
+        return send_file(name)
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(ApiError)
+    async def ours(_: Request, error: ApiError) -> Response:
+        return error.response()
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        found = [each for mistake in error.errors() for each in _told(mistake)]
+        told = "; ".join(f"{param}: {what}" if param else what for param, what in dict.fromkeys(found))
+        return ApiError(400, told, param=found[0][0] or None).response()
+
+    @app.exception_handler(HTTPException)
+    async def http(_: Request, error: HTTPException) -> Response:
+        return ApiError(error.status_code, str(error.detail)).response()
+
+    @app.exception_handler(Exception)
+    async def unforeseen(_: Request, error: Exception) -> Response:  # uvicorn prints the traceback
+        return ApiError(500, "a bug of ours; the server's log says where").response()
+
+
+def _told(mistake: Any) -> Iterator[tuple[str, str]]:
+    """(field, what is wrong with it): a mistake of pydantic's in few words."""
+    if mistake["type"] == "combination":
+        yield from mistake["ctx"]["found"]
+        return
+    place = [str(each) for each in mistake["loc"] if each != "body"]
+    field = place[0] if place and place[0] in CompletionRequest.model_fields else ""
+    if mistake["type"] == "extra_forbidden":
+        yield ".".join(place)[:80], "no such field"
+    elif mistake["type"] == "json_invalid":
+        yield "", f"the body is not JSON: {mistake['ctx']['error']}"
+    elif field == "prompt":
+        yield field, "should be a text, ids, or a list of either, none of them empty"
+    else:
+        what = str(mistake["msg"]).removeprefix("Input ")
+        yield field or ".".join(place)[:80], f"{what[:1].lower()}{what[1:]}"
+
+
+def _describe_errors(app: FastAPI) -> None:
+    """FastAPI describes 422, which is never sent here."""
+    described = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = described()
+        for path in schema["paths"].values():
+            for method in path.values():
+                method["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            schema["components"]["schemas"].pop(name, None)
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -1,0 +1,230 @@
+"""Requests become tokens.
+
+In: jobs, each a request's texts to continue, from any thread.  Out: to each job, what every step added to its texts,
+and then its end, once: `complete`, `cancelled`, `closing` or `failed`.
+One thread owns a Batch. Between two steps it takes texts in where rows are free, and out where they have ended or
+nobody wants them any more.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from hornbook.base.errors import one_line
+from hornbook.infer.continuation import Continuation
+from hornbook.infer.decode import Batch, Chosen, Growing
+from hornbook.infer.speaker import Speaker
+from hornbook.serve.tally import Tally
+
+LONGEST_WAIT_SECONDS = 60
+FAILURES_IN_A_ROW = 3
+
+
+class RefusedError(Exception):
+    """A job was not taken: `full` or `closing`. Another try may succeed after so many seconds."""
+
+    def __init__(self, outcome: str, retry_after: int) -> None:
+        self.outcome, self.retry_after = outcome, retry_after
+
+
+@dataclass(frozen=True)
+class Added:
+    """What a step added to a text of a job."""
+
+    index: int
+    chosen: Chosen | None
+    piece: str
+    """Text that is certain now."""
+    ended: str | None
+
+
+Tell = Callable[[list[Added], str | None], None]
+
+
+class Job:
+    """A request's texts. `tell` is called in the engine's thread, or in that of who cancels."""
+
+    def __init__(self, texts: Sequence[tuple[Growing, Continuation]], tell: Tell) -> None:
+        self.texts, self.tell = list(texts), tell
+        self.outcome: str | None = None
+        self.unbegun = deque(range(len(self.texts)))
+        self.unended = len(self.texts)
+        self.came_at = time.monotonic()
+        self.has_spoken = False
+
+
+class Engine:
+    def __init__(self, speaker: Speaker, rows: int, queue: int, tally: Tally) -> None:
+        self.speaker, self.rows, self.queue = speaker, rows, queue
+        self.users = 0
+        """Who holds it, so that it stays in memory; counted by whoever lends it out."""
+        self._tally = tally
+        self._changed = threading.Condition()
+        self._waiting: deque[Job] = deque()  # jobs of which some text has no row yet
+        self._in_rows: dict[Growing, tuple[Job, int]] = {}
+        self._unwanted: set[Job] = set()
+        self._closing = self._ending = False
+        self._failures = 0
+        self._pace, self._paced_from = 1.0, time.monotonic()  # seconds from one job's end to the next one's
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def rows_in_use(self) -> int:
+        return len(self._in_rows)
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._waiting and not self._in_rows
+
+    @property
+    def is_healthy(self) -> bool:
+        return self._failures < FAILURES_IN_A_ROW and self._thread.is_alive()
+
+    def submit(self, job: Job) -> None:
+        with self._changed:
+            if self._closing or not self.is_healthy:
+                raise RefusedError("closing" if self._closing else "failed", LONGEST_WAIT_SECONDS)
+            if len(self._waiting) >= self.queue + self.rows - len(self._in_rows):
+                raise RefusedError("full", min(max(math.ceil(self._pace), 1), LONGEST_WAIT_SECONDS))
+            if self.is_idle:
+                self._paced_from = time.monotonic()
+            self._waiting.append(job)
+            self._changed.notify()
+
+    def cancel(self, job: Job) -> None:
+        """A job that has no row yet ends at once, any other before the next step."""
+        with self._changed:
+            if job.outcome is not None:
+                return
+            if len(job.unbegun) == len(job.texts):
+                self._finish(job, "cancelled")
+            else:
+                self._unwanted.add(job)
+
+    def close(self) -> None:
+        """Take no more jobs; those that wait end, those that run go on."""
+        with self._changed:
+            self._closing = True
+            for job in [each for each in self._waiting if len(each.unbegun) == len(each.texts)]:
+                self._finish(job, "closing")
+            self._changed.notify()
+
+    def end(self, wait_seconds: float) -> bool:
+        """End what runs, and the thread. Whether it is gone."""
+        self.close()
+        with self._changed:
+            self._ending = True
+            self._changed.notify()
+        self._thread.join(wait_seconds)
+        return not self._thread.is_alive()
+
+    def _work(self) -> None:
+        batch = self._new_batch()
+        while self._take_in(batch):
+            try:
+                self._step(batch)
+                self._failures = 0
+            except Exception as error:
+                self._fail(error)
+                batch = self._new_batch()
+
+    def _new_batch(self) -> Batch:
+        return Batch(self.speaker.model, self.rows, self.speaker.tokenizer.vocab_size)
+
+    def _take_in(self, batch: Batch) -> bool:
+        """Wait until there is something to do, and let it begin; False where the thread is to end."""
+        with self._changed:
+            while True:
+                for text in [text for text, (job, _) in self._in_rows.items() if job in self._unwanted]:
+                    self._leave(batch, text)
+                for job in list(self._unwanted):
+                    self._finish(job, "cancelled")
+                if self._ending:
+                    for job in {job for job, _ in self._in_rows.values()} | set(self._waiting):
+                        self._finish(job, "closing")
+                    return False
+                if self._waiting or batch.texts:
+                    break
+                self._changed.wait()
+            while self._waiting and batch.has_room:
+                job = self._waiting[0]
+                index = job.unbegun.popleft()
+                if not job.unbegun:
+                    self._waiting.popleft()
+                text, _ = job.texts[index]
+                self._in_rows[text] = (job, index)
+                batch.add(text)
+            return True
+
+    def _step(self, batch: Batch) -> None:
+        began = time.monotonic()
+        taken = batch.step()
+        now = time.monotonic()
+        self._tally.measure("step_seconds", now - began)
+        self._tally.count("generated_tokens", len(taken))
+        told: dict[Job, list[Added]] = {}
+        with self._changed:
+            for text, chosen in taken:
+                job, index = self._in_rows[text]
+                if not job.has_spoken:
+                    job.has_spoken = True
+                    self._tally.measure("first_token_seconds", now - job.came_at)
+                told.setdefault(job, []).append(self._added(job, index, chosen))
+                if text.ended:
+                    self._leave(batch, text)
+                    job.unended -= 1
+            for job, added in told.items():
+                job.tell(added, None)
+                if not job.unended:
+                    self._finish(job, "complete")
+
+    def _added(self, job: Job, index: int, chosen: Chosen) -> Added:
+        text, continuation = job.texts[index]
+        kept = text.take(chosen, self.speaker.tokenizer.end_of_text)
+        piece = continuation.feed(kept, text.ended)
+        text.ended = continuation.ended
+        return Added(index, kept, piece, text.ended)
+
+    def _leave(self, batch: Batch, text: Growing) -> None:
+        batch.remove(text)
+        del self._in_rows[text]
+
+    def _finish(self, job: Job, outcome: str) -> None:
+        """Under the lock. A job ends once, whoever ends it."""
+        self._unwanted.discard(job)
+        if job in self._waiting:
+            self._waiting.remove(job)
+        if job.outcome is not None:
+            return
+        job.outcome = outcome
+        now = time.monotonic()
+        self._pace += 0.2 * (now - self._paced_from - self._pace)
+        self._paced_from = now
+        self._tally.count("requests", label=f'outcome="{outcome}"')
+        job.tell([], outcome)
+
+    def _fail(self, error: Exception) -> None:
+        """What was computed together ends together; what waits gets a new batch, unless errors go on."""
+        traceback.print_exception(error)
+        print(f"error: {one_line(f'{type(error).__name__}: {error}')}", file=sys.stderr, flush=True)
+        self._tally.count("engine_failures")
+        with self._changed:
+            self._failures += 1
+            jobs = {job for job, _ in self._in_rows.values()}
+            if not self.is_healthy:
+                jobs |= set(self._waiting)
+            self._in_rows.clear()
+            for job in jobs:
+                self._finish(job, "failed")

@@ -1,0 +1,176 @@
+"""Which models are served.
+
+In: paths of runs and model folders.  Out: names, ids, and an engine for an id.
+An id is a NAME, the folder's; of a run also NAME@newest and NAME@STEP, and its NAME alone is the best checkpoint.
+Models are loaded when they are first asked for; a few stay in memory, and the one that was idle longest makes room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from hornbook.base.errors import UserError
+from hornbook.infer.speaker import Speaker
+from hornbook.model.config import ModelConfig
+from hornbook.model.folder import CONFIG, RUN, checkpoint_folders, load_config, resolve, step_of
+from hornbook.serve.config import ServeConfig
+from hornbook.serve.engine import Engine, RefusedError
+from hornbook.serve.tally import Tally
+
+BUSY_RETRY_SECONDS = 5
+LONGEST_STEP = 15  # digits
+
+
+@dataclass(frozen=True)
+class Served:
+    name: str
+    path: Path
+
+    @property
+    def is_run(self) -> bool:
+        return not (self.path / CONFIG).is_file()
+
+    @property
+    def kept(self) -> list[Path]:
+        """Of a run, what can be spoken with, newest first."""
+        return checkpoint_folders(self.path) if self.is_run else []
+
+    def ids(self) -> dict[str, Path]:
+        """Every id with a folder that tells its age."""
+        kept = self.kept
+        if not self.is_run:
+            return {self.name: self.path}
+        steps = {f"{self.name}@{step_of(folder)}": folder for folder in kept}
+        return ({self.name: kept[0], f"{self.name}@newest": kept[0]} if kept else {}) | steps
+
+    def config(self) -> ModelConfig | None:
+        """None of a run that has kept nothing yet."""
+        folder = next(iter(self.kept), None) if self.is_run else self.path
+        return None if folder is None else load_config(folder)
+
+
+class Models:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        config: ServeConfig,
+        tally: Tally,
+        load: Callable[[Path], Speaker] = Speaker,
+    ) -> None:
+        self.config, self.tally = config, tally
+        self.served: dict[str, Served] = {}
+        for path in paths:
+            self._serve(path)
+        self._load = load
+        self._engines: dict[Path, Engine] = {}  # the one asked for last stands last
+        self._changing = threading.Lock()
+        self._resolved: dict[str, tuple[tuple[Path, ...], Path]] = {}
+        self._loader = ThreadPoolExecutor(1, "loader")
+        self.closing = False
+
+    def _serve(self, path: Path) -> None:
+        if not path.exists():
+            raise UserError(f"{path}: no such model or run; hornbook train makes one")
+        if not (path / CONFIG).is_file() and not (path / RUN).is_file():
+            raise UserError(f"{path}: neither a model (no {CONFIG}) nor a run (no {RUN})")
+        name = path.resolve().name
+        if name in self.served:
+            raise UserError(f"{path}: a model called {name} is served already; rename one of the two folders")
+        self.served[name] = Served(name, path)
+
+    @property
+    def loaded(self) -> list[tuple[Path, Engine]]:
+        return list(self._engines.items())
+
+    def find(self, model: str | None) -> tuple[Served, str]:
+        """Which is meant by an id, and which of its checkpoints."""
+        if model is None and len(self.served) == 1:
+            model = next(iter(self.served))
+        if model is None:
+            raise UserError(f"model: must be given, one of {', '.join(self.served)}")
+        if model in self.served:
+            return self.served[model], "best"
+        name, _, at = model.rpartition("@")
+        if name not in self.served or not self.served[name].is_run or not (at == "newest" or _is_step(at)):
+            raise UserError(f"model {model!r} is not served here; GET /v1/models lists those that are")
+        return self.served[name], at if at == "newest" else str(int(at))
+
+    @contextlib.asynccontextmanager
+    async def engine(self, model: str | None) -> AsyncIterator[Engine]:
+        """The engine for an id; it stays in memory while it is held."""
+        served, at = self.find(model)
+        engine = self._at_hand(served, at)
+        if engine is None:
+            engine = await asyncio.get_running_loop().run_in_executor(self._loader, self._loaded, served, at)
+        try:
+            yield engine
+        finally:
+            with self._changing:
+                engine.users -= 1
+
+    def load_first(self) -> None:
+        """So that a broken model is told at the start, and the first answer comes soon."""
+        served = next(iter(self.served.values()))
+        if not served.is_run or served.kept:
+            self._loaded(served, "best").users -= 1
+
+    def close(self) -> None:
+        """Take no more jobs."""
+        self.closing = True
+        for _, engine in self.loaded:
+            engine.close()
+
+    def end(self, wait_seconds: float) -> bool:
+        """End what runs; whether all threads are gone."""
+        self.close()
+        self._loader.shutdown(wait=False)
+        gone = [engine.end(wait_seconds) for _, engine in self.loaded]
+        return all(gone)
+
+    def _at_hand(self, served: Served, at: str) -> Engine | None:
+        known = self._resolved.get(f"{served.name}@{at}")
+        with self._changing:
+            if known is None or known[0] != tuple(served.kept) or known[1] not in self._engines:
+                return None
+            return self._lent(known[1])
+
+    def _lent(self, folder: Path) -> Engine:
+        engine = self._engines.pop(folder)
+        self._engines[folder] = engine
+        engine.users += 1
+        return engine
+
+    def _loaded(self, served: Served, at: str) -> Engine:
+        """In the loader's thread, one at a time."""
+        if (engine := self._at_hand(served, at)) is not None:
+            return engine
+        kept = tuple(served.kept)
+        folder = resolve(served.path, at)
+        with self._changing:
+            self._resolved[f"{served.name}@{at}"] = (kept, folder)
+            if folder in self._engines:
+                return self._lent(folder)
+            self._make_room()
+        speaker = self._load(folder)
+        with self._changing:
+            self._engines[folder] = Engine(speaker, self.config.rows, self.config.queue, self.tally)
+            if self.closing:
+                self._engines[folder].close()
+            return self._lent(folder)
+
+    def _make_room(self) -> None:
+        while len(self._engines) >= self.config.loaded:
+            idle = next((each for each, engine in self._engines.items() if engine.is_idle and not engine.users), None)
+            if idle is None:
+                raise RefusedError("full", BUSY_RETRY_SECONDS)
+            self._engines.pop(idle).end(0)
+
+
+def _is_step(at: str) -> bool:
+    return at.isascii() and at.isdigit() and len(at) <= LONGEST_STEP

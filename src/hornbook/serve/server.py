@@ -1,0 +1,145 @@
+"""A server, from its first line to its last.
+
+In: models, an address, limits.  Out: requests answered until a signal says to stop; then no new ones are taken, what
+runs has a while to finish, and a second signal ends it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from urllib.parse import quote
+
+import uvicorn
+
+from hornbook.base.console import say
+from hornbook.base.errors import UserError
+from hornbook.base.machine import choose_machine
+from hornbook.infer.speaker import Speaker
+from hornbook.serve.app import build_app
+from hornbook.serve.config import ServeConfig
+from hornbook.serve.connection import connections_within
+from hornbook.serve.guard import Guard, is_loopback
+from hornbook.serve.models import Models
+from hornbook.serve.tally import Tally
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+LAST_STEP_SECONDS = 5.0
+LOOK_EVERY_SECONDS = 0.05
+
+
+class Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, models: Models, ending_seconds: float) -> None:
+        super().__init__(config)
+        self.models, self.ending_seconds = models, ending_seconds
+        self.threads_are_gone = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, but what was asked for by a signal and done is no failure."""
+        before = {each: signal.signal(each, self.handle_exit) for each in SIGNALS}
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.models.close()
+        loop = asyncio.get_running_loop()
+        last = loop.time() + self.ending_seconds
+        while self.server_state.tasks and loop.time() < last and not self.force_exit:
+            await asyncio.sleep(LOOK_EVERY_SECONDS)
+        self.threads_are_gone = await asyncio.to_thread(self.models.end, 0.0 if self.force_exit else LAST_STEP_SECONDS)
+        await super().shutdown(sockets)
+
+
+def serve(
+    paths: Sequence[Path],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    key: str | None = None,
+    names: Sequence[str] = (),
+    device: str | None = None,
+    dtype: str | None = None,
+    config: ServeConfig | None = None,
+) -> None:
+    """Until a signal comes."""
+    config = config or ServeConfig()
+    if key is None and not is_loopback(host):
+        raise UserError(f"--host {host}: others can reach it, so it needs a key: --key KEY, or HORNBOOK_KEY=KEY")
+    if key is not None and not (key.isascii() and key.isprintable() and key.strip() == key and key):
+        raise UserError("--key: should be letters, digits and signs of ASCII, with no blank at its ends")
+    choose_machine(device, dtype)  # what is wrong with them is told before anything is loaded
+    models = Models(paths, config, Tally(), lambda folder: Speaker(folder, device, dtype))
+    with _listening(host, port) as listener:
+        models.load_first()
+        guard = Guard(build_app(models), host, config, models.tally, key, names)
+        settings = uvicorn.Config(
+            guard,
+            http=connections_within(config),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="error",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=int(LAST_STEP_SECONDS),
+        )
+        server = Server(settings, models, config.ending_seconds)
+        _tell(models, host, listener.getsockname()[1], key)
+        server.run([listener])
+    if not server.threads_are_gone:
+        # A thread in the middle of a step cannot be stopped, and Python would crash if it ended under it.
+        sys.stdout.flush()
+        os._exit(0)
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        with contextlib.ExitStack() as failing:
+            failing.callback(listener.close)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(socket.SOMAXCONN)
+            failing.pop_all()
+        return listener
+    except OverflowError:
+        raise UserError(f"--port {port}: should be from 0 to 65535") from None
+    except socket.gaierror as error:
+        raise UserError(f"--host {host}: no address of this machine ({error.strerror})") from None
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise UserError(f"--port {port}: in use by another program; choose another, or 0 for any") from None
+        if error.errno == errno.EACCES:
+            raise UserError(f"--port {port}: may not be used by you; choose one from 1024 on") from None
+        raise UserError(f"--host {host}: cannot be listened on ({error.strerror})") from None
+
+
+def _tell(models: Models, host: str, port: int, key: str | None) -> None:
+    shown = f"[{host}]" if ":" in host else host
+    address = f"http://{shown}:{port}"
+    for served in models.served.values():
+        model = served.config()
+        size = "nothing kept yet" if model is None else f"{model.n_params():,} parameters, context {model.context:,}"
+        say(f"serving  {served.name}  ({size})")
+    say(f"page     {address}/" + ("" if key is None else f"?key={quote(key, safe='')}"))
+    say(f"API      {address}/v1  (OpenAI's; docs/serving.md)\nCtrl-C ends it.")
