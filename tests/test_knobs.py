@@ -23,7 +23,7 @@ from hornbook.base.errors import UserError
 from hornbook.base.files import read_json, staged_folder
 from hornbook.base.logs import read_log
 from hornbook.base.settings import knobs, merge
-from hornbook.model.folder import checkpoint_folders, step_of
+from hornbook.model.folder import checkpoint_folders, snapshot_folders, step_of
 from hornbook.recipes import compose
 from hornbook.shards.format import Shards
 from hornbook.text.tokenizer import TokenizerConfig, train_tokenizer
@@ -97,6 +97,10 @@ def sampled_at(run: Ended) -> list[int]:
 
 def checkpoints(run: Ended) -> list[int]:
     return [step_of(each) for each in checkpoint_folders(run.folder)]
+
+
+def snapshots(run: Ended) -> list[int]:
+    return [step_of(each) for each in snapshot_folders(run.folder)]
 
 
 def data(run: Ended) -> dict[str, Any]:
@@ -229,6 +233,7 @@ TURNS = {
     "train.save_every_steps": Turn(1, 2, checkpoints, {"train.keep_checkpoints": 9}),
     "train.sample_every_steps": Turn(None, 2, sampled_at),
     "train.keep_checkpoints": Turn(2, 9, checkpoints),
+    "train.snapshots": Turn(True, False, snapshots),
     "train.device": Turn("cpu", "cuda", machine),
     "train.dtype": Turn("float32", "bfloat16"),
     "train.compile": Turn(False, True, compilations),

@@ -199,6 +199,37 @@ def test_a_step_that_was_not_kept_is_told_with_those_that_were(run: Path) -> Non
         resolve(run, "25")
 
 
+def snapshot(run: Path, step: int) -> Path:
+    folder = run / "snapshots" / f"step-{step:08}"
+    with files.staged_folder(folder, {"step": step}) as staging:
+        files.write_json(staging / "config.json", {"step": step})
+    return folder
+
+
+def test_a_snapshot_is_found_by_its_step_behind_a_checkpoint_of_the_same(run: Path) -> None:
+    snapshots = {step: snapshot(run, step) for step in (8, 32, 50, 64)}
+    assert resolve(run, "8") == snapshots[8]
+    assert resolve(run, "50").parent.name == "checkpoints"
+    damage(run, 50)
+    assert resolve(run, "50") == snapshots[50]
+    assert resolve(run, "newest") == snapshots[64]
+    assert step(resolve(run, "best")) == 20
+
+
+def test_a_run_with_snapshots_alone_speaks_by_its_newest(run: Path) -> None:
+    files.remove(run / "checkpoints")
+    snapshot(run, 1)
+    newest = snapshot(run, 2)
+    assert resolve(run) == resolve(run, "newest") == newest
+
+
+def test_of_many_steps_the_first_and_last_are_named(run: Path) -> None:
+    for power in range(17):
+        snapshot(run, 1 << power)
+    with pytest.raises(UserError, match=r"kept are 1, 2, 4, 8, 10, \.\.\., 4096, 8192, 16384, 32768, 65536, and best"):
+        resolve(run, "25")
+
+
 @pytest.mark.parametrize(
     ("at", "damaged", "taken"), [("newest", [50], 40), ("newest", [50, 40], 30), ("best", [20], 30)]
 )

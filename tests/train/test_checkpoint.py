@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -19,13 +20,15 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from trial import all_of, good_checkpoints, knob_words, leftovers, metrics, tiniest
+from trial import all_of, exact, good_checkpoints, knob_words, learned, leftovers, metrics, snapshots, tiniest
 
 from hornbook.base import files
 from hornbook.base.errors import MachineError, UserError
 from hornbook.cli import main
-from hornbook.model.folder import checkpoint_folders, resolve
+from hornbook.model.folder import checkpoint_folders, resolve, snapshot_folders
+from hornbook.report.verify import verify
 from hornbook.shards.prepare import open_or_prepare
+from hornbook.train.checkpoint import has_snapshot
 from hornbook.train.config import ScheduleConfig
 from hornbook.train.schedule import lr_factor
 from hornbook.train.start import fit, resume
@@ -144,6 +147,7 @@ def test_a_kill_before_any_operation_of_a_resume_loses_nothing(
         with pytest.raises(Killed):
             resume(run)
         assert good_checkpoints(run)
+        assert [files.damage(each) for each in snapshot_folders(run)].count(None) == len(snapshot_folders(run))
         disk(Disk())
         resume(run)
         assert all_of(run) == all_of(in_peace), f"killed before operation {last}"
@@ -481,3 +485,123 @@ def test_logs_are_cut_back_to_where_the_checkpoint_was(half_way: Path, in_peace:
         log.write('{"step": 4, "pro')
     resume(half_way)
     assert all_of(half_way) == all_of(in_peace)
+
+
+def test_snapshots_are_the_weights_of_their_steps_in_half_precision(short_text: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    fit(tiniest(short_text, train={"steps": 9, "keep_checkpoints": 99}), run)
+    assert [each.name for each in snapshot_folders(run)] == [f"step-0000000{step}" for step in (8, 4, 2, 1)]
+    for snapshot in snapshot_folders(run):
+        theirs = safetensors.torch.load_file(run / "checkpoints" / snapshot.name / "model.safetensors")
+        kept = safetensors.torch.load_file(snapshot / "model.safetensors")
+        assert kept.keys() == theirs.keys()
+        assert all(torch.equal(kept[name], theirs[name].half()) for name in kept)
+        assert json.loads((snapshot / "config.json").read_text())["dtype"] == "float16"
+    assert {folder.parent.name for folder, damage in verify(run).items() if damage is None} >= {"snapshots"}
+    flip_a_bit(snapshot_folders(run)[0])
+    assert verify(run)[snapshot_folders(run)[0]] == "model.safetensors has changed since it was written"
+
+
+def test_a_run_learns_the_same_with_snapshots_and_without(in_peace: Path, short_text: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    fit(tiniest(short_text, train={"snapshots": False}), run)
+    assert snapshots(run) == {}
+    assert snapshots(in_peace).keys() == {1, 2, 4}
+    assert (exact(metrics(run)), learned(run)) == (exact(metrics(in_peace)), learned(in_peace))
+
+
+@pytest.mark.parametrize(("parameters", "share"), [(10**6, 2), (10**9, 4)])
+def test_snapshots_are_spaced_by_a_factor_and_those_of_large_models_wider(parameters: int, share: int) -> None:
+    steps = [step for step in range(1, 5000) if has_snapshot(step, parameters)]
+    assert steps[0] == 1
+    assert {later / earlier for earlier, later in itertools.pairwise(steps)} == {share}
+    assert steps[-1] * share > 5000
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_a_disk_that_takes_no_snapshot_stops_nothing(
+    number: int, in_peace: Path, half_way: Path, tmp_path: Path, disk: Callable[[Any], Any], capsys: Any
+) -> None:
+    """At any write of it."""
+
+    def play(run: Path, full_from: int) -> int:
+        done = 0
+
+        def step(kind: str, path: Path, act: Callable[[], Any]) -> Any:
+            nonlocal done
+            if "snapshots" in path.parts and kind not in REMOVALS:
+                done += 1
+                if done > full_from:
+                    raise OSError(number, os.strerror(number))
+            return act()
+
+        disk(step)
+        resume(run)
+        return done
+
+    writes = play(shutil.copytree(half_way, tmp_path / "whole"), 10**9)
+    assert writes > 10
+    for full_from in range(writes - 1):  # the last one only makes sure of the name, which is there by then
+        run = shutil.copytree(half_way, tmp_path / str(full_from))
+        capsys.readouterr()
+        play(run, full_from)
+        (told,) = capsys.readouterr().err.splitlines()
+        assert f"step-00000004: left out ([Errno {number}]" in told
+        assert snapshots(run) == {step: each for step, each in snapshots(in_peace).items() if step < 4}
+        assert all_of(run)[:3] == all_of(in_peace)[:3]
+        assert leftovers(run) == []
+        shutil.rmtree(run)
+
+
+def test_snapshots_leave_the_checkpoints_their_room(
+    half_way: Path, in_peace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two checkpoints are there; of the four that are reckoned with, two may still come."""
+    parameters = resolve(half_way).joinpath("model.safetensors").stat().st_size // 4
+    free = 4 * 12 * parameters
+    seen = iter([free, 2 * 12 * parameters])
+    monkeypatch.setattr(files, "free_bytes", lambda _: next(seen))
+    capsys.readouterr()
+    resume(half_way)
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "step-00000004: left out, to keep room on the disk for checkpoints" in told
+    assert all_of(half_way)[:3] == all_of(in_peace)[:3]
+
+
+def test_snapshots_of_steps_that_are_taken_again_are_made_again(half_way: Path, in_peace: Path) -> None:
+    """Of a kill after they were written, on a machine that does not repeat itself to the bit; 8 is past the end."""
+    for step in (4, 8):
+        shutil.copytree(half_way / "snapshots" / "step-00000001", half_way / "snapshots" / f"step-0000000{step}")
+    resume(half_way)
+    assert all_of(half_way) == all_of(in_peace)
+
+
+def test_a_run_that_begins_anew_has_none_of_the_snapshots_before(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("hornbook.train.loop.save", lambda _: pytest.fail("killed before its first checkpoint"))
+        with pytest.raises(pytest.fail.Exception):
+            fit(tiniest(short_text, train={"save_every_steps": 3, "eval_every_steps": 3}), tmp_path / "run")
+    assert snapshots(tmp_path / "run").keys() == {1, 2}
+    assert resolve(tmp_path / "run").name == "step-00000002"
+    fit(tiniest(short_text, seed=2, train={"steps": 1}), tmp_path / "run")
+    fit(tiniest(short_text, seed=2, train={"steps": 1}), tmp_path / "peace")
+    assert all_of(tmp_path / "run") == all_of(tmp_path / "peace")
+
+
+def test_a_snapshot_speaks_and_is_scored_as_a_checkpoint_of_its_step(
+    short_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    fit(tiniest(short_text, train={"steps": 9, "keep_checkpoints": 1, "eval_every_steps": 4}), run)
+    assert 4 not in good_checkpoints(run)
+    capsys.readouterr()
+    assert main(["eval", str(run), "--at", "4", "--json"]) == 0
+    scored = json.loads(capsys.readouterr().out)
+    (logged,) = [each["val_loss"] for each in metrics(run) if each["step"] == 4 and "val_loss" in each]
+    assert scored["loss"] == pytest.approx(logged, abs=1e-3)
+    assert main(["generate", str(run), "--at", "4", "--prompt", "the", "--max-tokens", "5"]) == 0
+    assert capsys.readouterr().out.startswith("the")
+    assert main(["generate", str(run), "--at", "3", "--prompt", "the"]) == 2
+    assert "no checkpoint of step 3; kept are 1, 2, 4, 8, 9, and best and newest" in capsys.readouterr().err

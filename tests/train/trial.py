@@ -11,7 +11,7 @@ from typing import Any
 from hornbook.base import files
 from hornbook.base.logs import read_log
 from hornbook.base.settings import knobs, merge
-from hornbook.model.folder import checkpoint_folders
+from hornbook.model.folder import checkpoint_folders, snapshot_folders
 from hornbook.train.config import RunConfig
 
 # Four steps of it take a few hundredths of a second.
@@ -69,7 +69,15 @@ def learned(run: Path) -> dict[str, str]:
 
 def all_of(run: Path) -> tuple[Any, ...]:
     """All that an interrupted run must have in common with the one that was left in peace."""
-    return exact(metrics(run)), read_log(run / "samples.jsonl"), learned(run)
+    return exact(metrics(run)), read_log(run / "samples.jsonl"), learned(run), snapshots(run)
+
+
+def snapshots(run: Path) -> dict[int, dict[str, str]]:
+    """Fingerprints of all files of each, the run's own name aside."""
+    return {
+        int(each.name[5:]): {path.name: files.sha256(path) for path in each.iterdir() if path.name != files.MANIFEST}
+        for each in snapshot_folders(run)
+    }
 
 
 def good_checkpoints(run: Path) -> list[int]:

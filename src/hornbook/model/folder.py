@@ -40,25 +40,30 @@ INDEX = "model.safetensors.index.json"
 LARGEST_ROTATION = 1 << 27  # places times width of a head, for which sines are kept
 RUN = "run.json"
 CHECKPOINTS = "checkpoints"
+SNAPSHOTS = "snapshots"
 LEAST_BYTES_OF_A_NUMBER = 2
+MOST_STEPS_NAMED = 10
 
 
-def save_model(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write model and tokenizer into a staged folder."""
-    config = model.config
+def save_model(model: GPT, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write model and tokenizer into a staged folder; as `dtype`, in which a number too large becomes the largest."""
+    config, dtype = model.config, dtype or model.embedding.weight.dtype
     kind = shape_of(config)
     end = tokenizer.end_of_text
     ids = {"bos_token_id": end, "eos_token_id": end}
     description: dict[str, Any] = {
         "model_type": kind or "hornbook",
         "vocab_size": config.known_vocab_size,
-        "dtype": str(model.embedding.weight.dtype).removeprefix("torch."),
+        "dtype": str(dtype).removeprefix("torch."),
     }
     if kind is not None:
         description |= {"architectures": [SHAPES[kind].architecture], "tie_word_embeddings": config.tied}
         description |= SHAPES[kind].describe(config)
     # Their layouts are copies, for which an accelerator that is full of training has no room.
     state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+    if dtype != model.embedding.weight.dtype:
+        most = torch.finfo(dtype).max
+        state = {name: tensor.clamp(-most, most).to(dtype) for name, tensor in state.items()}
     files.write_json(folder / CONFIG, description | ids | {"hornbook": config.model_dump()})
     # Not in config.json: there, some types never train the embedding of the padding, which is the end of text here.
     files.write_json(folder / "generation_config.json", ids | {"pad_token_id": end})
@@ -193,24 +198,26 @@ def shards_of(folder: Path) -> list[str]:
 
 
 def resolve(path: Path, at: str = "best") -> Path:
-    """The model folder that is meant: `path` itself, or of a run the best, the newest, or the checkpoint of a
-    step."""
+    """The model folder that is meant: `path` itself, or of a run the best checkpoint, or the newest, or that of a
+    step, be it a checkpoint or a snapshot."""
     if not path.exists():
         raise UserError(f"{path}: no such model or run; hornbook train makes one")
     if (path / CONFIG).is_file():
         return path
     if not (path / RUN).is_file():
         raise UserError(f"{path}: neither a model (no {CONFIG}) nor a run (no {RUN})")
-    steps = checkpoint_folders(path)
+    kept = kept_folders(path)
     if at == "best":
-        candidates = sorted(steps, key=_validation_loss)
+        candidates = [*sorted(checkpoint_folders(path), key=_validation_loss), *snapshot_folders(path)]
     elif at == "newest":
-        candidates = steps
+        candidates = kept
     else:
-        candidates = [each for each in steps if each.name.removeprefix("step-").lstrip("0") == at.lstrip("0")]
+        candidates = [each for each in kept if each.name.removeprefix("step-").lstrip("0") == at.lstrip("0")]
         if not candidates:
-            kept = ", ".join(str(step_of(each)) for each in reversed(steps)) or "none"
-            raise UserError(f"{path}: no checkpoint of step {at}; kept are {kept}, and best and newest")
+            steps = [str(step) for step in sorted({step_of(each) for each in kept})] or ["none"]
+            if len(steps) > MOST_STEPS_NAMED:
+                steps[MOST_STEPS_NAMED // 2 : -MOST_STEPS_NAMED // 2] = ["..."]
+            raise UserError(f"{path}: no checkpoint of step {at}; kept are {', '.join(steps)}, and best and newest")
     return first_good(path, candidates)
 
 
@@ -236,7 +243,21 @@ def first_good(run: Path, candidates: list[Path], wrong_with: Callable[[Path], s
 
 def checkpoint_folders(run: Path) -> list[Path]:
     """A run's finished checkpoints, newest first."""
-    found = [each for each in (run / CHECKPOINTS).glob("step-*") if each.name.removeprefix("step-").isdigit()]
+    return _folders_of_steps(run / CHECKPOINTS)
+
+
+def snapshot_folders(run: Path) -> list[Path]:
+    """The weights of earlier steps, kept for looking back, newest first."""
+    return _folders_of_steps(run / SNAPSHOTS)
+
+
+def kept_folders(run: Path) -> list[Path]:
+    """Checkpoints and snapshots, newest first; where a step has both, its checkpoint first."""
+    return sorted([*checkpoint_folders(run), *snapshot_folders(run)], key=step_of, reverse=True)
+
+
+def _folders_of_steps(folder: Path) -> list[Path]:
+    found = [each for each in folder.glob("step-*") if each.name.removeprefix("step-").isdigit()]
     return sorted(found, key=step_of, reverse=True)
 
 

@@ -1,6 +1,6 @@
 """Is what lies on disk as it was written?
 
-In: a run, a checkpoint, or a folder of shards.  Out: for each folder what is wrong with it, or None.
+In: a run, a checkpoint or snapshot, or a folder of shards.  Out: for each folder what is wrong with it, or None.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hornbook.base import files
 from hornbook.base.errors import UserError
-from hornbook.model.folder import RUN, checkpoint_folders, data_of_run
+from hornbook.model.folder import RUN, data_of_run, kept_folders
 from hornbook.shards.format import Shards, is_shards
 
 
@@ -20,7 +20,7 @@ def verify(path: Path) -> dict[Path, str | None]:
         return {path: files.damage(path)}
     if not (path / RUN).is_file():
         raise UserError(f"{path}: neither a run, nor a checkpoint, nor shards; nothing says how it should be")
-    found = {checkpoint: files.damage(checkpoint) for checkpoint in checkpoint_folders(path)}
+    found = {kept: files.damage(kept) for kept in kept_folders(path)}
     shards = data_of_run(path)
     return found | {shards: _damage_of_shards(shards)}
 

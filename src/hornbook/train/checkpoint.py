@@ -3,7 +3,7 @@
 In: model, optimizer and the loop's own state after a step.  Out: `checkpoints/step-00001000/`, a model folder with
 `optimizer.safetensors`, `state.json` and a MANIFEST.json over all of it, whole or absent. Restoring takes the newest
 one that is as it was written. There are no random states in it: what is random in a step follows from the run's seed
-and the step's number.
+and the step's number. Of some steps the weights alone are kept for good, in `snapshots/`, for looking back.
 """
 
 from __future__ import annotations
@@ -13,18 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 
 from hornbook.base import files
 from hornbook.base.console import count, warn
 from hornbook.base.errors import MachineError, UserError
 from hornbook.model.folder import (
     CHECKPOINTS,
+    SNAPSHOTS,
     checkpoint_folders,
     first_good,
     load_config,
     load_weights,
     read_tensors,
     save_model,
+    snapshot_folders,
     step_of,
 )
 from hornbook.model.gpt import GPT
@@ -35,6 +38,13 @@ OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
 # What must be equal for a resumed run to be the same bit for bit.
 SAME_FOR_EXACTNESS = ("device", "dtype", "name", "threads", "torch")
+# Weights and two moments in fp32.
+CHECKPOINT_BYTES_OF_A_PARAMETER = 12
+# Half precision with the longer fraction: a snapshot is to speak as the model did, at half the space, and weights that
+# do not fit its range belong to no model that speaks.
+SNAPSHOT_DTYPE = torch.float16
+# From here on every second snapshot is left out, so that all of them take less than the checkpoints do.
+LARGE_MODEL = 100_000_000
 
 
 @dataclass
@@ -81,10 +91,43 @@ def save_checkpoint(
     return folder
 
 
+def has_snapshot(step: int, parameters: int) -> bool:
+    """Steps 1, 2, 4, 8 and so on; of a large model 1, 4, 16. By the step alone, so that a run that was killed, or does
+    not know its end, has the same ones."""
+    power = step.bit_length() - 1
+    return step == 1 << power and (parameters < LARGE_MODEL or power % 2 == 0)
+
+
+def save_snapshot(
+    run: Path, run_id: str, model: GPT, tokenizer: Tokenizer, state: TrainState, keep_checkpoints: int
+) -> None:
+    """Keep the weights of this step. Nothing needs them to go on, so a disk without room for them, and for the
+    checkpoints that are still to come, stops nothing."""
+    folder = run / SNAPSHOTS / f"step-{state.step:08}"
+    parameters = model.config.n_params()
+    still_to_come = max(keep_checkpoints + 2 - len(checkpoint_folders(run)), 1)
+    needed = (SNAPSHOT_DTYPE.itemsize + CHECKPOINT_BYTES_OF_A_PARAMETER * still_to_come) * parameters
+    if files.free_bytes(run) < needed:
+        warn(f"{folder}: left out, to keep room on the disk for checkpoints")
+        return
+    try:
+        with files.staged_folder(folder, {"run_id": run_id, "step": state.step}) as staging:
+            save_model(model, tokenizer, staging, SNAPSHOT_DTYPE)
+    except MachineError as error:
+        warn(f"{folder}: left out ({error.__cause__}); training goes on")
+
+
 def clear_leftovers(run: Path) -> None:
     """Delete what a crash left half done."""
-    files.remove_leftovers(run)
-    files.remove_leftovers(run / CHECKPOINTS)
+    for folder in (run, run / CHECKPOINTS, run / SNAPSHOTS):
+        files.remove_leftovers(folder)
+
+
+def forget_snapshots_after(run: Path, step: int) -> None:
+    """Those of steps that are still to be taken, or taken again, perhaps by another run under this name."""
+    for folder in snapshot_folders(run):
+        if step_of(folder) > step:
+            files.remove(folder)
 
 
 def newest_checkpoint(run: Path, run_id: str) -> Path:
@@ -119,8 +162,8 @@ def restore(checkpoint: Path, model: GPT, optimizer: Optimizer, machine: dict[st
 
 def check_room(run: Path, model: GPT, keep: int) -> None:
     """Tell before the first step that the checkpoints will not fit, rather than after an hour."""
-    # Weights and two moments in fp32; the best one, those kept, and the one being written.
-    needed = 12 * model.config.n_params() * (keep + 2)
+    # The best one, those kept, and the one being written.
+    needed = CHECKPOINT_BYTES_OF_A_PARAMETER * model.config.n_params() * (keep + 2)
     free = files.free_bytes(run)
     if free < needed:
         raise MachineError(

@@ -103,6 +103,8 @@ class TrainConfig(Settings):
     """Sample every so many steps; with each evaluation when not given."""
     keep_checkpoints: int = Field(2, ge=1)
     """Newest checkpoints to keep, beside the best one."""
+    snapshots: bool = True
+    """Keep the weights of steps 1, 2, 4, 8 and so on, for looking back; of a large model 1, 4, 16."""
     device: str | None = None
     """cpu, cuda, cuda:1 or mps; the fastest there is when not given."""
     dtype: Literal["float32", "bfloat16"] | None = None

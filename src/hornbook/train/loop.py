@@ -1,6 +1,7 @@
 """The training loop.
 
-In: a `Run`, assembled in start.py.  Out: changed weights, and in the run's folder metrics, samples and checkpoints.
+In: a `Run`, assembled in start.py.  Out: changed weights, and in the run's folder metrics, samples, checkpoints and
+snapshots.
 A step reads `sequences` windows of `context` tokens, a micro-batch at a time, and changes the weights once.
 """
 
@@ -24,7 +25,7 @@ from hornbook.model.gpt import GPT
 from hornbook.shards.format import Shards
 from hornbook.shards.loader import Loader
 from hornbook.shards.order import SampleOrder
-from hornbook.train.checkpoint import TrainState, save_checkpoint
+from hornbook.train.checkpoint import TrainState, has_snapshot, save_checkpoint, save_snapshot
 from hornbook.train.config import RunConfig
 from hornbook.train.guard import NonFiniteGuard, StopSignals, is_out_of_memory, smaller_micro_batch
 from hornbook.train.metrics import Metrics, StepReading
@@ -151,6 +152,8 @@ def look_around(run: Run, before: float, asked_to_stop: bool) -> str:
         evaluate(run)
     if sampling or ended not in ("", INTERRUPTED):
         sample(run)
+    if knobs.snapshots and has_snapshot(state.step, run.model.config.n_params()):
+        save_snapshot(run.folder, run.run_id, run.model, run.shards.tokenizer, state, knobs.keep_checkpoints)
     if saving or ended or (evaluating and state.best_step == state.step):
         save(run)
     return ended

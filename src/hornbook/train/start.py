@@ -29,7 +29,14 @@ from hornbook.shards.prepare import open_or_prepare
 from hornbook.text.readers import name_of
 from hornbook.text.tokenizer import TokenizerConfig
 from hornbook.train import loop
-from hornbook.train.checkpoint import TrainState, check_room, clear_leftovers, newest_checkpoint, restore
+from hornbook.train.checkpoint import (
+    TrainState,
+    check_room,
+    clear_leftovers,
+    forget_snapshots_after,
+    newest_checkpoint,
+    restore,
+)
 from hornbook.train.config import STOPS, RunConfig, override
 from hornbook.train.guard import NonFiniteGuard, first_micro_batch, smaller_micro_batch
 from hornbook.train.memory import training_memory
@@ -194,6 +201,7 @@ def _train(
         state = restore(begin, model, optimizer, machine.facts())
     elif begin is not None:
         load_weights(model, begin.folder)
+    forget_snapshots_after(folder, state.step)
     files.write_json(folder / RUN, record | {"machine": machine.facts()})
     order = SampleOrder(config.order, config.seed, shards.fingerprint, len(tokens), config.window, config.sequences)
     flops = config.model.flops_per_token(config.window)
