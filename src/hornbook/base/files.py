@@ -16,6 +16,7 @@ import os
 import shutil
 import stat
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -28,6 +29,7 @@ _DISCARDED = ".discarded-"
 _REPLACED = ".replaced-"
 UNFINISHED = ".unfinished-"
 LOCK = ".lock"
+TRIES_TO_LOCK = 10
 LARGEST_READ_WHOLE = 256 << 20
 _DISK_ERRORS = {
     errno.ENOSPC: "the disk is full; make room",
@@ -162,18 +164,32 @@ def staged_file(final: Path) -> Iterator[Path]:
 def locked(folder: Path) -> Iterator[None]:
     """Keep a second process out of a folder; the lock dies with the process that holds it."""
     with disk_trouble_named(folder), open(folder / LOCK, "ab") as file:
-        if not take_lock(file, wait=False):
+        for _ in range(TRIES_TO_LOCK):
+            if take_lock(file, wait=False):
+                break
+            time.sleep(0.01)  # who only looks whether it is locked holds it for an instant
+        else:
             raise UserError(f"{folder}: another process is at work in it; wait for it, or choose another --out")
         yield
 
 
-def take_lock(file: IO[bytes], wait: bool) -> bool:
+def is_locked(folder: Path) -> bool:
+    """Whether a living process keeps others out of a folder."""
+    try:
+        file = open(folder / LOCK, "rb")  # noqa: SIM115
+    except OSError:
+        return False
+    with file:
+        return not take_lock(file, wait=False, shared=True)
+
+
+def take_lock(file: IO[bytes], wait: bool, shared: bool = False) -> bool:
     try:
         import fcntl  # not on Windows
     except ImportError:
         return True
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     return True
@@ -229,6 +245,13 @@ def _restore(replaced: Path) -> None:
 
 def damage(folder: Path) -> str | None:
     """What is wrong with a sealed folder, in a few words; None when every file is as it was written."""
+    try:
+        return _damage(folder)
+    except FileNotFoundError:
+        return "was deleted meanwhile"
+
+
+def _damage(folder: Path) -> str | None:
     path = folder / MANIFEST
     if folder.is_symlink() or not folder.is_dir():
         return "is not a folder"

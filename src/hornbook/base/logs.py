@@ -1,7 +1,7 @@
 """What happened, line by line.
 
 In: entries, one after another.  Out: a file of JSON lines that only grows, except that a resumed run cuts it back to
-where its checkpoint was.
+where its checkpoint was; read whole, or followed as it grows.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from hornbook.base import files
+
+# Two lines or more: each tells the time, which no line that takes its place repeats.
+LOOKED_AT_AGAIN = 512
 
 
 class Log:
@@ -44,8 +47,39 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     """The entries of a log; a last line cut off by a crash is passed over."""
     if not path.exists():
         return []
+    return _entries(path.read_bytes())
+
+
+class Following:
+    """A log that another process writes: what came since the last look, and whether it was cut back meanwhile."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read = 0
+        self._last = b""  # the end of what was read, by which a log is known again
+
+    def more(self) -> tuple[bool, list[dict[str, Any]]]:
+        """Whether what was told before holds no longer, and the entries since; of a log that begins anew, all."""
+        try:
+            with open(self._path, "rb") as file:
+                file.seek(self._read - len(self._last))
+                known = file.read(len(self._last)) == self._last
+                if not known:
+                    self._read, self._last = 0, b""
+                    file.seek(0)
+                data = file.read()
+        except OSError:
+            known, data = self._read == 0, b""
+            self._read, self._last = 0, b""
+        whole = data[: data.rfind(b"\n") + 1]  # the last line may still be on its way
+        self._read += len(whole)
+        self._last = (self._last + whole)[-LOOKED_AT_AGAIN:]
+        return not known, _entries(whole)
+
+
+def _entries(data: bytes) -> list[dict[str, Any]]:
     entries = []
-    for line in path.read_bytes().split(b"\n"):
+    for line in data.split(b"\n"):
         with contextlib.suppress(ValueError):
             entry = json.loads(line)
             if isinstance(entry, dict):

@@ -171,4 +171,11 @@ class Speaker:
 
 
 def load_speaker(path: Path, at: str = "best", device: str | None = None, dtype: str | None = None) -> Speaker:
-    return Speaker(resolve(path, at), device, dtype)
+    """Also while the run trains, and lets go of old checkpoints: where the one that is meant goes meanwhile, again."""
+    while True:
+        folder = resolve(path, at)
+        try:
+            return Speaker(folder, device, dtype)
+        except (UserError, OSError):
+            if folder.exists():
+                raise

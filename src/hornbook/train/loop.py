@@ -138,7 +138,8 @@ def look_around(run: Run, before: float, asked_to_stop: bool) -> str:
     evaluating = is_due(state.step - (knobs.eval_from_step or 0), knobs.eval_every_steps, tenth)
     sampling = is_due(state.step, knobs.sample_every_steps, evaluating)
     saving = is_due(state.step, knobs.save_every_steps, state.seconds - run.saved_seconds > SAVE_EVERY_SECONDS)
-    pausing = evaluating or sampling or saving or after >= 1 or asked_to_stop
+    looking_back = knobs.snapshots and has_snapshot(state.step, run.model.config.n_params())
+    pausing = evaluating or sampling or saving or looking_back or after >= 1 or asked_to_stop
     target_reached = read_numbers(run, everything=pausing or knobs.target_loss is not None)
 
     ended = ""
@@ -152,7 +153,7 @@ def look_around(run: Run, before: float, asked_to_stop: bool) -> str:
         evaluate(run)
     if sampling or ended not in ("", INTERRUPTED):
         sample(run)
-    if knobs.snapshots and has_snapshot(state.step, run.model.config.n_params()):
+    if looking_back:
         save_snapshot(run.folder, run.run_id, run.model, run.shards.tokenizer, state, knobs.keep_checkpoints)
     if saving or ended or (evaluating and state.best_step == state.step):
         save(run)
