@@ -1,5 +1,6 @@
 # make demo    set up, train for three minutes, look at the result
 # make test    set up, check style and types, run every test
+# make test-space    start the app of a Space, with gradio in an environment of its own
 #
 # PYTHON=python3.12        another Python (3.11 or newer)
 # TORCH_INDEX=URL          another package index for torch alone, such as PyTorch's own, which has a smaller build for CPUs
@@ -8,13 +9,21 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test test-space check clean
 
 demo: .venv/ready-to-run
 	$(BIN)/hornbook train demo
 
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
+
+# gradio 6 wants a pillow older than the one that draws our curves, so its environment looks into ours for the rest.
+test-space: .venv/ready-to-test
+	$(BIN)/python -m venv .venv/space
+	.venv/space/bin/python -m pip install -q gradio==6.31.0
+	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' \
+		> "$$(.venv/space/bin/python -c 'import site; print(site.getsitepackages()[0])')/ours.pth"
+	OMP_NUM_THREADS=1 .venv/space/bin/python -m pytest -p no:cacheprovider tests/exchange/test_space.py
 
 check: .venv/ready-to-test
 	$(BIN)/ruff check .

@@ -15,6 +15,7 @@ import torch
 
 from hornbook.base import files
 from hornbook.base.errors import UserError
+from hornbook.exchange.card import write_card
 from hornbook.exchange.doors import OUR_CONFIG, STATE
 from hornbook.exchange.gguf_models import DTYPES, export_gguf
 from hornbook.model.folder import CONFIG, load_model, resolve, save_model
@@ -68,6 +69,7 @@ def _to_transformers(folder: Path, out: Path, dtype: str, with_code: bool = Fals
         save_model(model.to(PLAIN[dtype]), tokenizer, staging)
         if with_code:
             _add_code(staging)
+        write_card(folder, staging, dtype, with_code)
 
 
 def _add_code(staging: Path) -> None:
