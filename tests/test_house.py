@@ -295,7 +295,7 @@ def public_functions(module: Module) -> Iterator[tuple[str, str]]:
 
 
 # Each waits for the issue that uses it, or goes.
-WITHOUT_A_USER_YET = {"encode_bytes", "points", "curve"}
+WITHOUT_A_USER_YET = {"encode_bytes"}
 
 
 def test_every_public_function_has_a_user() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import os
@@ -19,8 +20,11 @@ import pytest
 from hornbook.base import files
 from hornbook.base.errors import UserError
 from hornbook.base.logs import Log
-from hornbook.infer.speaker import load_speaker
+from hornbook.infer.speaker import Speaker, load_speaker
 from hornbook.report.curves import Curves
+from hornbook.serve.config import ServeConfig
+from hornbook.serve.models import Models
+from hornbook.serve.tally import Tally
 from hornbook.serve.watch import MOST_POINTS, Watch
 from hornbook.train.config import RunConfig
 from hornbook.train.start import fit
@@ -181,6 +185,27 @@ def test_one_who_looks_keeps_no_run_from_beginning(tmp_path: Path) -> None:
     finally:
         stop.set()
         looking.join()
+
+
+def test_a_server_takes_the_next_checkpoint_where_one_goes_while_it_is_loaded(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy")
+    tried = []
+
+    def load(folder: Path) -> Speaker:
+        tried.append(folder.name)
+        if len(tried) == 1:
+            files.remove(folder)
+        return Speaker(folder, "cpu")
+
+    models = Models([copy], ServeConfig(), Tally(), load)
+
+    async def ask() -> Path:
+        async with models.engine("copy@newest") as engine:
+            return engine.speaker.folder
+
+    assert asyncio.run(ask()).name == "step-00000016"
+    assert tried == ["step-00000020", "step-00000016"]
+    assert models.end(5)
 
 
 @pytest.mark.parametrize("vanishes", ["before its files are read", "while it is checked"])

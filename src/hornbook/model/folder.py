@@ -221,6 +221,14 @@ def resolve(path: Path, at: str = "best") -> Path:
     return first_good(path, candidates)
 
 
+def config_of_run(run: Path) -> ModelConfig:
+    """What a run trains, which it knows before its first checkpoint."""
+    try:
+        return build(ModelConfig, files.read_json(run / RUN)["config"]["model"])
+    except (KeyError, TypeError):
+        raise UserError(f"{run / RUN}: damaged; it does not say which model the run trains") from None
+
+
 def data_of_run(run: Path) -> Path:
     """The shards that a run was trained on."""
     try:

@@ -23,6 +23,7 @@ from hornbook.serve.completions import Completion, CompletionRequest, MistakeErr
 from hornbook.serve.engine import Added, Engine, Job, RefusedError
 from hornbook.serve.errors import ApiError, ErrorAnswer, ended
 from hornbook.serve.models import Models
+from hornbook.serve.runs import add_runs
 
 CLOSING_RETRY_SECONDS = 10
 FAILURES: dict[int | str, dict[str, Any]] = {
@@ -56,6 +57,7 @@ def build_app(models: Models) -> FastAPI:
     _add_completions(app, models)
     _add_models(app, models)
     _add_health(app, models)
+    add_runs(app, models)
     _add_page(app)
     _add_errors(app)
     _describe_errors(app)

@@ -18,7 +18,7 @@ from pathlib import Path
 from hornbook.base.errors import UserError
 from hornbook.infer.speaker import Speaker
 from hornbook.model.config import ModelConfig
-from hornbook.model.folder import CONFIG, RUN, checkpoint_folders, load_config, resolve, step_of
+from hornbook.model.folder import CONFIG, RUN, config_of_run, kept_folders, load_config, resolve, step_of
 from hornbook.serve.config import ServeConfig
 from hornbook.serve.engine import Engine, RefusedError
 from hornbook.serve.tally import Tally
@@ -39,7 +39,7 @@ class Served:
     @property
     def kept(self) -> list[Path]:
         """Of a run, what can be spoken with, newest first."""
-        return checkpoint_folders(self.path) if self.is_run else []
+        return kept_folders(self.path) if self.is_run else []
 
     def ids(self) -> dict[str, Path]:
         """Every id with a folder that tells its age."""
@@ -49,10 +49,8 @@ class Served:
         steps = {f"{self.name}@{step_of(folder)}": folder for folder in kept}
         return ({self.name: kept[0], f"{self.name}@newest": kept[0]} if kept else {}) | steps
 
-    def config(self) -> ModelConfig | None:
-        """None of a run that has kept nothing yet."""
-        folder = next(iter(self.kept), None) if self.is_run else self.path
-        return None if folder is None else load_config(folder)
+    def config(self) -> ModelConfig:
+        return config_of_run(self.path) if self.is_run else load_config(self.path)
 
 
 class Models:
@@ -151,13 +149,20 @@ class Models:
         if (engine := self._at_hand(served, at)) is not None:
             return engine
         kept = tuple(served.kept)
+        if served.is_run and not kept:
+            raise UserError(f"{served.name} has no checkpoint yet; ask again when it has trained for a while")
         folder = resolve(served.path, at)
         with self._changing:
             self._resolved[f"{served.name}@{at}"] = (kept, folder)
             if folder in self._engines:
                 return self._lent(folder)
             self._make_room()
-        speaker = self._load(folder)
+        try:
+            speaker = self._load(folder)
+        except (UserError, OSError):
+            if folder.exists():
+                raise
+            return self._loaded(served, at)  # a run that trains let go of it meanwhile
         with self._changing:
             self._engines[folder] = Engine(speaker, self.config.rows, self.config.queue, self.tally)
             if self.closing:

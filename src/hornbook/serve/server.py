@@ -139,7 +139,7 @@ def _tell(models: Models, host: str, port: int, key: str | None) -> None:
     address = f"http://{shown}:{port}"
     for served in models.served.values():
         model = served.config()
-        size = "nothing kept yet" if model is None else f"{model.n_params():,} parameters, context {model.context:,}"
-        say(f"serving  {served.name}  ({size})")
+        yet = ", no checkpoint yet" if served.is_run and not served.kept else ""
+        say(f"serving  {served.name}  ({model.n_params():,} parameters, context {model.context:,}{yet})")
     say(f"page     {address}/" + ("" if key is None else f"?key={quote(key, safe='')}"))
     say(f"API      {address}/v1  (OpenAI's; docs/serving.md)\nCtrl-C ends it.")

@@ -1,0 +1,54 @@
+"""Routes by which a page looks at models and runs.
+
+In: the models that are served.  Out: what each is, and of a run what it kept, its curve, and its samples; also while it
+trains, from its first second on.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query
+
+from hornbook.serve.errors import ApiError, ErrorAnswer
+from hornbook.serve.models import Models
+from hornbook.serve.watch import SAMPLES_KEPT, Watch
+
+UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"model": ErrorAnswer, "description": "No such run"}}
+
+
+def add_runs(app: FastAPI, models: Models) -> None:
+    watches = {served.name: Watch(served.path) for served in models.served.values() if served.is_run}
+
+    def watch_of(name: str) -> Watch:
+        if name not in watches:
+            raise ApiError(404, f"no run {name[:80]!r} is served here; GET /api/models lists those that are")
+        return watches[name]
+
+    @app.get("/api/models")
+    def look_at_models() -> list[dict[str, Any]]:
+        """What is served, and of a run all that it kept, by steps."""
+        described = []
+        for name, served in models.served.items():
+            config, watch = served.config(), watches.get(name)
+            entry: dict[str, Any] = {
+                "id": name,
+                "name": name,
+                "kind": "model" if watch is None else "run",
+                "parameters": config.n_params(),
+                "context": config.context,
+                "vocab_size": config.known_vocab_size,
+                "training": watch is not None and watch.training,
+            }
+            described.append(entry if watch is None else entry | {"points": watch.points()})
+        return described
+
+    @app.get("/api/runs/{name}/curve", responses=UNKNOWN)
+    def look_at_curve(name: str, after: int = -1) -> dict[str, Any]:
+        """Both losses after a step, at most about a thousand points of each."""
+        return watch_of(name).curve(after)
+
+    @app.get("/api/runs/{name}/samples", responses=UNKNOWN)
+    def look_at_samples(name: str, last: Annotated[int, Query(ge=1, le=SAMPLES_KEPT)] = 10) -> list[dict[str, Any]]:
+        """What the model said while it trained, the newest last."""
+        return watch_of(name).samples(last)

@@ -1,0 +1,133 @@
+"""A real `hornbook train` beside a real `hornbook serve` of the run that it writes."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from hornbook.base import files
+from hornbook.base.logs import read_log
+
+KNOBS = {
+    "tokenizer.kind": "byte",
+    "model.n-layer": 1,
+    "model.n-head": 1,
+    "model.n-embd": 16,
+    "model.context": 16,
+    "train.steps": 1_000_000,
+    "train.batch-tokens": 64,
+    "train.eval-every-steps": 100,
+    "train.save-every-steps": 20,
+    "train.keep-checkpoints": 1,
+    "train.compile": "false",
+    "train.device": "cpu",
+    "train.dtype": "float32",
+    "sample.tokens": 8,
+}
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts `hornbook WORDS` as a process of its own, which does not outlive the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(*words: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "hornbook.cli", *words]
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONUNBUFFERED": "1", "MPLBACKEND": "agg"},
+        )
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def address_of(server: subprocess.Popen[str]) -> str:
+    assert server.stdout is not None
+    for line in server.stdout:
+        if found := re.search(r"http://[\d.]+:\d+", line):
+            return found[0]
+    pytest.fail(f"no address told: {server.stderr.read() if server.stderr else ''}")
+
+
+def wait_until(what: Callable[[], Any], seconds: float = 60) -> Any:
+    until = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    return found
+
+
+def test_a_run_is_watched_and_spoken_with_while_it_trains(text_file: Path, tmp_path: Path, start: Start) -> None:
+    """It saves all the time and keeps one checkpoint, so that what is being loaded is often deleted meanwhile."""
+    run = tmp_path / "live"
+    training = start("train", f"--data={text_file}", f"--out={run}", *(f"--{k}={v}" for k, v in KNOBS.items()))
+    wait_until((run / "run.json").exists)
+    with httpx.Client(base_url=address_of(start("serve", str(run), "--port", "0")), timeout=60) as client:
+
+        def curve(after: int = -1) -> dict[str, Any]:
+            return client.get("/api/runs/live/curve", params={"after": after}).raise_for_status().json()
+
+        (model,) = client.get("/api/models").raise_for_status().json()
+        assert (model["id"], model["kind"], model["training"]) == ("live", "run", True)
+        first = curve()
+        assert first["training"]
+        assert first["steps_total"] == 1_000_000
+        later = wait_until(lambda: (now := curve(first["step"]))["step"] > first["step"] + 50 and now)
+        assert all(step > first["step"] for step, _ in later["train"])
+        samples = wait_until(lambda: client.get("/api/runs/live/samples", params={"last": 2}).json())
+        assert samples[-1]["step"] % 100 == 0
+        for number in range(30):
+            at = ("live@newest", "live", "live@1")[number % 3]
+            asked = {"model": at, "prompt": "import", "max_tokens": 3, "temperature": 0}
+            answer = client.post("/v1/completions", json=asked)
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["usage"]["completion_tokens"] == 3
+        (now,) = client.get("/api/models").json()
+        assert now["points"][-1]["step"] > model["points"][-1]["step"] if model["points"] else now["points"]
+        training.send_signal(signal.SIGTERM)
+        assert training.wait(60) == 130
+        assert not client.get("/api/models").json()[0]["training"]
+        ended = curve()
+        logged = [each["step"] for each in read_log(run / "metrics.jsonl") if "loss" in each]
+        assert (ended["training"], ended["step"]) == (False, logged[-1])
+        newest = client.get("/api/models").json()[0]["points"][-1]
+        assert (newest["step"], newest["kind"]) == (logged[-1], "checkpoint")
+
+
+def test_a_run_without_a_checkpoint_yet_shows_its_curve_and_says_so(tmp_path: Path, start: Start) -> None:
+    run = tmp_path / "young"
+    model = {"vocab_size": 257, "n_layer": 1, "n_head": 1, "n_embd": 8, "context": 16}
+    files.make_folder(run)
+    files.write_json(run / "run.json", {"config": {"model": model, "train": {"steps": 9}}})
+    files.write_text(run / "metrics.jsonl", '{"step": 1, "tokens": 16, "loss": 5.5}\n{"step": 2, "tok')
+    with httpx.Client(base_url=address_of(start("serve", str(run), "--port", "0")), timeout=60) as client:
+        (told,) = client.get("/api/models").json()
+        assert (told["context"], told["vocab_size"], told["points"], told["training"]) == (16, 257, [], False)
+        assert client.get("/api/runs/young/curve").json()["train"] == [[1, 5.5]]
+        assert client.get("/api/runs/young/samples").json() == []
+        answer = client.post("/v1/completions", json={"prompt": "a", "max_tokens": 1})
+        assert answer.status_code == 404
+        assert "has no checkpoint yet; ask again" in answer.json()["error"]["message"]
+        for wrong in ("/api/runs/old/curve", "/api/runs/old/samples"):
+            assert client.get(wrong).status_code == 404
+        assert client.get("/api/runs/young/samples", params={"last": 0}).status_code == 400
+        assert client.get("/api/runs/young/curve", params={"after": "x"}).status_code == 400
