@@ -100,10 +100,14 @@ def test_a_run_killed_at_random_steps_is_the_uninterrupted_run_bit_for_bit(
 def test_a_signal_saves_the_finished_step_and_leaves(
     number: signal.Signals, short_text: Path, tmp_path: Path, child: Start
 ) -> None:
-    """A second one, while it saves, does no harm."""
+    """A second one, while it saves, does no harm; of this model that takes a while."""
     run = tmp_path / "run"
     config = sixty_steps(short_text, "muon", "float32")
-    endless = config.with_(train={"steps": 100_000, "save_every_steps": None}, schedule={"kind": "constant"})
+    endless = config.with_(
+        train={"steps": 100_000, "save_every_steps": None},
+        schedule={"kind": "constant"},
+        model={"n_embd": 512, "mlp_width": 2048},
+    )
     process = child("train", *knob_words(endless), f"--out={run}")
     wait_until(process, run, 10)
     process.send_signal(number)
