@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from hornbook.base import files
@@ -81,7 +81,7 @@ def test_a_run_is_watched_and_spoken_with_while_it_trains(text_file: Path, tmp_p
     run = tmp_path / "live"
     training = start("train", f"--data={text_file}", f"--out={run}", *(f"--{k}={v}" for k, v in KNOBS.items()))
     wait_until((run / "run.json").exists)
-    with httpx.Client(base_url=address_of(start("serve", str(run), "--port", "0")), timeout=60) as client:
+    with httpx2.Client(base_url=address_of(start("serve", str(run), "--port", "0")), timeout=60) as client:
 
         def curve(after: int = -1) -> dict[str, Any]:
             return client.get("/api/runs/live/curve", params={"after": after}).raise_for_status().json()
@@ -119,7 +119,7 @@ def test_a_run_without_a_checkpoint_yet_shows_its_curve_and_says_so(tmp_path: Pa
     files.make_folder(run)
     files.write_json(run / "run.json", {"config": {"model": model, "train": {"steps": 9}}})
     files.write_text(run / "metrics.jsonl", '{"step": 1, "tokens": 16, "loss": 5.5}\n{"step": 2, "tok')
-    with httpx.Client(base_url=address_of(start("serve", str(run), "--port", "0")), timeout=60) as client:
+    with httpx2.Client(base_url=address_of(start("serve", str(run), "--port", "0")), timeout=60) as client:
         (told,) = client.get("/api/models").json()
         assert (told["context"], told["vocab_size"], told["points"], told["training"]) == (16, 257, [], False)
         assert client.get("/api/runs/young/curve").json()["train"] == [[1, 5.5]]

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Iterator
-from importlib import resources
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -23,6 +22,7 @@ from hornbook.serve.completions import Completion, CompletionRequest, MistakeErr
 from hornbook.serve.engine import Added, Engine, Job, RefusedError
 from hornbook.serve.errors import ApiError, ErrorAnswer, ended
 from hornbook.serve.models import Models
+from hornbook.serve.pages import add_page
 from hornbook.serve.runs import add_runs
 
 CLOSING_RETRY_SECONDS = 10
@@ -35,12 +35,6 @@ FAILURES: dict[int | str, dict[str, Any]] = {
     429: {"model": ErrorAnswer, "description": "The queue is full; Retry-After tells how long to wait"},
     500: {"model": ErrorAnswer, "description": "The model failed"},
     503: {"model": ErrorAnswer, "description": "The server is shutting down"},
-}
-TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".svg": "image/svg+xml",
 }
 
 
@@ -58,7 +52,7 @@ def build_app(models: Models) -> FastAPI:
     _add_models(app, models)
     _add_health(app, models)
     add_runs(app, models)
-    _add_page(app)
+    add_page(app)
     _add_errors(app)
     _describe_errors(app)
     return app
@@ -240,26 +234,6 @@ def _gauges(models: Models) -> Iterator[tuple[str, str, str, float]]:
     yield "rows", "Texts that can be continued at once", "", sum(engine.rows for _, engine in loaded)
 
 
-def _add_page(app: FastAPI) -> None:
-    """From a fixed list of names, so that no name leads elsewhere."""
-    folder = resources.files("hornbook.serve") / "page"
-    files = {each.name: each.read_bytes() for each in folder.iterdir() if each.name[each.name.rfind(".") :] in TYPES}
-
-    def send_file(name: str) -> Response:
-        headers = {"Cache-Control": "no-cache"}
-        return Response(files[name], media_type=TYPES[name[name.rfind(".") :]], headers=headers)
-
-    @app.get("/", include_in_schema=False)
-    async def page() -> Response:
-        return send_file("index.html")
-
-    @app.get("/page/{name}", include_in_schema=False)
-    async def part_of_page(name: str) -> Response:
-        if name not in files:
-            raise ApiError(404, f"no file {name!r} belongs to the page")
-        return send_file(name)
-
-
 def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
     async def ours(_: Request, error: ApiError) -> Response:
@@ -268,7 +242,7 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         found = [each for mistake in error.errors() for each in _told(mistake)]
-        told = "; ".join(f"{param}: {what}" if param else what for param, what in dict.fromkeys(found))
+        told = "\n".join(f"{param}: {what}" if param else what for param, what in dict.fromkeys(found))
         return ApiError(400, told, param=found[0][0] or None).response()
 
     @app.exception_handler(HTTPException)

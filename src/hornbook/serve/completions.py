@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from hornbook.base.errors import UserError
 from hornbook.infer.config import SamplerConfig
 from hornbook.infer.continuation import Continuation
 from hornbook.infer.decode import Chosen, Growing, window_start
@@ -254,7 +255,10 @@ def _choice(index: int, text: str, logprobs: dict[str, Any] | None, ended: str |
 def _read(prompt: str | list[int], speaker: Speaker) -> tuple[list[int], str]:
     """A prompt's ids, and its text."""
     if isinstance(prompt, str):
-        return speaker.tokenizer.encode_prompt(prompt), prompt
+        try:
+            return speaker.tokenizer.encode_prompt(prompt), prompt
+        except UserError as error:
+            raise MistakeError("prompt", str(error)) from None
     known = speaker.tokenizer.vocab_size
     if wrong := [each for each in prompt if not 0 <= each < known]:
         raise MistakeError("prompt", f"{wrong[0]} is no id of this model: it has {known:,}")

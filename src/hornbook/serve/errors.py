@@ -10,6 +10,8 @@ from typing import Any
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
+from hornbook.base.errors import one_line
+
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 KEY_WANTED = "this server wants its key: Authorization: Bearer KEY; in a browser, http://HOST:PORT/?key=KEY"
 
@@ -35,7 +37,10 @@ class ApiError(Exception):
         code: str | None = None,
         retry_after: int | None = None,
     ) -> None:
-        self.status, self.message, self.param, self.code, self.retry_after = status, message, param, code, retry_after
+        """Words of the request's come in as they are: what no terminal and no JSON can show is spelt out."""
+        self.status, self.code, self.retry_after = status, code, retry_after
+        self.message = "; ".join(one_line(each) for each in message.split("\n"))
+        self.param = None if param is None else one_line(param)
 
     def body(self) -> dict[str, Any]:
         kind = TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")

@@ -27,7 +27,8 @@ LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 LINGER_BYTES = 16 << 20
 LINGER_SECONDS = 2.0
 HEADERS = {
-    b"content-security-policy": b"default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
+    b"content-security-policy": b"default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; "
+    b"frame-ancestors 'none'",
     b"x-content-type-options": b"nosniff",
     b"referrer-policy": b"no-referrer",
     b"cache-control": b"no-store",

@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -32,14 +33,15 @@ from hornbook.serve.models import Models
 from hornbook.serve.tally import Tally
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+LARGEST_PORT = 65_535
 LAST_STEP_SECONDS = 5.0
 LOOK_EVERY_SECONDS = 0.05
 
 
 class Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, models: Models, ending_seconds: float) -> None:
-        super().__init__(config)
-        self.models, self.ending_seconds = models, ending_seconds
+    def __init__(self, settings: uvicorn.Config, models: Models) -> None:
+        super().__init__(settings)
+        self.models = models
         self.threads_are_gone = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -49,6 +51,9 @@ class Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """As uvicorn's, but what was asked for by a signal and done is no failure."""
+        if threading.current_thread() is not threading.main_thread():  # where signals never come
+            yield
+            return
         before = {each: signal.signal(each, self.handle_exit) for each in SIGNALS}
         try:
             yield
@@ -59,11 +64,27 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.models.close()
         loop = asyncio.get_running_loop()
-        last = loop.time() + self.ending_seconds
+        last = loop.time() + self.models.config.ending_seconds
         while self.server_state.tasks and loop.time() < last and not self.force_exit:
             await asyncio.sleep(LOOK_EVERY_SECONDS)
         self.threads_are_gone = await asyncio.to_thread(self.models.end, 0.0 if self.force_exit else LAST_STEP_SECONDS)
         await super().shutdown(sockets)
+
+
+def build_server(models: Models, host: str, key: str | None = None, names: Sequence[str] = ()) -> Server:
+    settings = uvicorn.Config(
+        Guard(build_app(models), host, models.config, models.tally, key, names),
+        http=connections_within(models.config),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(LAST_STEP_SECONDS),
+    )
+    return Server(settings, models)
 
 
 def serve(
@@ -87,20 +108,7 @@ def serve(
     models = Models(paths, config, Tally(), lambda folder: Speaker(folder, device, dtype))
     with _listening(host, port) as listener:
         models.load_first()
-        guard = Guard(build_app(models), host, config, models.tally, key, names)
-        settings = uvicorn.Config(
-            guard,
-            http=connections_within(config),
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            log_level="error",
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            timeout_graceful_shutdown=int(LAST_STEP_SECONDS),
-        )
-        server = Server(settings, models, config.ending_seconds)
+        server = build_server(models, host, key, names)
         _tell(models, host, listener.getsockname()[1], key)
         server.run([listener])
     if not server.threads_are_gone:
@@ -110,6 +118,8 @@ def serve(
 
 
 def _listening(host: str, port: int) -> socket.socket:
+    if not 0 <= port <= LARGEST_PORT:  # a larger one would be taken for what is left of it in 16 bits
+        raise UserError(f"--port {port}: should be from 0 to {LARGEST_PORT}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -122,8 +132,6 @@ def _listening(host: str, port: int) -> socket.socket:
             listener.listen(socket.SOMAXCONN)
             failing.pop_all()
         return listener
-    except OverflowError:
-        raise UserError(f"--port {port}: should be from 0 to 65535") from None
     except socket.gaierror as error:
         raise UserError(f"--host {host}: no address of this machine ({error.strerror})") from None
     except OSError as error:

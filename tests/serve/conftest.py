@@ -1,0 +1,77 @@
+"""A model with weights drawn at random, served on loopback by a real uvicorn."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from serving import Running
+
+from hornbook.infer.speaker import Speaker
+from hornbook.model.config import modern
+from hornbook.model.folder import save_model
+from hornbook.model.gpt import GPT
+from hornbook.serve.config import ServeConfig
+from hornbook.serve.models import Models
+from hornbook.serve.server import build_server
+from hornbook.serve.tally import Tally
+from hornbook.text.tokenizer import TokenizerConfig, train_tokenizer
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Opinionated about every byte, for no reason; context 64."""
+    folder = tmp_path_factory.mktemp("models") / "toy"
+    folder.mkdir()
+    torch.manual_seed(0)
+    model = GPT(modern(vocab_size=257, n_layer=2, n_head=2, n_embd=16, context=64)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+            if parameter.ndim == 1:
+                parameter.add_(1.0)
+    save_model(model, train_tokenizer(TokenizerConfig(kind="byte"), [], 0), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_speaker(toy: Path) -> Speaker:
+    return Speaker(toy, "cpu")
+
+
+@pytest.fixture(scope="session")
+def start() -> Iterator[Callable[..., Running]]:
+    """`start(folder, key=..., load=..., queue=...)`"""
+    with contextlib.ExitStack() as stack:
+
+        def begin(
+            *folders: Path,
+            host: str = "127.0.0.1",
+            key: str | None = None,
+            load: Callable[[Path], Speaker] | None = None,
+            **limits: Any,
+        ) -> Running:
+            models = Models(folders, ServeConfig(**limits), Tally(), load or (lambda folder: Speaker(folder, "cpu")))
+            models.load_first()
+            listener = socket.create_server((host, 0))
+            server = build_server(models, host, key)
+            thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+            thread.start()
+            running = Running(server, models, listener.getsockname()[1], thread)
+            stack.callback(running.stop)
+            assert running.settles(lambda: server.started)
+            return running
+
+        yield begin
+
+
+@pytest.fixture(scope="session")
+def running(start: Callable[..., Running], toy: Path) -> Running:
+    """With its defaults."""
+    return start(toy)

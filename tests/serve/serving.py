@@ -1,0 +1,78 @@
+"""A server under test, and a model that takes its time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import torch
+
+from hornbook.infer.speaker import Speaker
+from hornbook.serve.models import Models
+from hornbook.serve.server import Server
+
+
+class Slow(Speaker):
+    """As fast as a model of some size: so many seconds for each step."""
+
+    step_seconds = 0.01
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, "cpu")
+        read_off = self.model.read_off
+
+        def slowly(x: torch.Tensor) -> torch.Tensor:
+            time.sleep(self.step_seconds)
+            return read_off(x)
+
+        self.model.read_off = slowly  # type: ignore[method-assign]
+
+
+class Endless(Speaker):
+    """Never takes the end-of-text token."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, "cpu")
+        read_off = self.model.read_off
+
+        def without_end(x: torch.Tensor) -> torch.Tensor:
+            logits = read_off(x)
+            logits[:, self.tokenizer.end_of_text] = float("-inf")
+            return logits
+
+        self.model.read_off = without_end  # type: ignore[method-assign]
+
+
+class Running:
+    """A server in a thread of its own."""
+
+    def __init__(self, server: Server, models: Models, port: int, thread: threading.Thread) -> None:
+        self.server, self.models, self.port, self.thread = server, models, port, thread
+        self.url = f"http://127.0.0.1:{port}"
+
+    def client(self, **options: Any) -> httpx2.Client:
+        return httpx2.Client(base_url=self.url, timeout=30, **options)
+
+    def metrics(self) -> dict[str, float]:
+        lines = [line for line in self.models.tally.text(()).splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+    def outcomes(self) -> dict[str, int]:
+        found = self.metrics()
+        names = ("complete", "cancelled", "full", "closing", "failed")
+        return {name: int(found[f'hornbook_requests_total{{outcome="{name}"}}']) for name in names}
+
+    def settles(self, is_so: Callable[[], bool], seconds: float = 5.0) -> bool:
+        last = time.monotonic() + seconds
+        while not is_so() and time.monotonic() < last:
+            time.sleep(0.002)
+        return is_so()
+
+    def stop(self) -> None:
+        self.server.should_exit = True
+        self.thread.join(20)
+        assert not self.thread.is_alive()
