@@ -14,6 +14,7 @@ import torch
 from hornbook.infer.speaker import Speaker
 from hornbook.serve.models import Models
 from hornbook.serve.server import Server
+from hornbook.serve.tally import OUTCOMES
 
 
 class Slow(Speaker):
@@ -63,8 +64,10 @@ class Running:
 
     def outcomes(self) -> dict[str, int]:
         found = self.metrics()
-        names = ("complete", "cancelled", "full", "closing", "failed")
-        return {name: int(found[f'hornbook_requests_total{{outcome="{name}"}}']) for name in names}
+        return {name: int(found[f'hornbook_requests_total{{outcome="{name}"}}']) for name in OUTCOMES}
+
+    def every_request_ended_once(self) -> bool:
+        return sum(self.outcomes().values()) == self.metrics()["hornbook_requests_begun_total"]
 
     def settles(self, is_so: Callable[[], bool], seconds: float = 5.0) -> bool:
         last = time.monotonic() + seconds

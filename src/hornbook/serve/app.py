@@ -63,8 +63,9 @@ def _add_completions(app: FastAPI, models: Models) -> None:
     async def create_completion(request: Request, asked: CompletionRequest) -> Response:
         """Continue a text, or several. With `stream`, server-sent events: a chunk for each token that gave text, and
         `data: [DONE]` at the end."""
+        models.tally.count("requests_begun")
         if models.closing:
-            models.tally.count("requests", label='outcome="closing"')
+            models.tally.end("closing")
             raise ended("closing", CLOSING_RETRY_SECONDS)
         holding = contextlib.AsyncExitStack()
         try:
@@ -77,11 +78,13 @@ def _add_completions(app: FastAPI, models: Models) -> None:
                 return Stream(exchange, holding.pop_all())
             return JSONResponse(await exchange.whole())
         except RefusedError as error:
-            models.tally.count("requests", label=f'outcome="{error.outcome}"')
+            models.tally.end(error.outcome)
             raise ended(error.outcome, error.retry_after) from None
         except MistakeError as error:
+            models.tally.end("impossible")
             raise ApiError(400, f"{error.param}: {error.message}", param=error.param) from None
         except UserError as error:
+            models.tally.end("impossible")
             raise ApiError(404, str(error), param="model", code="model_not_found") from None
         finally:
             await holding.aclose()

@@ -212,7 +212,7 @@ class Engine:
         now = time.monotonic()
         self._pace += 0.2 * (now - self._paced_from - self._pace)
         self._paced_from = now
-        self._tally.count("requests", label=f'outcome="{outcome}"')
+        self._tally.end(outcome)
         job.tell([], outcome)
 
     def _fail(self, error: Exception) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 COUNTED = {
+    "requests_begun": "Requests for a completion whose fields are right, each of which ends once",
     "requests": "Requests for a completion, by how they ended",
     "responses": "HTTP responses, by status code",
     "prompt_tokens": "Tokens of prompts",
@@ -23,7 +24,7 @@ MEASURED = {
     "step_seconds": "Time of a step, which gives one token to each text",
     "first_token_seconds": "From a request to its first token",
 }
-OUTCOMES = ("complete", "cancelled", "full", "closing", "failed")
+OUTCOMES = ("complete", "cancelled", "full", "closing", "failed", "impossible")
 
 
 @dataclass
@@ -44,6 +45,10 @@ class Tally:
         """`label` in Prometheus' spelling: name="value"."""
         with self._changing:
             self._counts[name, label] += number
+
+    def end(self, outcome: str) -> None:
+        """Of a request."""
+        self.count("requests", label=f'outcome="{outcome}"')
 
     def measure(self, name: str, seconds: float) -> None:
         with self._changing:
