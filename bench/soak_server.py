@@ -50,29 +50,7 @@ CANCELLATIONS_AN_HOUR = 2000
 WATCH_EVERY_SECONDS = 10.0
 MEMORY_MAY_GROW = 0.05
 COMPLETIONS = "/v1/completions"
-WORDS = tuple(
-    [
-        "the",
-        "a",
-        "king",
-        "said",
-        "once",
-        "upon",
-        "time",
-        "little",
-        "and",
-        "ran",
-        "home",
-        "day",
-        "of",
-        "sea",
-        "night",
-        "good",
-        "my",
-        "lord",
-        "what",
-    ]
-)
+WORDS = ("the", "a", "king", "said", "once", "upon", "time", "little", "and", "ran", "home", "day", "of", "night")
 
 
 def begin(model: Path) -> tuple[subprocess.Popen[str], str]:
