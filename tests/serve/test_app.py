@@ -173,6 +173,25 @@ def test_what_is_not_the_right_json_is_refused(running: Running, content: bytes)
     assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": [[]] * 300_000},
+        {"prompt": [True] * 150_000},
+        {"stop": [1] * 400_000},
+        {str(number): 1 for number in range(80_000)},
+        {"logit_bias": {str(number): 1 for number in range(80_000)}},
+    ],
+)
+def test_a_million_mistakes_are_told_as_soon_as_a_few(running: Running, body: dict[str, Any]) -> None:
+    with running.client() as client:
+        began = time.monotonic()
+        answer = client.post(COMPLETIONS, json=body)
+        assert time.monotonic() - began < 3
+    assert answer.status_code == 400
+    assert len(answer.content) < 5000
+
+
 def test_fields_that_openai_has_not(running: Running, toy_speaker: Speaker) -> None:
     rules = {"top_k": 5, "min_p": 0.05, "repetition_penalty": 1.3, "presence_penalty": 0.5, "temperature": 1.4}
     with running.client() as client:

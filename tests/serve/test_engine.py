@@ -247,3 +247,26 @@ def test_an_engine_that_always_fails_says_so(toy: Path) -> None:
         engine.submit(Listener(speaker).job)
     assert refused.value.outcome == "failed"
     assert engine.end(WAIT)
+
+
+def test_no_job_is_left_behind_where_no_new_batch_can_be_had(
+    slow_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = slow_engine(rows=1)
+    runs, waits = Listener(engine.speaker, max_tokens=10_000), Listener(engine.speaker)
+    engine.submit(runs.job)
+    assert runs.spoken.wait(WAIT)
+    engine.submit(waits.job)
+
+    def nothing_left(*_: Any) -> Any:
+        raise MemoryError("no memory left")
+
+    monkeypatch.setattr(engine, "_new_batch", nothing_left)
+    monkeypatch.setattr(engine, "_step", nothing_left)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    assert runs.over.wait(WAIT)
+    assert waits.over.wait(WAIT)
+    assert (runs.outcomes, waits.outcomes) == (["failed"], ["failed"])
+    assert not engine.is_healthy
+    with pytest.raises(RefusedError):
+        engine.submit(Listener(engine.speaker).job)

@@ -114,6 +114,7 @@ def test_another_name_than_its_own_is_refused(running: Running, host: str, statu
         ("http://127.0.0.1:{port}", 403),
         ("https://evil.example", 403),
         ("null", 403),
+        ("http://[", 403),
         ("", 403),
     ],
 )

@@ -26,6 +26,7 @@ from hornbook.serve.pages import add_page
 from hornbook.serve.runs import add_runs
 
 CLOSING_RETRY_SECONDS = 10
+MOST_TOLD = 20
 FAILURES: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorAnswer, "description": "What is wrong with the request, all of it"},
     401: {"model": ErrorAnswer, "description": "No key, or a wrong one"},
@@ -71,12 +72,12 @@ def _add_completions(app: FastAPI, models: Models) -> None:
         try:
             engine = await holding.enter_async_context(models.engine(asked.model))
             completion = await asyncio.to_thread(Completion, asked, engine.speaker, _id(asked, models), models.config)
-            models.tally.count("prompt_tokens", completion.prompt_tokens)
             exchange = Exchange(completion, engine, request)
+            models.tally.count("prompt_tokens", completion.prompt_tokens)
             if asked.stream:
                 await exchange.first()
                 return Stream(exchange, holding.pop_all())
-            return JSONResponse(await exchange.whole())
+            return await exchange.whole()
         except RefusedError as error:
             models.tally.end(error.outcome)
             raise ended(error.outcome, error.retry_after) from None
@@ -139,15 +140,16 @@ class Exchange:
                 return
             self._raise_if_over(outcome)
 
-    async def whole(self) -> dict[str, Any]:
+    async def whole(self) -> Response:
+        all_added: list[Added] = []
+        outcome = None
         try:
-            all_added: list[Added] = []
-            while True:
+            while outcome is None:
                 added, outcome = await self._events.get()
                 all_added += added
-                if outcome == "complete":
-                    return self.completion.whole(all_added)
-                self._raise_if_over(outcome)
+            self._raise_if_over(outcome)
+            # With alternatives to every token, an answer can be millions of numbers.
+            return await asyncio.to_thread(lambda: JSONResponse(self.completion.whole(all_added)))
         finally:
             self.leave()
 
@@ -229,12 +231,12 @@ def _add_health(app: FastAPI, models: Models) -> None:
         return PlainTextResponse(models.tally.text(_gauges(models)), media_type="text/plain; version=0.0.4")
 
 
-def _gauges(models: Models) -> Iterator[tuple[str, str, str, float]]:
-    loaded = [(f'model="{folder.name}"', engine) for folder, engine in models.loaded]
-    yield "models_loaded", "Models in memory", "", len(loaded)
-    yield "queue_length", "Requests that wait for a row", "", sum(engine.waiting for _, engine in loaded)
-    yield "rows_in_use", "Texts that are being continued", "", sum(engine.rows_in_use for _, engine in loaded)
-    yield "rows", "Texts that can be continued at once", "", sum(engine.rows for _, engine in loaded)
+def _gauges(models: Models) -> Iterator[tuple[str, str, float]]:
+    engines = [engine for _, engine in models.loaded]
+    yield "models_loaded", "Models in memory", len(engines)
+    yield "queue_length", "Requests that wait for a row", sum(each.waiting for each in engines)
+    yield "rows_in_use", "Texts that are being continued", sum(each.rows_in_use for each in engines)
+    yield "rows", "Texts that can be continued at once", sum(each.rows for each in engines)
 
 
 def _add_errors(app: FastAPI) -> None:
@@ -244,8 +246,8 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
-        found = [each for mistake in error.errors() for each in _told(mistake)]
-        told = "\n".join(f"{param}: {what}" if param else what for param, what in dict.fromkeys(found))
+        found = list(dict.fromkeys(each for mistake in error.errors()[:MOST_TOLD] for each in _told(mistake)))
+        told = "\n".join(f"{param}: {what}" if param else what for param, what in found)
         return ApiError(400, told, param=found[0][0] or None).response()
 
     @app.exception_handler(HTTPException)

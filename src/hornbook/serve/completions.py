@@ -25,7 +25,8 @@ from hornbook.serve.engine import Added, Job
 LARGEST_SEED = (1 << 63) - 1
 COLDEST = 0.01  # below, but for 0, fp32 has no room for what logits become
 FINISHED = {"end_of_text": "stop", "stop": "stop", "length": "length"}
-Ids = Annotated[list[int], Field(min_length=1)]
+# One mistake in a list is enough: a body has room for a million of them.
+Ids = Annotated[list[int], Field(min_length=1, fail_fast=True)]
 
 
 class MistakeError(Exception):
@@ -50,7 +51,12 @@ class CompletionRequest(BaseModel):
 
     model: str | None = None
     """An id of /v1/models; may be left out where one model is served."""
-    prompt: str | Ids | Annotated[list[str], Field(min_length=1)] | Annotated[list[Ids], Field(min_length=1)] = ""
+    prompt: (
+        str
+        | Ids
+        | Annotated[list[str], Field(min_length=1, fail_fast=True)]
+        | Annotated[list[Ids], Field(min_length=1, fail_fast=True)]
+    ) = ""
     """What to continue: a text or the ids of one, or several of either. An empty text begins a document."""
     max_tokens: int | None = Field(16, ge=1)
     temperature: float | None = Field(1.0, ge=0, le=100)
@@ -68,7 +74,7 @@ class CompletionRequest(BaseModel):
     """Only as many as n."""
     seed: int | None = Field(None, ge=-LARGEST_SEED, le=LARGEST_SEED)
     """The same seed gives the same text; where there is none, one is drawn, and told in the answer."""
-    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    stop: str | Annotated[list[str], Field(max_length=16, fail_fast=True)] | None = None
     """The text ends before the first of these."""
     logprobs: int | None = Field(None, ge=0, le=20)
     """Of each token its log-probability, and so many alternatives."""

@@ -131,14 +131,20 @@ class Engine:
         return not self._thread.is_alive()
 
     def _work(self) -> None:
-        batch = self._new_batch()
-        while self._take_in(batch):
-            try:
-                self._step(batch)
-                self._failures = 0
-            except Exception as error:
-                self._fail(error)
-                batch = self._new_batch()
+        try:
+            batch = self._new_batch()
+            while self._take_in(batch):
+                try:
+                    self._step(batch)
+                    self._failures = 0
+                except BaseException as error:  # a panic in a library's Rust is no Exception
+                    self._fail(error)
+                    batch = self._new_batch()  # the old one may hold anything
+        finally:  # also where there is no memory for another batch
+            with self._changed:
+                self._failures = FAILURES_IN_A_ROW
+                for job in self._jobs():
+                    self._finish(job, "failed")
 
     def _new_batch(self) -> Batch:
         return Batch(self.speaker.model, self.rows, self.speaker.tokenizer.vocab_size)
@@ -152,7 +158,7 @@ class Engine:
                 for job in list(self._unwanted):
                     self._finish(job, "cancelled")
                 if self._ending:
-                    for job in {job for job, _ in self._in_rows.values()} | set(self._waiting):
+                    for job in self._jobs():
                         self._finish(job, "closing")
                     return False
                 if self._waiting or batch.texts:
@@ -215,7 +221,10 @@ class Engine:
         self._tally.end(outcome)
         job.tell([], outcome)
 
-    def _fail(self, error: Exception) -> None:
+    def _jobs(self) -> set[Job]:
+        return {job for job, _ in self._in_rows.values()} | set(self._waiting)
+
+    def _fail(self, error: BaseException) -> None:
         """What was computed together ends together; what waits gets a new batch, unless errors go on."""
         traceback.print_exception(error)
         print(f"error: {one_line(f'{type(error).__name__}: {error}')}", file=sys.stderr, flush=True)

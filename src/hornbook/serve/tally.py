@@ -56,16 +56,12 @@ class Tally:
             spread.counts[bisect_left(BOUNDS, seconds)] += 1
             spread.total += seconds
 
-    def text(self, gauges: Iterable[tuple[str, str, str, float]]) -> str:
-        """With what is so at this moment: (name, what it is, label, value), those of a name together."""
+    def text(self, gauges: Iterable[tuple[str, str, float]]) -> str:
+        """With what is so at this moment: (name, what it is, value)."""
         with self._changing:
             lines = [*self._counters(), *self._histograms()]
-        last = ""
-        for name, about, label, value in gauges:
-            if name != last:
-                lines += _heading(name, about, "gauge")
-            last = name
-            lines.append(_line(name, label, value))
+        for name, about, value in gauges:
+            lines += [*_heading(name, about, "gauge"), _line(name, "", value)]
         return "\n".join(lines) + "\n"
 
     def _counters(self) -> Iterator[str]:
