@@ -27,7 +27,7 @@ def plainly(model: GPT, prompt: list[int], rules: SamplerConfig, seed: int, coun
         for _ in range(count):
             window = text[window_start(len(text), model.config.context) :]
             logits = model.logits(torch.tensor([window]))[:, -1]
-            text.append(int(next_tokens(logits, rules, [seed], len(text))[0]))
+            text.append(next_tokens(logits, [rules], [seed], [len(text)])[0])
     return text[len(prompt) :]
 
 

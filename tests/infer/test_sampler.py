@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from transformers import LogitsProcessorList, MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper
 from transformers.generation import RepetitionPenaltyLogitsProcessor, TopPLogitsWarper
 
+from hornbook.base.errors import UserError
 from hornbook.infer.config import SamplerConfig
 from hornbook.infer.sampler import allowed, next_tokens, penalized
 
@@ -57,6 +58,22 @@ def largest_chance_deviation(free: int) -> float:
     return free * (1 - spread + 4 * spread**0.5) ** 3
 
 
+def draws(logits: torch.Tensor, rules: SamplerConfig, seeds: Sequence[int], positions: Sequence[int]) -> list[int]:
+    return next_tokens(logits.expand(len(seeds), -1), [rules] * len(seeds), seeds, positions)
+
+
+def assert_as_often(counts: NDArray[np.intp], expected: NDArray[np.float64]) -> None:
+    """By chi-squared, what is expected less than ten times taken together."""
+    assert not counts[expected == 0].any()
+    often = expected >= 10
+    rest = [(counts[~often].sum(), expected[~often].sum())]
+    seen, wanted = (
+        np.array(each) for each in zip(*zip(counts[often], expected[often], strict=True), *rest, strict=True)
+    )
+    seen, wanted = seen[wanted > 0], wanted[wanted > 0]
+    assert ((seen - wanted) ** 2 / wanted).sum() < largest_chance_deviation(len(wanted) - 1)
+
+
 @pytest.mark.parametrize(
     "rules",
     [
@@ -65,30 +82,32 @@ def largest_chance_deviation(free: int) -> float:
         {"temperature": 1.7, "top_k": 5},
         {"temperature": 1.0, "top_p": 0.8},
         {"temperature": 1.0, "min_p": 0.2},
+        {"temperature": 0.7, "top_k": 3},
+        {"temperature": 1.4, "top_p": 0.5},
+        {"temperature": 1.2, "top_k": 6, "top_p": 0.7},
+        {"temperature": 1.5, "top_k": 7, "min_p": 0.1},
+        {"temperature": 1.5, "top_p": 0.97, "min_p": 0.05},
         {"temperature": 1.3, "top_k": 6, "top_p": 0.9, "min_p": 0.15},
     ],
     ids=str,
 )
 def test_tokens_come_as_often_as_they_should(rules: dict[str, Any]) -> None:
-    config = SamplerConfig(**EVERYTHING | rules)
-    drawn = []
-    for position in range(10):  # both what noise is made of, seed and position, must give independent draws
-        seeds = range(DRAWS // 10)
-        drawn.append(next_tokens(torch.tensor(LOGITS).expand(len(seeds), -1), config, seeds, position))
-    counts = np.bincount(torch.cat(drawn).numpy(), minlength=len(LOGITS))
-    expected = reference(LOGITS, **rules) * DRAWS
-    possible = expected > 0
-    assert not counts[~possible].any()
-    deviation = float(((counts - expected)[possible] ** 2 / expected[possible]).sum())
-    assert deviation < largest_chance_deviation(int(possible.sum()) - 1)
+    seeds, positions = np.divmod(np.arange(DRAWS), 10)  # draws of other seeds, and at other positions
+    drawn = draws(torch.tensor(LOGITS), SamplerConfig(**EVERYTHING | rules), seeds.tolist(), positions.tolist())
+    assert_as_often(np.bincount(drawn, minlength=len(LOGITS)), reference(LOGITS, **rules) * DRAWS)
 
 
-def test_one_seed_at_many_positions_draws_as_often_as_it_should() -> None:
-    config = SamplerConfig(**EVERYTHING)
-    logits = torch.tensor([LOGITS])
-    counts = np.bincount([int(next_tokens(logits, config, [7], place)[0]) for place in range(10_000)], minlength=8)
-    expected = reference(LOGITS) * 10_000
-    assert ((counts - expected) ** 2 / expected).sum() < largest_chance_deviation(7)
+@pytest.mark.parametrize("also", ["seed", "position"])
+def test_draws_next_to_each_other_have_nothing_to_do_with_one_another(also: str) -> None:
+    """Of one seed at every position, and of every seed at one position: each token after each, as often as chance
+    says."""
+    count = range(DRAWS // 2)
+    seeds, positions = ([7] * len(count), count) if also == "position" else (count, [7] * len(count))
+    drawn = np.array(draws(torch.tensor(LOGITS), SamplerConfig(**EVERYTHING), seeds, positions))
+    size, share = len(LOGITS), reference(LOGITS)
+    assert_as_often(np.bincount(drawn, minlength=size), share * len(drawn))
+    pairs = np.bincount(drawn[::2] * size + drawn[1::2], minlength=size * size)
+    assert_as_often(pairs, np.outer(share, share).ravel() * len(drawn) / 2)
 
 
 @settings(max_examples=60, deadline=None)
@@ -112,31 +131,61 @@ def test_the_same_tokens_are_allowed_as_in_transformers(
         theirs.append(TopPLogitsWarper(top_p))
     if min_p is not None:
         theirs.append(MinPLogitsWarper(min_p))
-    assert torch.allclose(allowed(logits, rules), theirs(torch.zeros(4, 0, dtype=torch.long), logits))
+    kept = theirs(torch.zeros(4, 0, dtype=torch.long), logits.clone()).isfinite()
+    for row, likely in zip(kept, (logits / temperature).softmax(dim=-1).numpy(), strict=True):
+        ids = allowed(likely, rules)
+        assert (list(range(vocab_size)) if ids is None else ids.tolist()) == row.nonzero().flatten().tolist()
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.01, 1.0, 4.0])
+def test_of_a_large_vocabulary_top_p_takes_what_sorting_it_would(spread: float) -> None:
+    """Ties in every bin, and at the edge: then the lowest ids."""
+    chance = np.random.default_rng(5)
+    logits = torch.tensor(np.round(chance.normal(size=20_000) * spread, 2))
+    likely = logits.float().softmax(dim=-1).numpy()
+    order = sorted(range(len(likely)), key=lambda place: (-likely[place], place))
+    for top_p in (1e-6, 0.1, 0.5, 0.9, 0.999):
+        together, kept, whole = 0.0, [], likely.astype(np.float64).sum()
+        for place in order:
+            if together >= top_p * whole:
+                break
+            kept.append(place)
+            together += float(likely[place])
+        ids = allowed(likely, SamplerConfig(top_p=top_p))
+        assert ids is not None
+        assert abs(len(ids) - len(kept)) <= 1, "the sum of so many is known but to its last digits"
+        assert set(ids.tolist()) == set(order[: len(ids)])
 
 
 @pytest.mark.parametrize("rules", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}])
 def test_the_strictest_rules_leave_the_likeliest_token(rules: dict[str, Any]) -> None:
     logits = torch.randn(50, 30, generator=torch.Generator().manual_seed(1))
-    drawn = next_tokens(logits, SamplerConfig(**{"temperature": 1.5, "top_p": None} | rules), range(50), 0)
-    assert torch.equal(drawn, logits.argmax(dim=-1))
-    assert torch.equal(next_tokens(logits, GREEDY, range(50), 0), logits.argmax(dim=-1))
+    strict = SamplerConfig(**{"temperature": 1.5, "top_p": None} | rules)
+    for each in (strict, GREEDY):
+        assert next_tokens(logits, [each] * 50, range(50), [0] * 50) == logits.argmax(dim=-1).tolist()
 
 
 def test_a_sequence_draws_the_same_however_it_was_batched() -> None:
     logits = torch.randn(20, 30, generator=torch.Generator().manual_seed(1))
-    rules, seeds = SamplerConfig(), list(range(100, 120))
-    together = next_tokens(logits, rules, seeds, 5)
-    alone = [int(next_tokens(logits[row : row + 1], rules, [seed], 5)[0]) for row, seed in enumerate(seeds)]
-    backwards = next_tokens(logits.flip(0), rules, seeds[::-1], 5).flip(0)
-    assert together.tolist() == alone == backwards.tolist()
+    kinds = [SamplerConfig(), GREEDY, SamplerConfig(temperature=1.5, top_k=9), SamplerConfig(top_p=None, min_p=0.02)]
+    rows = [(row, kinds[row % 4], 100 + row, 5 * row) for row in range(20)]
+
+    def drawn(chosen: Sequence[tuple[int, SamplerConfig, int, int]]) -> list[int]:
+        which, rules, seeds, positions = zip(*chosen, strict=True)
+        return next_tokens(logits[list(which)], rules, seeds, positions)
+
+    assert drawn(rows) == [drawn([row])[0] for row in rows] == drawn(rows[::-1])[::-1]
 
 
 def test_logits_in_bf16_are_sampled_in_fp32() -> None:
     logits = torch.randn(20, 30, generator=torch.Generator().manual_seed(1)).bfloat16()
-    assert torch.equal(
-        next_tokens(logits, SamplerConfig(), range(20), 5), next_tokens(logits.float(), SamplerConfig(), range(20), 5)
-    )
+    rules, seeds = [SamplerConfig()] * 20, range(20)
+    assert next_tokens(logits, rules, seeds, seeds) == next_tokens(logits.float(), rules, seeds, seeds)
+
+
+def test_logits_that_are_no_numbers_are_told_of() -> None:
+    with pytest.raises(UserError, match="damaged"):
+        next_tokens(torch.tensor([[0.0, float("nan"), 1.0]]), [SamplerConfig()], [0], [0])
 
 
 def punished_plainly(repetition: float, presence: float, prompt: list[int], said: list[int]) -> NDArray[np.float64]:
@@ -156,11 +205,9 @@ def test_tokens_come_as_often_as_they_should_after_penalties(repetition: float, 
     prompt, said = [0, 5, 5], [1, 6, 1, 0]
     rules = SamplerConfig(**EVERYTHING, repetition_penalty=repetition, presence_penalty=presence)
     logits = penalized(torch.tensor(LOGITS), rules, prompt + said, len(prompt))
-    seeds = range(DRAWS // 10)
-    drawn = [next_tokens(logits.expand(len(seeds), -1), rules, seeds, position) for position in range(10)]
-    counts = np.bincount(torch.cat(drawn).numpy(), minlength=len(LOGITS))
-    expected = reference(punished_plainly(repetition, presence, prompt, said).tolist()) * DRAWS
-    assert ((counts - expected) ** 2 / expected).sum() < largest_chance_deviation(len(LOGITS) - 1)
+    seeds, positions = np.divmod(np.arange(DRAWS), 10)
+    counts = np.bincount(draws(logits, rules, seeds.tolist(), positions.tolist()), minlength=len(LOGITS))
+    assert_as_often(counts, reference(punished_plainly(repetition, presence, prompt, said).tolist()) * DRAWS)
 
 
 @settings(max_examples=60, deadline=None)

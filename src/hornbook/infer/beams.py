@@ -48,8 +48,8 @@ def beam_search(
     is_stopped: Callable[[list[int]], bool] = lambda _: False,
 ) -> list[Beam]:
     """`is_stopped` ends a text by its new ids. The end-of-text token is not among the tokens handed out."""
-    device = model.head.weight.device
-    cache = KVCache(model.config, beams, device, model.head.weight.dtype)
+    device = model.embedding.weight.device
+    cache = KVCache(model.config, beams, device, model.embedding.weight.dtype)
     running, finished, start = [Beam((), 0.0)], list[Beam](), 0
     for length in range(1, max_tokens + 1):
         moved = window_start(len(prompt) + length - 1, model.config.context)

@@ -79,8 +79,8 @@ class Batch:
     def __init__(self, model: GPT, rows: int, known_ids: int | None = None) -> None:
         """Ids from `known_ids` on, of a vocabulary that was widened, stand for no text and are never taken."""
         self.model, self.rows, self.known_ids = model, rows, known_ids
-        self.device = model.head.weight.device
-        self.cache = KVCache(model.config, rows, self.device, model.head.weight.dtype)
+        self.device = model.embedding.weight.device
+        self.cache = KVCache(model.config, rows, self.device, model.embedding.weight.dtype)
         self.texts: list[Growing] = []
         self._starts: list[int] = []  # of the windows that the rows hold
 
@@ -108,7 +108,7 @@ class Batch:
         self._catch_up()
         newest = torch.tensor([text.tokens[-1:] for text in self.texts], device=self.device)
         logits = last_logits(self.model, newest, self.cache.part(0, len(self.texts)))[:, : self.known_ids]
-        return [(text, choose(text, row)) for text, row in zip(self.texts, logits.float(), strict=True)]
+        return list(zip(self.texts, choose(self.texts, logits.float()), strict=True))
 
     def _catch_up(self) -> None:
         """Let each row hold its window but for the last token. Equal windows are computed once."""
@@ -130,11 +130,18 @@ class Batch:
                 computed[unseen] = row
 
 
-def choose(text: Growing, logits: torch.Tensor) -> Chosen:
-    """From logits (V,), in fp32."""
-    punished = penalized(logits, text.rules, text.tokens, text.prompt_length)
-    token = int(next_tokens(punished[None], text.rules, [text.seed], len(text.tokens))[0])
-    return Chosen(token) if text.alternatives is None else told(token, logits.log_softmax(-1), text.alternatives)
+def choose(texts: Sequence[Growing], logits: torch.Tensor) -> list[Chosen]:
+    """From logits (B, V), in fp32, a row for each text."""
+    punished = logits
+    if any(text.rules.repetition_penalty != 1 or text.rules.presence_penalty for text in texts):
+        rows = zip(logits, texts, strict=True)
+        punished = torch.stack([penalized(row, each.rules, each.tokens, each.prompt_length) for row, each in rows])
+    lengths = [len(text.tokens) for text in texts]
+    tokens = next_tokens(punished, [text.rules for text in texts], [text.seed for text in texts], lengths)
+    return [
+        Chosen(token) if text.alternatives is None else told(token, row.log_softmax(-1), text.alternatives)
+        for token, text, row in zip(tokens, texts, logits, strict=True)
+    ]
 
 
 def told(token: int, logprobs: torch.Tensor, alternatives: int) -> Chosen:

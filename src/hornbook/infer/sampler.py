@@ -1,47 +1,94 @@
 """Logits become a token.
 
-In: logits (B, V), rules, a seed for each sequence, and the position.  Out: one id for each sequence, (B,).
-The rules apply in this order: penalties, temperature, top-k, top-p, min-p. The noise is drawn from seed and position
-alone, so that the same seed gives the same text however sequences were batched.
+In: logits (B, V), and for each row its rules, a seed, and the position of the token.  Out: an id for each row.
+The rules apply in this order: penalties, temperature, top-k, top-p, min-p. What is left is laid end to end in the order
+of ids, and a number between 0 and 1, made of seed and position alone, points to one of it: the same seed gives the same
+text however sequences were batched. (In the order of likelihood, two tokens that are all but equally likely would change
+places with the last digit of a logit.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from hornbook.base.errors import UserError
 from hornbook.base.machine import mix_seed
 from hornbook.infer.config import SamplerConfig
 
+ROUNDING = 1e-3
 
-def next_tokens(logits: torch.Tensor, rules: SamplerConfig, seeds: Sequence[int], position: int) -> torch.Tensor:
-    """(B, V) to (B,)."""
+
+def next_tokens(
+    logits: torch.Tensor, rules: Sequence[SamplerConfig], seeds: Sequence[int], positions: Sequence[int]
+) -> list[int]:
+    """(B, V) to B ids."""
     logits = logits.float()
-    if rules.temperature == 0:
-        return logits.argmax(dim=-1)
-    probabilities = allowed(logits, rules).softmax(dim=-1)
-    noise = torch.stack([_exponential_noise(seed, position, logits.shape[-1]) for seed in seeds]).to(logits.device)
-    # The largest of p / Exp(1) falls on each token with its probability.
-    return (probabilities / noise).argmax(dim=-1)
+    tokens: list[int] = logits.argmax(dim=-1).tolist()
+    drawn = [row for row, each in enumerate(rules) if each.temperature > 0]
+    if drawn:
+        temperatures = torch.tensor([[rules[row].temperature] for row in drawn], device=logits.device)
+        warm = logits / temperatures if len(drawn) == len(rules) else logits[drawn] / temperatures
+        for row, likely in zip(drawn, warm.softmax(dim=-1).cpu().numpy(), strict=True):
+            if np.isnan(likely[0]):
+                raise UserError("the model's logits are not finite numbers: its weights are damaged")
+            tokens[row] = pointed_at(likely, rules[row], pointer(seeds[row], positions[row]))
+    return tokens
 
 
-def allowed(logits: torch.Tensor, rules: SamplerConfig) -> torch.Tensor:
-    """Logits after temperature, with those of forbidden tokens at minus infinity."""
-    logits = logits / rules.temperature
-    if rules.top_k is not None and rules.top_k < logits.shape[-1]:
-        least = logits.topk(rules.top_k, dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < least, float("-inf"))
-    if rules.top_p is not None and rules.top_p < 1:
-        ordered, places = logits.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
-        before = ordered.cumsum(dim=-1) - ordered  # what the likelier ones have together
-        forbidden = torch.empty_like(places, dtype=torch.bool).scatter_(-1, places, before >= rules.top_p)
-        logits = logits.masked_fill(forbidden, float("-inf"))
-    if rules.min_p:
-        probabilities = logits.softmax(dim=-1)
-        least = rules.min_p * probabilities.amax(dim=-1, keepdim=True)
-        logits = logits.masked_fill(probabilities < least, float("-inf"))
-    return logits
+def pointer(seed: int, position: int) -> float:
+    """From 0 up to, but not including, 1."""
+    return (mix_seed(seed, position) >> 11) / 2**52
+
+
+def pointed_at(probabilities: NDArray[np.float32], rules: SamplerConfig, place: float) -> int:
+    """Of one sequence, (V,): the allowed token on whose share `place` falls."""
+    ids = allowed(probabilities, rules)
+    ends = np.cumsum(probabilities if ids is None else probabilities[ids], dtype=np.float64)
+    found = int(ends.searchsorted(place * ends[-1], side="right"))
+    return found if ids is None else int(ids[found])
+
+
+def allowed(probabilities: NDArray[np.float32], rules: SamplerConfig) -> NDArray[np.intp] | None:
+    """The ids that may be taken, ascending; None: all. Most of a vocabulary is out of the question at a glance, so that
+    only the rest is sorted. Of equally likely tokens at the edge, top-k takes all, top-p those of the lowest ids."""
+    size, min_p = len(probabilities), np.float32(rules.min_p or 0)
+    top_k = rules.top_k if rules.top_k is not None and rules.top_k < size else None
+    top_p = rules.top_p if rules.top_p is not None and rules.top_p < 1 else None
+    if top_k is None and top_p is None and not min_p:
+        return None
+    if top_k is not None:
+        least = np.partition(probabilities, size - top_k)[size - top_k]
+    else:
+        least = min_p * probabilities.max()
+        if top_p is not None:  # tokens below this have less together than top-p leaves out
+            least = max(least, np.float32((1 - top_p) / size * (1 - ROUNDING)))
+    ids = np.flatnonzero(probabilities >= least)
+    if top_p is not None:
+        ids = likeliest_together(
+            ids, probabilities[ids], top_p * (probabilities[ids] if top_k else probabilities).sum()
+        )
+    return ids[probabilities[ids] >= min_p * probabilities.max()]
+
+
+def likeliest_together(ids: NDArray[np.intp], likely: NDArray[np.float32], wanted: np.float32) -> NDArray[np.intp]:
+    """Of ids, ascending, the fewest that have so much together. To sort tens of thousands would cost more than the
+    model's step: floats above zero are ordered as their bits are, so the first bits put them into bins, and only the
+    bin in which the edge falls is sorted."""
+    bins = likely.view(np.int32) >> 19
+    bins -= bins.min()
+    sums = np.bincount(bins, likely)
+    before_bin = np.cumsum(sums[::-1])[::-1] - sums  # what the likelier ones have together
+    edge = int((before_bin < wanted).argmax())
+    last = np.flatnonzero(bins == edge)
+    last = last[np.argsort(-likely[last], kind="stable")]
+    before = before_bin[edge] + np.cumsum(likely[last], dtype=np.float64) - likely[last]
+    kept = bins > edge
+    kept[last[before < wanted]] = True
+    return ids[kept]
 
 
 def penalized(logits: torch.Tensor, rules: SamplerConfig, tokens: Sequence[int], prompt_length: int) -> torch.Tensor:
@@ -60,8 +107,3 @@ def penalized(logits: torch.Tensor, rules: SamplerConfig, tokens: Sequence[int],
 def _of_vocabulary(tokens: Sequence[int], logits: torch.Tensor) -> list[int]:
     """Each once, and none that cannot be taken anyway."""
     return [token for token in sorted(set(tokens)) if token < len(logits)]
-
-
-def _exponential_noise(seed: int, position: int, size: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(mix_seed(seed, position))
-    return torch.empty(size).exponential_(generator=generator)

@@ -45,7 +45,7 @@ def score(
     nats, predicted = 0.0, 0
     with torch.inference_mode():
         for windows in _windows(tokens, context, windows_at_most, max(tokens_at_once // context, 1)):
-            ids, targets = split_windows(torch.from_numpy(windows), model.head.weight.device)
+            ids, targets = split_windows(torch.from_numpy(windows), model.embedding.weight.device)
             nats += model.losses(ids, targets).double().sum().item()
             predicted += targets.numel()
     loss = nats / max(predicted, 1)
