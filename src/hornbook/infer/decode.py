@@ -25,6 +25,7 @@ from hornbook.model.attention import KVCache
 from hornbook.model.gpt import GPT
 
 ROWS = 8
+CHUNK = 256  # tokens of prompts at a time: while they are computed, running texts wait
 
 
 @dataclass(frozen=True)
@@ -104,30 +105,70 @@ class Batch:
 
     @torch.inference_mode()
     def step(self) -> list[tuple[Growing, Chosen]]:
-        """The next token of every text; whoever calls puts it to the text, or removes the text."""
+        """The next token of every text that holds its window; whoever calls puts it to the text, or removes the text.
+        Long prompts take several steps, in each of which the others get their token."""
         self._catch_up()
-        newest = torch.tensor([text.tokens[-1:] for text in self.texts], device=self.device)
-        logits = last_logits(self.model, newest, self.cache.part(0, len(self.texts)))[:, : self.known_ids]
-        return list(zip(self.texts, choose(self.texts, logits.float()), strict=True))
+        ends = self._starts_of_unseen()
+        # A row that still catches up goes on by one token like the others, only that nothing is read off.
+        newest = [[text.tokens[end]] for text, end in zip(self.texts, ends, strict=True)]
+        hidden = self.model(torch.tensor(newest, device=self.device), self.cache.part(0, len(self.texts)))
+        ready = [row for row, text in enumerate(self.texts) if ends[row] == len(text.tokens) - 1]
+        texts = [self.texts[row] for row in ready]
+        if not ready:
+            return []
+        logits = self.model.read_off(hidden[ready, -1])[:, : self.known_ids]
+        return list(zip(texts, choose(texts, logits.float()), strict=True))
 
-    def _catch_up(self) -> None:
-        """Let each row hold its window but for the last token. Equal windows are computed once."""
-        computed: dict[tuple[int, ...], int] = {}
+    def _starts_of_unseen(self) -> list[int]:
+        """Of each text, its first token that the cache does not hold; the windows moved to where they should be."""
         for row, text in enumerate(self.texts):
             start = window_start(len(text.tokens), self.model.config.context)
             if start != self._starts[row]:
                 self.cache.forget(row)
                 self._starts[row] = start
-            unseen = tuple(text.tokens[start + int(self.cache.lengths[row]) : -1])
-            if not unseen:
+        return [start + held for start, held in zip(self._starts, self.cache.lengths.tolist(), strict=False)]
+
+    def _catch_up(self) -> None:
+        """Bring rows nearer to holding their windows but for the last token, by CHUNK tokens at most. Rows side by side
+        that hold equally much, above all those that begin together, are computed at once, the shorter ones padded."""
+        room = CHUNK
+        while room > 0:
+            ends = self._starts_of_unseen()
+            behind = [
+                row
+                for row, text in enumerate(self.texts)
+                if ends[row] < len(text.tokens) - 1 and not self._is_copied(row, ends)
+            ]
+            if not behind:
+                return
+            first = last = behind[0]
+            while last + 1 in behind and self.cache.lengths[last + 1] == self.cache.lengths[first]:
+                last += 1
+            rows = range(first, last + 1)
+            unseen = [self.texts[row].tokens[ends[row] : -1] for row in rows]
+            width = min(max(map(len, unseen)), max(room // len(rows), 1))
+            unseen = [ids[:width] for ids in unseen]
+            padded = [ids + [0] * (width - len(ids)) for ids in unseen]
+            self.model(torch.tensor(padded, device=self.device), self.cache.part(first, last + 1))
+            for row, ids in zip(rows, unseen, strict=True):
+                self.cache.shorten(row, width - len(ids), ids[-1])
+            room -= width * len(rows)
+
+    def _is_copied(self, row: int, ends: list[int]) -> bool:
+        """Whether another row holds the same window, or will; where it does, it is copied."""
+        start, text = self._starts[row], self.texts[row]
+        window = text.tokens[start:-1]
+        for other, its in enumerate(self.texts):
+            if other == row or self._starts[other] != start or its.tokens[start : start + len(window)] != window:
                 continue
-            if self.cache.lengths[row] == 0 and unseen in computed:
-                self.cache.copy_rows([computed[unseen]], row)
-                continue
-            is_whole = self.cache.lengths[row] == 0
-            self.model(torch.tensor([unseen], device=self.device), self.cache.part(row, row + 1))
-            if is_whole:
-                computed[unseen] = row
+            if ends[other] - start >= len(window):
+                surplus = int(self.cache.lengths[other]) - len(window)
+                self.cache.copy_rows([other], row)
+                self.cache.shorten(row, surplus, window[-1])
+                return True
+            if other < row and len(its.tokens) == len(text.tokens):
+                return True
+        return False
 
 
 def choose(texts: Sequence[Growing], logits: torch.Tensor) -> list[Chosen]:

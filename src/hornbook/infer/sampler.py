@@ -3,7 +3,7 @@
 In: logits (B, V), and for each row its rules, a seed, and the position of the token.  Out: an id for each row.
 The rules apply in this order: penalties, temperature, top-k, top-p, min-p. What is left is laid end to end in the order
 of ids, and a number between 0 and 1, made of seed and position alone, points to one of it: the same seed gives the same
-text however sequences were batched. (In the order of likelihood, two tokens that are all but equally likely would change
+text however sequences were batched. (In the order of likelihood, tokens that are all but equally likely would change
 places with the last digit of a logit.)
 """
 

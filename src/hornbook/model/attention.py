@@ -28,44 +28,50 @@ class KVCache:
         self.lengths = torch.zeros(batch, dtype=torch.long, device="cpu")
         self.last_ids = torch.full((batch, 1), -1, device=device)  # where pairs of neighbours matter
         self.start: int | torch.Tensor = 0  # how many tokens rows hold: a number, or (B,) where they differ
-        self.mask: torch.Tensor | None = None  # (B, 1, T, S), where rows differ
+        self.end = 0  # how many tokens the longest row holds with its newest
+        self.mask: torch.Tensor | None = None  # (B, 1, T, S), and where the newest stand: where rows differ
+        self.places: tuple[torch.Tensor, torch.Tensor]
 
     def part(self, first: int, last: int) -> KVCache:
         """The rows from `first` up to `last`: the same memory, so that what is done to them is done to the whole."""
         part = KVCache.__new__(KVCache)
         part.keys, part.values = self.keys[:, first:last], self.values[:, first:last]
         part.lengths, part.last_ids = self.lengths[first:last], self.last_ids[first:last]
-        part.start, part.mask = 0, None
+        part.start, part.end, part.mask = 0, 0, None
         return part
 
     def begin(self, newest: int) -> None:
         """Before the first layer: where `newest` tokens for each row will stand, and what they may look at."""
         shortest, longest = int(self.lengths.min()), int(self.lengths.max())
-        self.start, self.mask = shortest, None
+        self.start, self.mask, self.end = shortest, None, longest + newest
         if shortest != longest:
             device = self.keys.device
             self.start = self.lengths.to(device)
             places = self.start[:, None] + torch.arange(newest, device=device)  # (B, T)
-            self.mask = torch.arange(longest + newest, device=device) <= places[:, None, :, None]
+            later = torch.arange(self.end, device=device) > places[:, None, :, None]
+            # Added to scores: torch would make this of a mask of booleans in every layer anew.
+            self.mask = torch.zeros(later.shape, device=device, dtype=self.keys.dtype).masked_fill_(later, -torch.inf)
+            self.places = (torch.arange(len(places), device=device)[:, None], places)
 
     def extend(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Put the newest in place, and hand back all."""
         if isinstance(self.start, int):
-            end = self.start + keys.shape[2]
-            self.keys[layer, :, :, self.start : end] = keys
-            self.values[layer, :, :, self.start : end] = values
+            self.keys[layer, :, :, self.start : self.end] = keys
+            self.values[layer, :, :, self.start : self.end] = values
         else:
-            end = int(self.lengths.max()) + keys.shape[2]
-            rows = torch.arange(len(keys), device=keys.device)[:, None]
-            places = self.start[:, None] + torch.arange(keys.shape[2], device=keys.device)
-            self.keys[layer].transpose(1, 2)[rows, places] = keys.transpose(1, 2)
-            self.values[layer].transpose(1, 2)[rows, places] = values.transpose(1, 2)
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+            self.keys[layer].transpose(1, 2)[self.places] = keys.transpose(1, 2)
+            self.values[layer].transpose(1, 2)[self.places] = values.transpose(1, 2)
+        return self.keys[layer, :, :, : self.end], self.values[layer, :, :, : self.end]
 
     def advance(self, ids: torch.Tensor) -> None:
         """After the last layer: ids (B, T) were seen."""
         self.lengths += ids.shape[1]
         self.last_ids[:] = ids[:, -1:]
+
+    def shorten(self, row: int, by: int, last_id: int) -> None:
+        """Take back the newest tokens of a row; `last_id` is the newest that stays."""
+        self.lengths[row] -= by
+        self.last_ids[row] = last_id
 
     def forget(self, row: int) -> None:
         self.lengths[row] = 0
