@@ -17,11 +17,13 @@ from hornbook.infer.beams import beam_search
 from hornbook.infer.config import SamplerConfig
 from hornbook.infer.continuation import Continuation
 from hornbook.infer.decode import ROWS, Chosen, Growing, grow, window_start
+from hornbook.infer.quantize import prepare_to_speak
 from hornbook.infer.score import Score, score
 from hornbook.model.folder import load_model, resolve
 from hornbook.shards.format import TokenArray
 from hornbook.text.tokenizer import Tokenizer
 
+DTYPES = ("float32", "bfloat16", "int8")
 DRAWN = {"seed", "temperature", "top_k", "top_p", "min_p"}
 
 
@@ -35,9 +37,11 @@ class Speaker:
     """
 
     def __init__(self, folder: Path, device: str | None = None, dtype: str | None = None) -> None:
-        machine = choose_machine(device, dtype or "float32")
+        if dtype not in (None, *DTYPES):
+            raise UserError(f"--dtype: no number type is called {dtype}; use {', '.join(DTYPES)}")
+        machine = choose_machine(device, "bfloat16" if dtype == "bfloat16" else "float32")
         self.folder = folder
-        self.model = load_model(folder, machine.device, machine.torch_dtype)
+        self.model = prepare_to_speak(load_model(folder, machine.device, machine.torch_dtype), dtype or "float32")
         self.tokenizer = Tokenizer.load(folder)
         if not self.model.config.fits_vocabulary(self.tokenizer.vocab_size):
             raise UserError(

@@ -115,7 +115,7 @@ class GPT(nn.Module):
 
     def losses(self, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The loss of each token, (B, T), without gradients."""
-        return token_losses(self(ids), self.head.weight, targets, self.head.bias, self.config.logit_cap)
+        return token_losses(self(ids), self.read_off, self.config.known_vocab_size, targets)
 
 
 def init_torch(model: GPT) -> None:
