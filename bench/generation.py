@@ -18,10 +18,7 @@ import os
 # Before any library counts the processors.
 if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
-
-from hornbook.base.machine import share_the_cores
-
-share_the_cores()
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as the commands do
 
 import argparse
 import json
@@ -38,9 +35,9 @@ import transformers
 
 from hornbook.infer.config import SamplerConfig
 from hornbook.infer.decode import Growing, grow
-from hornbook.infer.speaker import Speaker
+from hornbook.infer.quantize import prepare_to_speak
 from hornbook.model.config import classic
-from hornbook.model.folder import save_model
+from hornbook.model.folder import load_model, save_model
 from hornbook.model.gpt import GPT
 from hornbook.text.tokenizer import TokenizerConfig, train_tokenizer
 
@@ -57,9 +54,9 @@ def write_model(folder: Path) -> None:
     save_model(model, train_tokenizer(TokenizerConfig(kind="byte"), [], 0), folder)
 
 
-def by_hornbook(speaker: Speaker, rules: SamplerConfig, tokens: int, streams: int) -> None:
+def by_hornbook(model: GPT, rules: SamplerConfig, tokens: int, streams: int) -> None:
     texts = [Growing(PROMPT, rules, seed, tokens) for seed in range(streams)]
-    given = sum(1 for _ in grow(speaker.model, texts, rows=streams))
+    given = sum(1 for _ in grow(model, texts, rows=streams))
     assert given == tokens * streams, given
 
 
@@ -85,13 +82,14 @@ def rate(work: Callable[..., None], *arguments: Any, tokens: int) -> float:
 
 
 def measure(folder: Path, number_of_rounds: int, tokens: int, streams: int) -> dict[str, Any]:
-    ours = {name: Speaker(folder, "cpu", name) for name in ("float32", "bfloat16", "int8")}
+    types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
+    ours = {name: prepare_to_speak(load_model(folder, "cpu", dtype), name) for name, dtype in types.items()}
     theirs = {
         name: transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, name)).eval()
         for name in ("float32", "bfloat16")
     }
     with torch.inference_mode():
-        logits = ours["float32"].model.logits(torch.tensor([PROMPT]))[0, -1] / WAYS["drawn"].temperature
+        logits = ours["float32"].logits(torch.tensor([PROMPT]))[0, -1] / WAYS["drawn"].temperature
     entropy = torch.distributions.Categorical(logits=logits).entropy().item()
     rounds: list[dict[str, float]] = []
     for number in range(number_of_rounds + 1):  # the first, in which everything is laid out, is not counted
@@ -99,10 +97,10 @@ def measure(folder: Path, number_of_rounds: int, tokens: int, streams: int) -> d
         for way, rules in WAYS.items():
             for name, model in theirs.items():
                 found[f"transformers {name} {way}"] = rate(by_transformers, model, rules, tokens, tokens=tokens)
-            for name, speaker in ours.items():
+            for name, mine in ours.items():
                 for rows in (1, streams):
                     key = f"hornbook {name} {way}" + (f" x{rows}" if rows > 1 else "")
-                    found[key] = rate(by_hornbook, speaker, rules, tokens, rows, tokens=rows * tokens)
+                    found[key] = rate(by_hornbook, mine, rules, tokens, rows, tokens=rows * tokens)
         found["load"] = os.getloadavg()[0]
         if number:
             rounds.append(found)
