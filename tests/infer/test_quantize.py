@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,8 @@ from hornbook.train.start import fit
 
 needs_vnni = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="this processor has no VNNI")
 needs_bf16 = pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor is slow at bfloat16"
+    not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),
+    reason="this processor is slow at bfloat16",
 )
 
 
@@ -92,17 +94,23 @@ def test_a_layer_in_int8_is_the_product_of_what_was_rounded(bias: bool) -> None:
 
 
 @needs_vnni
-@pytest.mark.parametrize("shape", ["classic", "modern"])
-def test_in_int8_a_text_does_not_depend_on_its_neighbours(shape: str, untaught: Callable[..., GPT]) -> None:
-    model = prepare_to_speak(untaught(shape, context=12), "int8")
-    rules = SamplerConfig(temperature=1.0)
-    together, alone = ([Growing([7, 31, 2][: 1 + seed % 3], rules, seed, 20) for seed in range(6)] for _ in range(2))
-    for _ in grow(model, together):
+def test_what_a_layer_in_int8_makes_of_a_row_does_not_depend_on_the_others() -> None:
+    torch.manual_seed(0)
+    layer, rows = Int8Linear([nn.Linear(96, 50)]), torch.randn(40, 96) * torch.rand(40, 1) * 20
+    with torch.inference_mode():
+        together = layer(rows)
+        assert all(torch.equal(layer(rows[row : row + 1])[0], together[row]) for row in range(40))
+        assert torch.equal(layer(rows[:7]), together[:7])
+
+
+@needs_vnni
+@pytest.mark.parametrize("sizes", [{"n_kv_head": 1}, {"bigram_embeddings": 50}, {"positions": "learned"}], ids=str)
+def test_every_shape_speaks_in_int8_in_a_batch(sizes: dict[str, Any], untaught: Callable[..., GPT]) -> None:
+    model = prepare_to_speak(untaught("modern", context=12, **sizes), "int8")
+    texts = [Growing([7, 31, 2][: 1 + seed % 3], SamplerConfig(), seed, 20) for seed in range(6)]
+    for _ in grow(model, texts, rows=4):
         pass
-    for text in alone:
-        for _ in grow(model, [text]):
-            pass
-    assert [text.tokens for text in together] == [text.tokens for text in alone]
+    assert [len(text.tokens) - text.prompt_length for text in texts] == [20] * 6
 
 
 @needs_bf16

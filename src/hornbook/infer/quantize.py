@@ -3,7 +3,7 @@
 In: a loaded GPT.  Out: the same, its matrices replaced by layers for inference; embeddings and norms stay as they are.
 
 - int8: each row of a matrix, and each vector that goes in, is scaled so that its largest number is 127, and rounded.
-  The product is exact, in whole numbers, so what a token becomes does not depend on its neighbours in a batch.
+  The product is exact, in whole numbers, so a row's result does not depend on its neighbours in a batch.
 - bfloat16: the numbers stay what they are; the matrix lies in memory in the order in which it is read.
 """
 
@@ -25,14 +25,17 @@ ROWS_EXPECTED = 16  # of a bf16 product; in the order for 1, one token takes fou
 def prepare_to_speak(model: GPT, dtype: str) -> GPT:
     """`dtype`: int8, of a model in float32, or the number type that it is in. Where a processor has no instructions for
     it, bfloat16 is left as it is, and int8 refused."""
+    knows_bf16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     is_on_cpu = model.embedding.weight.device.type == "cpu"
     if dtype == "int8":
         if not is_on_cpu:
             raise UserError("--dtype int8: is for CPUs; use bfloat16 here, or --device cpu")
         if not torch.cpu._is_vnni_supported():
             raise UserError("--dtype int8: this processor has no instructions for it (VNNI); use bfloat16 or float32")
+        if knows_bf16:  # with many texts, reading keys and values costs as much as reading the weights
+            model.cache_dtype = torch.bfloat16
         return _with_layers(model, Int8Linear)
-    if dtype == "bfloat16" and is_on_cpu and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if dtype == "bfloat16" and is_on_cpu and knows_bf16:
         return _with_layers(model, PackedLinear)
     return model
 
@@ -68,7 +71,7 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         flat = x.flatten(0, -2)
-        largest = torch.linalg.vector_norm(flat, torch.inf, dim=-1, keepdim=True).clamp_(min=1e-30)
+        largest = flat.abs().amax(dim=-1, keepdim=True).clamp_(min=1e-30)
         whole = (flat * (LARGEST / largest)).round_().to(torch.int8)
         product = torch.ops.onednn.qlinear_pointwise(
             whole, 1.0, 0, self.packed, self.scales, self.zeros, None, 1.0, 0, torch.float32, "none", [], ""

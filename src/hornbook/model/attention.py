@@ -54,7 +54,8 @@ class KVCache:
             self.places = (torch.arange(len(places), device=device)[:, None], places)
 
     def extend(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Put the newest in place, and hand back all."""
+        """Put the newest in place, and hand back all, in the cache's number type."""
+        keys, values = keys.to(self.keys.dtype), values.to(self.values.dtype)
         if isinstance(self.start, int):
             self.keys[layer, :, :, self.start : self.end] = keys
             self.values[layer, :, :, self.start : self.end] = values
@@ -154,9 +155,10 @@ class Attention(nn.Module):
             q, k = self.query_norm(q), self.key_norm(k)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
+            q = q.to(k.dtype)
         mask = cache.mask if cache is not None else None
         y = attend(q, k, v, self.scale, dropout=self.dropout if self.training else 0.0, mask=mask)
-        y = y.transpose(1, 2).reshape(B, T, -1)
+        y = y.transpose(1, 2).reshape(B, T, -1).to(x.dtype)
         return y if self.out is None else self.out(y)  # (B, T, C)
 
 
