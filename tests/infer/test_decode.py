@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hornbook.infer import decode
 from hornbook.infer.config import SamplerConfig
 from hornbook.infer.decode import Batch, Growing, generate, grow, window_start
 from hornbook.infer.sampler import next_tokens
@@ -165,3 +166,50 @@ def test_log_probabilities_are_those_of_the_model_before_any_rule(untaught: Call
         assert each.logprob == pytest.approx(expected[each.id], abs=1e-4)
         assert [token for token, _ in each.alternatives] == order.tolist()
         assert [value for _, value in each.alternatives] == pytest.approx(expected[order].tolist(), abs=1e-4)
+
+
+def test_prompts_that_begin_together_are_computed_at_once(
+    untaught: Callable[..., GPT], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = untaught(context=64)
+    widths = []
+    forward = GPT.forward
+    monkeypatch.setattr(
+        GPT, "forward", lambda self, ids, cache=None: widths.append(tuple(ids.shape)) or forward(self, ids, cache)
+    )
+    list(grow(model, [Growing(PROMPT[: 5 + 3 * row], SAMPLED, row, 2) for row in range(5)]))
+    assert widths == [(5, 16), (5, 1), (5, 1)]
+
+
+@pytest.mark.parametrize("bigrams", [{}, {"bigram_embeddings": 50}], ids=["plain", "bigrams"])
+def test_running_texts_go_on_while_long_prompts_are_read(
+    bigrams: dict[str, Any], untaught: Callable[..., GPT], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No step reads more than a chunk, in none does the running text go without its token; and all texts are those of
+    each prompt by itself. Two of the prompts are the same, and one is the other's beginning."""
+    monkeypatch.setattr(decode, "CHUNK", 8)
+    model = untaught("modern", context=96, **bigrams)
+    long = [(7 * place * place + place) % 251 for place in range(60)]
+    running = Growing(PROMPT[:3], SAMPLED, 1)
+    late = [Growing(ids, SAMPLED, 2 + row) for row, ids in enumerate((long, long, long[:25], PROMPT[:2], long[::-1]))]
+    batch, first_token = Batch(model, 6), dict[Growing, int]()
+    batch.add(running)
+    for step in range(40):
+        if step == 3:
+            for text in late:
+                batch.add(text)
+        seen = int(batch.cache.lengths.sum())
+        given = batch.step()
+        assert running in [text for text, _ in given]
+        if step >= 3:
+            copied = 0 if step > 30 else 2 * 60
+            assert int(batch.cache.lengths.sum()) - seen <= 8 + len(batch.texts) + copied
+        for text, chosen in given:
+            first_token.setdefault(text, step)
+            text.tokens.append(chosen.id)
+    assert first_token[late[3]] <= 4, "a short prompt need not wait for the long ones"
+    assert first_token[late[0]] > 6, "a long prompt takes several steps"
+    for text in (running, *late):
+        prompt, said = text.tokens[: text.prompt_length], text.tokens[text.prompt_length :]
+        assert len(said) > 15
+        assert said == plainly(model, prompt, SAMPLED, text.seed, len(said))

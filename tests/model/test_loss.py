@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hornbook.model.loss import PIECE_LOGITS, cross_entropy_sum, token_losses
+from hornbook.model.loss import PIECE_LOGITS, capped, cross_entropy_sum, token_losses
 
 GPT2_VOCABULARY = 50_257
 
@@ -93,7 +93,7 @@ def test_logits_far_beyond_what_probabilities_can_hold_still_teach() -> None:
 
 def test_losses_of_tokens_are_those_of_cross_entropy() -> None:
     hidden, weight, targets = batch(90, 8, GPT2_VOCABULARY)
-    ours = token_losses(hidden.view(9, 10, 8), weight, targets.view(9, 10))
+    ours = token_losses(hidden.view(9, 10, 8), lambda states: states @ weight.T, GPT2_VOCABULARY, targets.view(9, 10))
     theirs = F.cross_entropy(hidden.double() @ weight.double().T, targets, reduction="none")
     assert ours.shape == (9, 10)
     assert torch.allclose(ours.flatten().double(), theirs, rtol=1e-5, atol=1e-6)
@@ -119,7 +119,7 @@ def test_the_logits_of_a_large_vocabulary_never_exist_all_at_once() -> None:
     with Largest() as learning:
         cross_entropy_sum(hidden, weight, targets).backward()
     with Largest() as scoring:
-        token_losses(hidden, weight, targets)
+        token_losses(hidden, lambda states: states @ weight.T, GPT2_VOCABULARY, targets)
     assert PIECE_LOGITS[False] < 300 * GPT2_VOCABULARY / 4
     assert weight.numel() < learning.elements <= PIECE_LOGITS[False]
     assert weight.numel() < scoring.elements <= PIECE_LOGITS[False]
@@ -139,5 +139,5 @@ def test_a_bias_and_a_cap_bear_on_loss_and_gradients(cap: float | None, biased: 
     assert off_by(ours.detach(), theirs.detach()) < 1e-5
     gradients = zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(theirs, exact), strict=True)
     assert all(off_by(mine, wanted) < 1e-5 for mine, wanted in gradients)
-    each = token_losses(hidden, weight, targets, bias, cap)
+    each = token_losses(hidden, lambda states: capped(F.linear(states, weight, bias), cap), 257, targets)
     assert off_by(each.sum(), theirs.detach()) < 1e-5

@@ -17,7 +17,7 @@ def evaluate_text(words: list[str]) -> int:
     from hornbook.base.console import say
     from hornbook.infer.evaluate import evaluate
 
-    result = evaluate(given.model, given.data, given.at, given.device)
+    result = evaluate(given.model, given.data, given.at, given.device, given.dtype)
     if given.json:
         print(json.dumps(result))
         return 0
@@ -72,7 +72,7 @@ def generate(words: list[str]) -> int:
     if given.beams is None:
         options.setdefault("seed", 0)
     prompts = [*(given.prompt or []), *(read_prompts(given.prompts) if given.prompts else [])]
-    speaker = load_speaker(given.model, given.at, given.device)
+    speaker = load_speaker(given.model, given.at, given.device, given.dtype)
     if not prompts:
         piped = piped_prompt()
         if piped is None and given.json:

@@ -43,6 +43,7 @@ def with_json(parser: Parser, words: list[str]) -> argparse.Namespace:
 def with_model_options(parser: Parser, words: list[str]) -> argparse.Namespace:
     parser.add_argument("--at", default="best", help="which checkpoint of a run: best, newest, or a step")
     parser.add_argument("--device", help="cpu, cuda, mps; the fastest there is when not given")
+    parser.add_argument("--dtype", help="float32, exact, when not given; bfloat16 or, on a CPU, int8 are faster")
     return with_json(parser, words)
 
 

@@ -49,7 +49,7 @@ def beam_search(
 ) -> list[Beam]:
     """`is_stopped` ends a text by its new ids. The end-of-text token is not among the tokens handed out."""
     device = model.embedding.weight.device
-    cache = KVCache(model.config, beams, device, model.embedding.weight.dtype)
+    cache = KVCache(model.config, beams, device, model.cache_dtype or model.embedding.weight.dtype)
     running, finished, start = [Beam((), 0.0)], list[Beam](), 0
     for length in range(1, max_tokens + 1):
         moved = window_start(len(prompt) + length - 1, model.config.context)

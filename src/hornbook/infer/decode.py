@@ -81,7 +81,7 @@ class Batch:
         """Ids from `known_ids` on, of a vocabulary that was widened, stand for no text and are never taken."""
         self.model, self.rows, self.known_ids = model, rows, known_ids
         self.device = model.embedding.weight.device
-        self.cache = KVCache(model.config, rows, self.device, model.embedding.weight.dtype)
+        self.cache = KVCache(model.config, rows, self.device, model.cache_dtype or model.embedding.weight.dtype)
         self.texts: list[Growing] = []
         self._starts: list[int] = []  # of the windows that the rows hold
 

@@ -18,10 +18,12 @@ from hornbook.text.corpora import find_source, held_out, is_corpus
 from hornbook.text.tokenizer import Tokenizer
 
 
-def evaluate(path: Path, data: str | None, at: str = "best", device: str | None = None) -> dict[str, Any]:
+def evaluate(
+    path: Path, data: str | None, at: str = "best", device: str | None = None, dtype: str | None = None
+) -> dict[str, Any]:
     """Score the text `data`, or the validation split of shards or of a corpus that brings one; a run's own shards
     where none is named."""
-    speaker = load_speaker(path, at, device)
+    speaker = load_speaker(path, at, device, dtype)
     if data is None:
         if not (path / RUN).is_file():
             raise UserError(f"{path}: a model, not a run, so name the text: --data PATH")

@@ -12,16 +12,18 @@ from typing import Any
 import numpy as np
 
 from hornbook.base.errors import UserError
-from hornbook.base.machine import choose_machine
+from hornbook.base.machine import Machine, choose_machine
 from hornbook.infer.beams import beam_search
 from hornbook.infer.config import SamplerConfig
 from hornbook.infer.continuation import Continuation
 from hornbook.infer.decode import ROWS, Chosen, Growing, grow, window_start
+from hornbook.infer.quantize import prepare_to_speak
 from hornbook.infer.score import Score, score
 from hornbook.model.folder import load_model, resolve
 from hornbook.shards.format import TokenArray
 from hornbook.text.tokenizer import Tokenizer
 
+DTYPES = ("float32", "bfloat16", "int8")
 DRAWN = {"seed", "temperature", "top_k", "top_p", "min_p"}
 
 
@@ -35,9 +37,9 @@ class Speaker:
     """
 
     def __init__(self, folder: Path, device: str | None = None, dtype: str | None = None) -> None:
-        machine = choose_machine(device, dtype or "float32")
+        machine = machine_to_speak(device, dtype)
         self.folder = folder
-        self.model = load_model(folder, machine.device, machine.torch_dtype)
+        self.model = prepare_to_speak(load_model(folder, machine.device, machine.torch_dtype), dtype or "float32")
         self.tokenizer = Tokenizer.load(folder)
         if not self.model.config.fits_vocabulary(self.tokenizer.vocab_size):
             raise UserError(
@@ -168,6 +170,12 @@ class Speaker:
     def __repr__(self) -> str:
         config = self.model.config
         return f"Speaker({str(self.folder)!r}, {config.n_params():,} parameters, context {config.context})"
+
+
+def machine_to_speak(device: str | None, dtype: str | None) -> Machine:
+    if dtype not in (None, *DTYPES):
+        raise UserError(f"--dtype: no number type is called {dtype}; use {', '.join(DTYPES)}")
+    return choose_machine(device, "bfloat16" if dtype == "bfloat16" else "float32")
 
 
 def load_speaker(path: Path, at: str = "best", device: str | None = None, dtype: str | None = None) -> Speaker:

@@ -54,7 +54,8 @@ class KVCache:
             self.places = (torch.arange(len(places), device=device)[:, None], places)
 
     def extend(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Put the newest in place, and hand back all."""
+        """Put the newest in place, and hand back all, in the cache's number type."""
+        keys, values = keys.to(self.keys.dtype), values.to(self.values.dtype)
         if isinstance(self.start, int):
             self.keys[layer, :, :, self.start : self.end] = keys
             self.values[layer, :, :, self.start : self.end] = values
@@ -121,6 +122,7 @@ class Attention(nn.Module):
         self.key = nn.Linear(config.n_embd, self.n_kv_head * self.head_width, bias=bias)
         self.value = nn.Linear(config.n_embd, self.n_kv_head * self.head_width, bias=bias)
         self.out = nn.Linear(heads, config.n_embd, bias="out" in config.biases) if config.out_projection else None
+        self.joined: nn.Module | None = None  # in place of the three, where a model only speaks (infer/quantize.py)
         self.norms_come_first = config.qk_norm == "before"
         self.query_norm = NORMS[config.norm](config, self.head_width) if config.qk_norm != "none" else nn.Identity()
         self.key_norm = NORMS[config.norm](config, self.head_width) if config.qk_norm != "none" else nn.Identity()
@@ -135,9 +137,12 @@ class Attention(nn.Module):
     ) -> torch.Tensor:
         B, T, _ = x.shape
         start = cache.start if cache is not None else 0
-        q = self.query(x).view(B, T, self.n_head, self.head_width)
-        k = self.key(x).view(B, T, self.n_kv_head, self.head_width)
-        v = self.value(x)
+        if self.joined is None:
+            q, k, v = self.query(x), self.key(x), self.value(x)
+        else:
+            widths = [heads * self.head_width for heads in (self.n_head, self.n_kv_head, self.n_kv_head)]
+            q, k, v = self.joined(x).split(widths, dim=-1)
+        q, k = q.view(B, T, self.n_head, self.head_width), k.view(B, T, self.n_kv_head, self.head_width)
         if self.value_share is not None and value_embedding is not None:
             v = v + self.value_share * value_embedding
         v = v.view(B, T, self.n_kv_head, self.head_width).transpose(1, 2)  # (B, K, T, D)
@@ -150,9 +155,10 @@ class Attention(nn.Module):
             q, k = self.query_norm(q), self.key_norm(k)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
+            q = q.to(k.dtype)
         mask = cache.mask if cache is not None else None
         y = attend(q, k, v, self.scale, dropout=self.dropout if self.training else 0.0, mask=mask)
-        y = y.transpose(1, 2).reshape(B, T, -1)
+        y = y.transpose(1, 2).reshape(B, T, -1).to(x.dtype)
         return y if self.out is None else self.out(y)  # (B, T, C)
 
 

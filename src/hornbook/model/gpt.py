@@ -70,6 +70,7 @@ class GPT(nn.Module):
         self.dropout = nn.Dropout(config.drops("embedding"))
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = NORMS[config.norm](config, width)
+        self.cache_dtype: torch.dtype | None = None  # of keys and values, where not the model's own
         self.head = nn.Linear(width, vocab_size, bias="head" in config.biases)
         if config.tied:
             self.head.weight = self.embedding.weight
@@ -115,7 +116,7 @@ class GPT(nn.Module):
 
     def losses(self, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The loss of each token, (B, T), without gradients."""
-        return token_losses(self(ids), self.head.weight, targets, self.head.bias, self.config.logit_cap)
+        return token_losses(self(ids), self.read_off, self.config.known_vocab_size, targets)
 
 
 def init_torch(model: GPT) -> None:

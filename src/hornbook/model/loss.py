@@ -8,7 +8,7 @@ piece at a time, and each piece leaves its gradients behind while its logits are
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -39,16 +39,15 @@ def cross_entropy_sum(
 @torch.no_grad()
 def token_losses(
     hidden: torch.Tensor,
-    weight: torch.Tensor,
+    read_off: Callable[[torch.Tensor], torch.Tensor],
+    vocab_size: int,
     targets: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    cap: float | None = None,
 ) -> torch.Tensor:
-    """The loss of each token, in fp32, in the shape of `targets`."""
+    """The loss of each token, in fp32, in the shape of `targets`; `read_off` makes logits of hidden states."""
     states, wanted = hidden.flatten(0, -2), targets.flatten()
     losses = [
-        F.cross_entropy(capped(F.linear(states[piece], weight, bias), cap).float(), wanted[piece], reduction="none")
-        for piece in _pieces(len(wanted), weight)
+        F.cross_entropy(read_off(states[piece]).float(), wanted[piece], reduction="none")
+        for piece in _pieces(len(wanted), vocab_size, hidden.is_cuda)
     ]
     return torch.cat(losses).view(targets.shape)
 
@@ -80,7 +79,7 @@ class _CrossEntropySum(torch.autograd.Function):
         # Summed over many pieces, so in fp32 whatever the weight is in.
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32)
         bias_gradient = torch.zeros_like(weight_gradient[:, 0]) if bias is not None else None
-        for piece in _pieces(len(targets), weight):
+        for piece in _pieces(len(targets), weight.shape[0], weight.is_cuda):
             states, wanted = hidden[piece], targets[piece]
             logits = F.linear(states, weight, bias)  # (n, V)
             bent = logits.div_(cap).tanh_().clone() if cap is not None else None
@@ -113,6 +112,6 @@ class _CrossEntropySum(torch.autograd.Function):
         return hidden_gradient * upstream.to(dtype), whole, None, of_bias, None
 
 
-def _pieces(tokens: int, weight: torch.Tensor) -> Iterator[slice]:
-    rows = max(PIECE_LOGITS[weight.is_cuda] // weight.shape[0], 16)
+def _pieces(tokens: int, vocab_size: int, on_cuda: bool) -> Iterator[slice]:
+    rows = max(PIECE_LOGITS[on_cuda] // vocab_size, 16)
     return (slice(first, min(first + rows, tokens)) for first in range(0, tokens, rows))

@@ -23,8 +23,7 @@ import uvicorn
 
 from hornbook.base.console import say
 from hornbook.base.errors import UserError
-from hornbook.base.machine import choose_machine
-from hornbook.infer.speaker import Speaker
+from hornbook.infer.speaker import Speaker, machine_to_speak
 from hornbook.serve.app import build_app
 from hornbook.serve.config import ServeConfig
 from hornbook.serve.connection import connections_within
@@ -104,7 +103,7 @@ def serve(
         raise UserError(f"--host {host}: others can reach it, so it needs a key: --key KEY, or HORNBOOK_KEY=KEY")
     if key is not None and not (key.isascii() and key.isprintable() and key.strip() == key and key):
         raise UserError("--key: should be letters, digits and signs of ASCII, with no blank at its ends")
-    choose_machine(device, dtype)  # what is wrong with them is told before anything is loaded
+    machine_to_speak(device, dtype)  # what is wrong with them is told before anything is loaded
     models = Models(paths, config, Tally(), lambda folder: Speaker(folder, device, dtype))
     with _listening(host, port) as listener:
         models.load_first()

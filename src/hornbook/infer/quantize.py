@@ -1,0 +1,90 @@
+"""A model in fewer bits, for speaking on a CPU, where reading the weights is what a token costs.
+
+In: a loaded GPT.  Out: the same, its matrices replaced by layers for inference; embeddings and norms stay as they are.
+
+- int8: each row of a matrix, and each vector that goes in, is scaled so that its largest number is 127, and rounded.
+  The product is exact, in whole numbers, so a row's result does not depend on its neighbours in a batch.
+- bfloat16: the numbers stay what they are; the matrix lies in memory in the order in which it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from hornbook.base.errors import UserError
+from hornbook.model.attention import Attention
+from hornbook.model.gpt import GPT
+
+LARGEST = 127
+ROWS_EXPECTED = 16  # of a bf16 product; in the order for 1, one token takes four times longer
+
+
+def prepare_to_speak(model: GPT, dtype: str) -> GPT:
+    """`dtype`: int8, of a model in float32, or the number type that it is in. Where a processor has no instructions for
+    it, bfloat16 is left as it is, and int8 refused."""
+    knows_bf16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    is_on_cpu = model.embedding.weight.device.type == "cpu"
+    if dtype == "int8":
+        if not is_on_cpu:
+            raise UserError("--dtype int8: is for CPUs; use bfloat16 here, or --device cpu")
+        if not torch.cpu._is_vnni_supported():
+            raise UserError("--dtype int8: this processor has no instructions for it (VNNI); use bfloat16 or float32")
+        if knows_bf16:  # with many texts, reading keys and values costs as much as reading the weights
+            model.cache_dtype = torch.bfloat16
+        return _with_layers(model, Int8Linear)
+    if dtype == "bfloat16" and is_on_cpu and knows_bf16:
+        return _with_layers(model, PackedLinear)
+    return model
+
+
+def _with_layers(model: GPT, kind: type[Int8Linear] | type[PackedLinear]) -> GPT:
+    for part in list(model.modules()):
+        if isinstance(part, Attention):  # one product is sooner done than three
+            part.joined = kind([part.query, part.key, part.value])
+            for name in ("query", "key", "value"):
+                setattr(part, name, nn.Identity())
+    for part in list(model.modules()):
+        for name, layer in list(part.named_children()):
+            if isinstance(layer, nn.Linear):
+                setattr(part, name, kind([layer]))
+    return model
+
+
+def _joined(layers: Sequence[nn.Linear]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    weight = torch.cat([each.weight.detach() for each in layers])
+    biases = [each.bias for each in layers if each.bias is not None]
+    return weight, torch.cat([each.detach() for each in biases]) if biases else None
+
+
+class Int8Linear(nn.Module):
+    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+        super().__init__()
+        weight, bias = _joined(layers)
+        scales = weight.float().abs().amax(dim=1).clamp(min=1e-30) / LARGEST
+        whole = (weight.float() / scales[:, None]).round().to(torch.int8)
+        self.packed = torch.ops.onednn.qlinear_prepack(whole, [1, weight.shape[1]])
+        self.scales, self.zeros = scales / LARGEST, torch.zeros(len(scales), dtype=torch.int32)
+        self.bias = torch.zeros_like(scales) if bias is None else bias.float()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flat = x.flatten(0, -2)
+        largest = flat.abs().amax(dim=-1, keepdim=True).clamp_(min=1e-30)
+        whole = (flat * (LARGEST / largest)).round_().to(torch.int8)
+        product = torch.ops.onednn.qlinear_pointwise(
+            whole, 1.0, 0, self.packed, self.scales, self.zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        return torch.addcmul(self.bias, product, largest).unflatten(0, x.shape[:-1])
+
+
+class PackedLinear(nn.Module):
+    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+        super().__init__()
+        weight, self.bias = _joined(layers)
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS_EXPECTED)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        return product
