@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import jsonschema
 import openai
 import psutil
 import pytest
@@ -242,11 +243,30 @@ def test_metrics_count_what_was_done(start: Callable[..., Running], toy: Path) -
 def test_what_the_description_says_is_what_comes(running: Running) -> None:
     with running.client() as client:
         described = client.get("/openapi.json").json()
-    assert {COMPLETIONS, "/v1/models", "/v1/models/{id}", "/health", "/metrics"} <= set(described["paths"])
-    assert "422" not in json.dumps(described)
-    assert "HTTPValidationError" not in json.dumps(described)
-    answers = described["paths"][COMPLETIONS]["post"]["responses"]
-    assert {"200", "400", "401", "404", "413", "429", "503"} <= answers.keys()
+        assert {COMPLETIONS, "/v1/models", "/v1/models/{id}", "/health", "/metrics"} <= set(described["paths"])
+        assert "422" not in json.dumps(described)
+        assert "HTTPValidationError" not in json.dumps(described)
+        answers = described["paths"][COMPLETIONS]["post"]["responses"]
+        assert {"200", "400", "401", "404", "413", "429", "503"} <= answers.keys()
+
+        def check(answer: Any, path: str, method: str = "get", status: str = "200") -> None:
+            schema = described["paths"][path][method]["responses"][status]["content"]["application/json"]["schema"]
+            jsonschema.validate(answer, schema | {"components": described["components"]})
+
+        body = {"prompt": "ab", "logprobs": 2, "n": 2}
+        check(client.post(COMPLETIONS, json=body).json(), COMPLETIONS, "post")
+        options = {"stream": True, "stream_options": {"include_usage": True}}
+        for chunk in events(client.post(COMPLETIONS, json=body | options).iter_lines()):
+            check(chunk, COMPLETIONS, "post")
+        check(client.post(COMPLETIONS, json={"n": 0}).json(), COMPLETIONS, "post", "400")
+        check(client.get("/v1/models").json(), "/v1/models")
+        check(client.get("/v1/models/toy").json(), "/v1/models/{id}")
+        check(client.get("/v1/models/gpt").json(), "/v1/models/{id}", status="404")
+        check(client.get("/health").json(), "/health")
+        with pytest.raises(jsonschema.ValidationError):
+            check({"status": "well"}, "/health")
+        for example in described["components"]["schemas"]["CompletionRequest"]["examples"]:
+            assert client.post(COMPLETIONS, json=example).status_code == 200
 
 
 def anything_of(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
