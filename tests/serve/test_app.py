@@ -382,6 +382,31 @@ def test_a_client_that_does_not_read_hurts_nobody(start: Callable[..., Running],
         assert hasty.settles(lambda: hasty.outcomes()["cancelled"] == 1)
 
 
+def test_the_end_of_the_server_ends_what_does_not_finish_in_time(start: Callable[..., Running], toy: Path) -> None:
+    ending = start(toy, load=Slow, rows=2, queue=2, ending_seconds=0.5)
+    engine = ending.models.loaded[0][1]
+    endless = {"prompt": "ab", "max_tokens": 4096, "temperature": 0, "repetition_penalty": 2.0}
+    bodies = [endless, endless | {"stream": True}, endless, endless | {"stream": True}]  # two run, two wait
+
+    def ask(body: dict[str, Any]) -> httpx2.Response:
+        with ending.client() as client:
+            return client.post(COMPLETIONS, json=body)
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        asked = []
+        for number, body in enumerate(bodies, 1):
+            asked.append(pool.submit(ask, body))
+            assert ending.settles(lambda: engine.rows_in_use + engine.waiting == number)  # noqa: B023
+        ending.stop()
+        answers = [each.result() for each in asked]
+    assert [each.status_code for each in answers] == [503, 200, 503, 503]
+    assert all(int(each.headers["retry-after"]) > 0 for each in answers if each.status_code == 503)
+    last = [line for line in answers[1].iter_lines() if line][-1]
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "shutting_down"
+    assert ending.outcomes()["closing"] == 4
+    assert ending.every_request_ended_once()
+
+
 def one_of_many(port: int, seed: int, draw: random.Random) -> tuple[str, dict[str, Any] | None]:
     """Ask for a text, and read it, or leave before its end. What the client saw, and the answer."""
     body = {"prompt": draw.choice(["", "ab", "Once upon a time " * 9]), "seed": seed, "temperature": 0.8}
