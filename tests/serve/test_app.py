@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import jsonschema
 import openai
 import psutil
 import pytest
@@ -242,11 +243,30 @@ def test_metrics_count_what_was_done(start: Callable[..., Running], toy: Path) -
 def test_what_the_description_says_is_what_comes(running: Running) -> None:
     with running.client() as client:
         described = client.get("/openapi.json").json()
-    assert {COMPLETIONS, "/v1/models", "/v1/models/{id}", "/health", "/metrics"} <= set(described["paths"])
-    assert "422" not in json.dumps(described)
-    assert "HTTPValidationError" not in json.dumps(described)
-    answers = described["paths"][COMPLETIONS]["post"]["responses"]
-    assert {"200", "400", "401", "404", "413", "429", "503"} <= answers.keys()
+        assert {COMPLETIONS, "/v1/models", "/v1/models/{id}", "/health", "/metrics"} <= set(described["paths"])
+        assert "422" not in json.dumps(described)
+        assert "HTTPValidationError" not in json.dumps(described)
+        answers = described["paths"][COMPLETIONS]["post"]["responses"]
+        assert {"200", "400", "401", "404", "413", "429", "503"} <= answers.keys()
+
+        def check(answer: Any, path: str, method: str = "get", status: str = "200") -> None:
+            schema = described["paths"][path][method]["responses"][status]["content"]["application/json"]["schema"]
+            jsonschema.validate(answer, schema | {"components": described["components"]})
+
+        body = {"prompt": "ab", "logprobs": 2, "n": 2}
+        check(client.post(COMPLETIONS, json=body).json(), COMPLETIONS, "post")
+        options = {"stream": True, "stream_options": {"include_usage": True}}
+        for chunk in events(client.post(COMPLETIONS, json=body | options).iter_lines()):
+            check(chunk, COMPLETIONS, "post")
+        check(client.post(COMPLETIONS, json={"n": 0}).json(), COMPLETIONS, "post", "400")
+        check(client.get("/v1/models").json(), "/v1/models")
+        check(client.get("/v1/models/toy").json(), "/v1/models/{id}")
+        check(client.get("/v1/models/gpt").json(), "/v1/models/{id}", status="404")
+        check(client.get("/health").json(), "/health")
+        with pytest.raises(jsonschema.ValidationError):
+            check({"status": "well"}, "/health")
+        for example in described["components"]["schemas"]["CompletionRequest"]["examples"]:
+            assert client.post(COMPLETIONS, json=example).status_code == 200
 
 
 def anything_of(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
@@ -360,6 +380,31 @@ def test_a_client_that_does_not_read_hurts_nobody(start: Callable[..., Running],
             assert client.post(COMPLETIONS, json={"prompt": "a", "max_tokens": 5}).status_code == 200
             assert time.monotonic() - began < 2
         assert hasty.settles(lambda: hasty.outcomes()["cancelled"] == 1)
+
+
+def test_the_end_of_the_server_ends_what_does_not_finish_in_time(start: Callable[..., Running], toy: Path) -> None:
+    ending = start(toy, load=Slow, rows=2, queue=2, ending_seconds=0.5)
+    engine = ending.models.loaded[0][1]
+    endless = {"prompt": "ab", "max_tokens": 4096, "temperature": 0, "repetition_penalty": 2.0}
+    bodies = [endless, endless | {"stream": True}, endless, endless | {"stream": True}]  # two run, two wait
+
+    def ask(body: dict[str, Any]) -> httpx2.Response:
+        with ending.client() as client:
+            return client.post(COMPLETIONS, json=body)
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        asked = []
+        for number, body in enumerate(bodies, 1):
+            asked.append(pool.submit(ask, body))
+            assert ending.settles(lambda: engine.rows_in_use + engine.waiting == number)  # noqa: B023
+        ending.stop()
+        answers = [each.result() for each in asked]
+    assert [each.status_code for each in answers] == [503, 200, 503, 503]
+    assert all(int(each.headers["retry-after"]) > 0 for each in answers if each.status_code == 503)
+    last = [line for line in answers[1].iter_lines() if line][-1]
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "shutting_down"
+    assert ending.outcomes()["closing"] == 4
+    assert ending.every_request_ended_once()
 
 
 def one_of_many(port: int, seed: int, draw: random.Random) -> tuple[str, dict[str, Any] | None]:

@@ -14,10 +14,12 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from hornbook.base.errors import UserError
+from hornbook.serve.answers import COMPLETION, Health, ModelEntry, ModelList
 from hornbook.serve.completions import Completion, CompletionRequest, MistakeError
 from hornbook.serve.engine import Added, Engine, Job, RefusedError
 from hornbook.serve.errors import ApiError, ErrorAnswer, ended
@@ -37,6 +39,10 @@ FAILURES: dict[int | str, dict[str, Any]] = {
     500: {"model": ErrorAnswer, "description": "The model failed"},
     503: {"model": ErrorAnswer, "description": "The server is shutting down"},
 }
+
+
+def _answers(shape: type[BaseModel], *failures: int) -> dict[int | str, dict[str, Any]]:
+    return {200: {"model": shape}, **{each: FAILURES[each] for each in failures}}
 
 
 def build_app(models: Models) -> FastAPI:
@@ -60,7 +66,7 @@ def build_app(models: Models) -> FastAPI:
 
 
 def _add_completions(app: FastAPI, models: Models) -> None:
-    @app.post("/v1/completions", responses=FAILURES)
+    @app.post("/v1/completions", response_class=JSONResponse, responses={200: COMPLETION, **FAILURES})
     async def create_completion(request: Request, asked: CompletionRequest) -> Response:
         """Continue a text, or several. With `stream`, server-sent events: a chunk for each token that gave text, and
         `data: [DONE]` at the end."""
@@ -203,12 +209,12 @@ def _add_models(app: FastAPI, models: Models) -> None:
                     made = int(folder.stat().st_mtime)
                     yield {"id": id, "object": "model", "created": made, "owned_by": "hornbook"}
 
-    @app.get("/v1/models", responses={401: FAILURES[401], 403: FAILURES[403]})
+    @app.get("/v1/models", responses=_answers(ModelList, 401, 403))
     def list_models() -> dict[str, Any]:
         """Every id that is good as `model`."""
         return {"object": "list", "data": list(entries())}
 
-    @app.get("/v1/models/{id:path}", responses={each: FAILURES[each] for each in (401, 403, 404)})
+    @app.get("/v1/models/{id:path}", responses=_answers(ModelEntry, 401, 403, 404))
     def get_model(id: str) -> dict[str, Any]:
         for entry in entries():
             if entry["id"] == id:
@@ -217,7 +223,7 @@ def _add_models(app: FastAPI, models: Models) -> None:
 
 
 def _add_health(app: FastAPI, models: Models) -> None:
-    @app.get("/health", responses={503: FAILURES[503]})
+    @app.get("/health", responses=_answers(Health, 503))
     async def health() -> dict[str, str]:
         if models.closing:
             raise ended("closing", CLOSING_RETRY_SECONDS)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
 from hornbook.base.errors import UserError
@@ -23,6 +24,7 @@ from hornbook.serve.config import ServeConfig
 from hornbook.serve.engine import Added, Job
 
 LARGEST_SEED = (1 << 63) - 1
+EXAMPLE: JsonDict = {"prompt": "Once upon a time", "max_tokens": 100, "temperature": 0.8, "seed": 1, "stop": ["\n\n"]}
 COLDEST = 0.01  # below, but for 0, fp32 has no room for what logits become
 FINISHED = {"end_of_text": "stop", "stop": "stop", "length": "length"}
 # One mistake in a list is enough: a body has room for a million of them.
@@ -47,7 +49,13 @@ class StreamOptions(BaseModel):
 class CompletionRequest(BaseModel):
     """OpenAI's fields, and top_k, min_p and repetition_penalty."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        json_schema_extra={"examples": [EXAMPLE]},
+    )
 
     model: str | None = None
     """An id of /v1/models; may be left out where one model is served."""

@@ -40,7 +40,7 @@ def add_runs(app: FastAPI, models: Models) -> None:
                 "vocab_size": config.known_vocab_size,
                 "training": watch is not None and watch.training,
             }
-            described.append(entry if watch is None else entry | {"points": watch.points()})
+            described.append(entry | {"points": [] if watch is None else watch.points()})
         return described
 
     @app.get("/api/runs/{name}/curve", responses=UNKNOWN)
