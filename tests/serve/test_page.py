@@ -133,7 +133,9 @@ def test_a_prompt_is_answered_token_by_token(size: str, scheme: str, site: str, 
     asked = requests_of(page)
     page.evaluate(
         """() => {
-            window.counts = [], window.shifts = 0;
+            window.counts = [], window.shifts = 0, window.said = [];
+            const status = document.querySelector("#said");
+            new MutationObserver(() => said.push(status.textContent)).observe(status, { childList: true });
             const answer = document.querySelector("#answer");
             const look = () => counts.push(answer.childElementCount) && requestAnimationFrame(look);
             look();
@@ -145,6 +147,9 @@ def test_a_prompt_is_answered_token_by_token(size: str, scheme: str, site: str, 
     counts = page.evaluate("counts")
     assert len(set(counts)) > 10, "the tokens came in a few lumps"
     assert page.evaluate("shifts") < 0.05
+    told = page.evaluate("said")  # by a screen reader: that it began, and the whole, not every token
+    assert len(told) == 2
+    assert told[1].endswith(text)
     assert text == complete(site, **asked[0])["text"]
     assert violations(page) == []
 
@@ -214,6 +219,12 @@ def test_a_token_tells_what_else_the_model_considered(site: str, open_page: Open
     wanted = sorted((100 * math.exp(each) for each in considered.values()), reverse=True)
     assert shown == pytest.approx(wanted, abs=0.51)
     expect(rows.locator("xpath=self::*[contains(@class, 'taken')]")).to_have_count(1)
+
+    unlikely = page.locator("#answer .t3, #answer .t4").first
+    expect(unlikely).to_have_css("text-decoration-line", "underline")
+    page.get_by_label("Mark surprising tokens").uncheck()
+    expect(unlikely).to_have_css("text-decoration-line", "none")
+    expect(unlikely).to_have_css("background-color", "rgba(0, 0, 0, 0)")
 
 
 def test_the_keyboard_walks_over_the_tokens(open_page: Open) -> None:
@@ -470,6 +481,21 @@ def test_a_model_without_a_run_has_no_youth_to_show(site: str, open_page: Open) 
     chooser.select_option("grown")
     expect(page.locator("#growth")).to_be_visible()
     expect(page.locator("#curve svg")).to_be_visible()
+
+
+def test_a_run_that_has_kept_nothing_yet_says_so(site: str, open_page: Open) -> None:
+    page = open_page()
+    begun = httpx2.get(f"{site}/api/models").json()[0] | {"training": True, "points": []}
+    page.route("**/api/models", lambda route: route.fulfill(json=[begun]))
+    page.reload()
+    expect(page.locator("#state")).to_contain_text("No checkpoint yet")
+    expect(page.get_by_role("button", name="Write")).to_be_disabled()
+    expect(page.locator("#live")).to_be_visible()
+    assert violations(page) == []
+    page.unroute("**/api/models")  # its next look finds some
+    expect(page.get_by_role("button", name="Write")).to_be_enabled(timeout=15_000)
+    expect(page.locator("#state")).to_be_empty()
+    write(page)
 
 
 def test_a_run_that_trains_is_shown_as_it_is_now(runs: Path, open_page: Open) -> None:
