@@ -9,7 +9,7 @@ import { $, copy, count, element, short, showFilled } from "./parts.js";
 
 const CONSIDERED = 8; // how many tokens the popover tells of
 const KEPT = 100; // answers that the page remembers
-const REFRESH_MS = 4000;
+const REFRESH_MS = 3000;
 const NOTHING_YET = "No checkpoint yet: once there is one, the model can be spoken to.";
 const REST_MS = 700; // between two snapshots that play
 
@@ -199,7 +199,7 @@ function tellPoint() {
   $("point").setAttribute("aria-valuetext", [`step ${count(step)}`, ...words].join(", "));
   $("point-text").replaceChildren(
     element("b", "", `Step ${count(step)}`),
-    ` · ${words.join(" · ").replace("validation ", "")}`,
+    ` · ${words.join(" · ").replace("validation ", "").replace("training loss", "train")}`,
   );
   curve.choosePoint(model.points[point]);
 }
