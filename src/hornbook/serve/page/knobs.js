@@ -1,0 +1,65 @@
+// How the model is to write: a slider and a figure for each setting.
+// In: what the reader moves or types, or the address's words.  Out: settings as the server knows them.
+
+import { $, element, showFilled } from "./parts.js";
+
+// A figure may go up to `most` where its slider ends earlier.
+const KNOBS = [
+  {
+    name: "temperature",
+    label: "Temperature",
+    note: "0: the likeliest",
+    value: 0.8,
+    least: 0,
+    end: 2,
+    step: 0.05,
+    most: 100,
+  },
+  { name: "top_k", label: "Top-k", note: "0: any token", value: 0, least: 0, end: 200, step: 1, most: 1e6 },
+  { name: "top_p", label: "Top-p", note: "1: any token", value: 0.95, least: 0.05, end: 1, step: 0.01, most: 1 },
+  { name: "max_tokens", label: "Length", note: "tokens", value: 200, least: 1, end: 1000, step: 10, most: 1e5 },
+  { name: "seed", label: "Seed", note: "", value: 1, least: 0, end: 999, step: 1, most: 2 ** 31 - 1 },
+];
+
+export class Knobs {
+  settings = {};
+
+  constructor(holder, changed, draw) {
+    this.changed = () => {};
+    holder.append(...KNOBS.map((knob) => this.#build(knob, draw)));
+    this.restore(new Map());
+    this.changed = changed;
+  }
+
+  set(name, given) {
+    const { value, least, step, most } = KNOBS.find((each) => each.name === name);
+    const figure = given === "" || Number.isNaN(Number(given)) ? value : Math.min(Math.max(Number(given), least), most);
+    this.settings[name] = Number.isInteger(step) ? Math.round(figure) : figure;
+    $(name).value = $(`${name}-number`).value = this.settings[name];
+    showFilled($(name));
+    this.changed();
+  }
+
+  restore(words) {
+    for (const { name, value } of KNOBS) this.set(name, words.get(name) ?? value);
+  }
+
+  #build({ name, label, note, least, end, step }, draw) {
+    const min = step > least ? 0 : least; // so that a slider stands on round figures
+    const range = Object.assign(element("input"), { type: "range", id: name, min, max: end, step });
+    const figure = Object.assign(element("input"), { type: "number", id: `${name}-number`, min: least, step: "any" });
+    const title = Object.assign(element("label", "", label, " ", element("small", "", note)), { htmlFor: name });
+    figure.inputMode = "decimal";
+    figure.ariaLabel = `${label}, as a number`;
+    range.addEventListener("input", () => this.set(name, range.value));
+    figure.addEventListener("change", () => this.set(name, figure.value));
+    return element("div", "knob", title, ...(name === "seed" ? [die(draw)] : []), figure, range);
+  }
+}
+
+function die(draw) {
+  const button = Object.assign(element("button", "", "⚄ New"), { type: "button", ariaLabel: "New seed" });
+  button.title = "Draw a new seed, and write again";
+  button.addEventListener("click", draw);
+  return button;
+}

@@ -1,0 +1,443 @@
+// The page: a prompt, the model's continuation, and the model's youth on a slider.
+// The address holds the settings and the model, never the text.
+
+import { Answer } from "./answer.js";
+import { complete, get, Trouble } from "./api.js";
+import { Curve } from "./curve.js";
+import { Knobs } from "./knobs.js";
+import { $, copy, count, element, short, showFilled } from "./parts.js";
+
+const CONSIDERED = 8; // how many tokens the popover tells of
+const KEPT = 100; // answers that the page remembers
+const REFRESH_MS = 3000;
+const NOTHING_YET = "No checkpoint yet: once there is one, the model can be spoken to.";
+const REST_MS = 700; // between two snapshots that play
+
+const main = document.querySelector("main");
+const prompt = $("prompt");
+const answer = new Answer($("answer"), $("popover"));
+const curve = new Curve($("curve"), $("curve-text"), $("curve-table"), (i) => goTo(i));
+const answers = new Map(); // request as JSON -> {pieces, ending}
+const knobs = new Knobs($("knobs"), remember, draw);
+
+let models = [];
+let model = null;
+let point = -1; // index into model.points
+let following = false; // the newest point, whichever it is
+let work = null; // the AbortController of the request that runs
+let atEnd = true; // whether the reader looks at the end of the text, and is to stay there
+let scrolledTo = 0;
+let playing = null; // an object while snapshots play, another each time
+
+// --- what to ask for ---
+
+function modelId() {
+  if (following) return `${model.name}@newest`;
+  return model.points[point]?.id ?? model.id;
+}
+
+function request() {
+  const { top_k, ...others } = knobs.settings;
+  return { model: modelId(), prompt: prompt.value, ...others, ...(top_k && { top_k }), logprobs: CONSIDERED };
+}
+
+const canWrite = () => model && (model.kind === "model" || model.points.length > 0);
+
+// --- writing ---
+
+// Resolves to true when the whole answer has come.
+async function write() {
+  if (!canWrite()) return false;
+  drop();
+  const asked = request();
+  const mine = (work = new AbortController());
+  const began = performance.now();
+  showTrouble(null);
+  display([]);
+  atEnd = isAtEnd();
+  tellState("");
+  say("Writing.");
+  try {
+    const stream = complete(asked, mine.signal);
+    for (;;) {
+      const { value, done } = await stream.next();
+      if (work !== mine) return false;
+      if (done) {
+        keep(asked, { pieces: answer.pieces, ending: value });
+        const seconds = (performance.now() - began) / 1000;
+        finish(value, `${count(answer.pieces.length / seconds)} per second`);
+        return true;
+      }
+      append(value);
+    }
+  } catch (error) {
+    if (work === mine) {
+      playing = null;
+      showTrouble(error, write);
+    }
+    return false; // or another request took over, or the reader stopped this one
+  } finally {
+    if (work === mine) work = null;
+    update();
+  }
+}
+
+const tokens = () => `${count(answer.pieces.length)} ${answer.pieces.length === 1 ? "token" : "tokens"}`;
+
+function finish({ finish: reason, forgotten }, speed) {
+  const told = [
+    tokens(),
+    reason === "stop" && "the text ends here",
+    speed,
+    forgotten && `the prompt's first ${forgotten} not seen`,
+  ];
+  tellState(told.filter(Boolean).join(" · "));
+  say(`Done, ${tokens()}: ${answer.text}`);
+}
+
+function append(piece) {
+  answer.add(piece);
+  if (answer.pieces.length === 1) update();
+  tellState(tokens());
+  requestAnimationFrame(() => {
+    if (atEnd) main.scrollTop = main.scrollHeight;
+  });
+}
+
+const isAtEnd = () => main.scrollHeight - main.scrollTop - main.clientHeight < 48;
+
+// Measured when the reader scrolls, not at every token, which would lay the page out each time.
+// Text that came since we scrolled has moved the end away; only the reader goes up.
+function lookWhetherAtEnd() {
+  const wentUp = main.scrollTop < scrolledTo;
+  atEnd = isAtEnd() || (atEnd && !wentUp);
+  scrolledTo = main.scrollTop;
+}
+
+function display(pieces) {
+  answer.show(pieces);
+  $("answer").classList.remove("stale");
+  update();
+}
+
+function keep(asked, made) {
+  answers.set(JSON.stringify(asked), made);
+  if (answers.size > KEPT) answers.delete(answers.keys().next().value);
+}
+
+function drop() {
+  work?.abort();
+  work = null;
+}
+
+function stop() {
+  if (work) {
+    tellState(`Stopped after ${tokens()}`);
+    say("Stopped.");
+  }
+  playing = null;
+  drop();
+  update();
+}
+
+function goOn() {
+  prompt.value += answer.text;
+  $("write").focus(); // the button that was pressed goes grey
+  write();
+}
+
+// --- the model's youth ---
+
+// Shows what the page has of this point; the answer that another point gave stays, faded, until a new one comes.
+function choose(i) {
+  drop();
+  point = i;
+  following = false;
+  tellPoint();
+  remember();
+  const known = answers.get(JSON.stringify(request()));
+  if (known) {
+    display(known.pieces);
+    finish(known.ending);
+  } else {
+    $("answer").classList.add("stale");
+    update();
+  }
+  return known !== undefined;
+}
+
+const answerAt = async (i) => choose(i) || write();
+
+function goTo(i) {
+  playing = null;
+  return answerAt(i);
+}
+
+async function play() {
+  if (playing) return stop();
+  const mine = (playing = {});
+  for (let i = 0; i < model.points.length && playing === mine; i++) {
+    if (!(await answerAt(i))) break;
+    if (i < model.points.length - 1) await new Promise((resolve) => setTimeout(resolve, REST_MS));
+  }
+  if (playing === mine) playing = null;
+  update();
+}
+
+function tellPoint() {
+  const { step, tokens: seen, val_loss: loss } = model.points[point] ?? {};
+  $("growth").hidden = model.points.length < (model.training ? 1 : 2);
+  $("newest").hidden = !model.training;
+  $("newest").setAttribute("aria-pressed", following);
+  if (step === undefined) return;
+  const [name, lost] = loss === null ? ["training loss", curve.trainingLossAt(step)] : ["validation loss", loss];
+  const told = [seen !== null && `${short(seen)} tokens`, lost !== undefined && `${name} ${lost.toFixed(2)}`];
+  const words = told.filter(Boolean);
+  $("point").max = model.points.length - 1;
+  $("point").value = point;
+  showFilled($("point"));
+  $("point").setAttribute("aria-valuetext", [`step ${count(step)}`, ...words].join(", "));
+  $("point-text").replaceChildren(
+    element("b", "", `Step ${count(step)}`),
+    ` · ${words.join(" · ").replace("validation ", "").replace("training loss", "train")}`,
+  );
+  curve.choosePoint(model.points[point]);
+}
+
+// The best by validation loss, as the run's bare name means it.
+function bestPoint() {
+  const losses = model.points.map(({ kind, val_loss: loss }) =>
+    kind === "checkpoint" ? (loss ?? Infinity) : Infinity,
+  );
+  const least = Math.min(...losses);
+  return Number.isFinite(least) ? losses.lastIndexOf(least) : model.points.length - 1;
+}
+
+// --- models, curves, samples ---
+
+const getModels = async () => (await get("/api/models")).map((each) => ({ points: [], ...each }));
+
+async function load() {
+  try {
+    models = await getModels();
+  } catch (error) {
+    showTrouble(error, load);
+    return;
+  }
+  showTrouble(null);
+  $("model").replaceChildren(...models.map(({ name }) => new Option(name, name)));
+  $("model").hidden = models.length < 2;
+  $("name").hidden = models.length > 1;
+  restore();
+}
+
+function take(name, at) {
+  stop();
+  model = models.find((each) => each.name === name);
+  $("model").value = $("name").textContent = name;
+  document.title = `${name} – Hornbook`;
+  const { parameters, context, vocab_size: vocabulary } = model; // null while a run has kept nothing
+  const facts = parameters && [
+    `${short(parameters)} parameters`,
+    `context ${count(context)}`,
+    `vocabulary ${count(vocabulary)}`,
+  ];
+  $("facts").textContent = facts ? facts.join(" · ") : "";
+  following = at === "newest" || (!at && model.training);
+  const asked = model.points.findIndex(({ step }) => String(step) === at);
+  point = following ? model.points.length - 1 : asked < 0 ? bestPoint() : asked;
+  $("learned").hidden = $("samples").hidden = true;
+  display([]);
+  tellState("");
+  curve.forget();
+  tellPoint();
+  tellLive();
+  if (model.kind === "run") watch();
+}
+
+async function watch() {
+  const run = model.name;
+  try {
+    const [drawn, samples] = await Promise.all([
+      get(`/api/runs/${encodeURIComponent(run)}/curve`),
+      get(`/api/runs/${encodeURIComponent(run)}/samples?last=3`),
+    ]);
+    if (model.name !== run) return;
+    $("learned").hidden = drawn.train.length + drawn.val.length === 0;
+    curve.show(drawn, model.points);
+    tellPoint();
+    tellLive(drawn);
+    $("samples").hidden = samples.length === 0;
+    $("samples-list").replaceChildren(...samples.toReversed().map(tellSample));
+  } catch (error) {
+    if (model.name === run) showTrouble(error, watch);
+  }
+}
+
+function tellSample({ step, prompt: begun, text }) {
+  return element("blockquote", "", element("footer", "", `Step ${count(step)}`), element("i", "", begun), text);
+}
+
+function tellLive({ step, steps_total: total } = {}) {
+  $("live").hidden = !model.training;
+  $("live-text").textContent =
+    step === undefined ? "training" : `training, step ${count(step)}${total ? ` of ${count(total)}` : ""}`;
+}
+
+// A run's new points, curve and samples.
+async function refresh() {
+  if (document.hidden || model?.kind !== "run") return;
+  try {
+    models = await getModels();
+    const chosen = model.points[point];
+    model = models.find(({ name }) => name === model.name) ?? model;
+    const same = model.points.findIndex(({ id }) => id === chosen?.id);
+    point = following || same < 0 ? model.points.length - 1 : same;
+    if (retry === refresh || retry === watch) showTrouble(null);
+    tellLive();
+    await watch();
+    update();
+  } catch (error) {
+    showTrouble(error, refresh);
+  }
+}
+
+async function follow() {
+  if (model?.training) await refresh();
+  setTimeout(follow, REFRESH_MS);
+}
+
+// --- settings ---
+
+function draw() {
+  knobs.set("seed", Math.floor(Math.random() * 1000));
+  if (answer.pieces.length || work) write();
+}
+
+function remember() {
+  if (!model) return;
+  const at = new URLSearchParams({ model: modelId(), ...knobs.settings }).toString().replaceAll("%40", "@");
+  history.replaceState(null, "", `#${at}`);
+}
+
+function restore() {
+  const asked = new URLSearchParams(location.hash.slice(1));
+  knobs.restore(asked);
+  // A name may hold an @ of its own.
+  const id = asked.get("model") ?? models[0].name;
+  const found = models.find(
+    ({ name }) => id === name || (id.startsWith(`${name}@`) && !id.slice(name.length + 1).includes("@")),
+  );
+  take((found ?? models[0]).name, found && id.slice(found.name.length + 1));
+  remember();
+  if (!found) showTrouble(new Trouble(`This server has no model “${id}”; here is “${model.name}”.`), null);
+}
+
+// --- telling ---
+
+function update() {
+  const busy = Boolean(work || playing);
+  // The blank of no width makes a last empty line count, and lets a line end between prompt and answer.
+  $("ghost").textContent = `${prompt.value}\u200b`;
+  $("stack").className = [answer.pieces.length && "written", work && "writing"].filter(Boolean).join(" ");
+  $("write").textContent = busy ? "Stop" : "Write";
+  $("write").disabled = !busy && !canWrite();
+  $("continue").disabled = busy || !answer.pieces.length || $("answer").classList.contains("stale");
+  $("copy").disabled = !prompt.value && !answer.pieces.length;
+  $("play").setAttribute("aria-pressed", Boolean(playing));
+  $("play").disabled = $("point").disabled = !model?.points.length;
+  if (model && !canWrite()) tellState(NOTHING_YET);
+  else if ($("state").textContent === NOTHING_YET) tellState("");
+}
+
+const tellState = (text) => ($("state").textContent = text);
+const say = (text) => ($("said").textContent = text);
+
+let retry = null;
+
+function showTrouble(error, again) {
+  retry = error && again;
+  if (error && !(error instanceof Trouble)) console.error(error);
+  const [text, button] = $("trouble").children;
+  $("trouble").hidden = !error;
+  text.textContent = error?.message ?? "";
+  button.hidden = !again;
+}
+
+async function copied(button, text) {
+  const label = button.dataset.label ?? (button.dataset.label = button.textContent);
+  try {
+    await copy(text);
+    button.textContent = "Copied";
+    say("Copied.");
+  } catch {
+    showTrouble(new Trouble("The browser does not let this page copy. Select the text, and copy it by hand."));
+  }
+  setTimeout(() => (button.textContent = label), 1500);
+}
+
+// --- wiring ---
+
+function openSettings(open) {
+  $("panel").classList.toggle("open", open);
+  $("settings").setAttribute("aria-expanded", open);
+}
+
+$("answer").classList.add("tinted");
+main.addEventListener("scroll", lookWhetherAtEnd);
+prompt.addEventListener("input", () => {
+  if (work) stop();
+  if (answer.pieces.length) $("answer").classList.add("stale");
+  update();
+});
+$("write").addEventListener("click", () => (work || playing ? stop() : write()));
+$("continue").addEventListener("click", goOn);
+$("copy").addEventListener("click", () => copied($("copy"), prompt.value + answer.text));
+$("share").addEventListener("click", () => copied($("share"), location.href));
+$("trouble")
+  .querySelector("button")
+  .addEventListener("click", () => {
+    $("write").focus();
+    retry();
+  });
+$("play").addEventListener("click", play);
+$("point").addEventListener("input", () => {
+  playing = null;
+  choose(Number($("point").value));
+});
+$("point").addEventListener("change", () => goTo(Number($("point").value)));
+$("newest").addEventListener("click", () => {
+  following = !following;
+  point = model.points.length - 1;
+  tellPoint();
+  remember();
+});
+$("model").addEventListener("change", () => {
+  take($("model").value, "");
+  remember();
+});
+$("tint").addEventListener("change", () => $("answer").classList.toggle("tinted", $("tint").checked));
+$("settings").addEventListener("click", () => openSettings($("settings").getAttribute("aria-expanded") === "false"));
+addEventListener("hashchange", () => models.length && restore());
+addEventListener("visibilitychange", refresh);
+addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+    event.preventDefault();
+    write();
+  } else if (event.key === "Escape") {
+    if (answer.isOpen) answer.close();
+    else if (work || playing) stop();
+    else if ($("panel").classList.contains("open")) {
+      openSettings(false);
+      $("settings").focus();
+    }
+  }
+});
+
+update();
+if (matchMedia("(hover: hover)").matches) {
+  tellState("Ctrl Enter writes, Esc stops");
+  prompt.focus();
+}
+await load();
+setTimeout(follow, REFRESH_MS);
