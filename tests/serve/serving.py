@@ -20,32 +20,26 @@ from hornbook.serve.tally import OUTCOMES
 class Slow(Speaker):
     """As fast as a model of some size: so many seconds for each step."""
 
-    step_seconds = 0.01
-
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, step_seconds: float = 0.01) -> None:
         super().__init__(folder, "cpu")
         read_off = self.model.read_off
 
         def slowly(x: torch.Tensor) -> torch.Tensor:
-            time.sleep(self.step_seconds)
-            return read_off(x)
+            time.sleep(step_seconds)
+            return self.heard(read_off(x))
 
         self.model.read_off = slowly  # type: ignore[method-assign]
 
+    def heard(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits
 
-class Endless(Speaker):
+
+class Endless(Slow):
     """Never takes the end-of-text token."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, "cpu")
-        read_off = self.model.read_off
-
-        def without_end(x: torch.Tensor) -> torch.Tensor:
-            logits = read_off(x)
-            logits[:, self.tokenizer.end_of_text] = float("-inf")
-            return logits
-
-        self.model.read_off = without_end  # type: ignore[method-assign]
+    def heard(self, logits: torch.Tensor) -> torch.Tensor:
+        logits[:, self.tokenizer.end_of_text] = float("-inf")
+        return logits
 
 
 class Running:

@@ -89,7 +89,7 @@ def test_the_official_client_lists_models(official: openai.OpenAI) -> None:
 
 
 def test_errors_are_the_official_clients_exceptions(start: Callable[..., Running], toy: Path) -> None:
-    slow = start(toy, load=Slow, rows=1, queue=0, key="letmein")
+    slow = start(toy, load=Endless, rows=1, queue=0, key="letmein")
     wrong = openai.OpenAI(base_url=f"{slow.url}/v1", api_key="wrong", max_retries=0)
     with pytest.raises(openai.AuthenticationError, match="wants its key"):
         wrong.models.list()
@@ -333,7 +333,7 @@ def post_and_vanish(port: int, body: dict[str, Any], after: Callable[[socket.soc
 
 
 def test_whoever_leaves_frees_row_and_place(start: Callable[..., Running], toy: Path) -> None:
-    slow = start(toy, load=Slow, rows=2, queue=2)
+    slow = start(toy, load=Endless, rows=2, queue=2)
     engine = slow.models.loaded[0][1]
     endless = {"prompt": "ab", "max_tokens": 4096, "temperature": 0, "repetition_penalty": 2.0}
 
@@ -363,7 +363,7 @@ def test_whoever_leaves_frees_row_and_place(start: Callable[..., Running], toy: 
 
 
 def test_a_client_that_does_not_read_hurts_nobody(start: Callable[..., Running], toy: Path) -> None:
-    hasty = start(toy, load=Endless, rows=4, reader_seconds=1.0, max_tokens=100_000)
+    hasty = start(toy, load=lambda folder: Endless(folder, 0.0), rows=4, reader_seconds=1.0, max_tokens=100_000)
     body = {"prompt": "ab", "max_tokens": 100_000, "stream": True, "logprobs": 20, "repetition_penalty": 5.0}
     content = json.dumps(body).encode()
     with socket.socket() as silent, hasty.client() as client:
@@ -383,7 +383,7 @@ def test_a_client_that_does_not_read_hurts_nobody(start: Callable[..., Running],
 
 
 def test_the_end_of_the_server_ends_what_does_not_finish_in_time(start: Callable[..., Running], toy: Path) -> None:
-    ending = start(toy, load=Slow, rows=2, queue=2, ending_seconds=0.5)
+    ending = start(toy, load=Endless, rows=2, queue=2, ending_seconds=0.5)
     engine = ending.models.loaded[0][1]
     endless = {"prompt": "ab", "max_tokens": 4096, "temperature": 0, "repetition_penalty": 2.0}
     bodies = [endless, endless | {"stream": True}, endless, endless | {"stream": True}]  # two run, two wait
@@ -435,12 +435,7 @@ def one_of_many(port: int, seed: int, draw: random.Random) -> tuple[str, dict[st
 
 
 def test_64_clients_of_whom_a_third_vanish(start: Callable[..., Running], toy: Path, toy_speaker: Speaker) -> None:
-    def load(folder: Path) -> Slow:
-        speaker = Slow(folder)
-        Slow.step_seconds = 0.004
-        return speaker
-
-    busy = start(toy, load=load, rows=8, queue=32)
+    busy = start(toy, load=lambda folder: Slow(folder, 0.004), rows=8, queue=32)
     process = psutil.Process()
     seen: list[tuple[str, dict[str, Any] | None]] = []
     sizes: list[tuple[int, int]] = []

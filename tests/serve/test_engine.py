@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from serving import Slow
+from serving import Endless, Slow
 
 from hornbook.infer.config import SamplerConfig
 from hornbook.infer.continuation import Continuation
@@ -64,9 +64,7 @@ def slow_engine(toy: Path) -> Iterator[Callable[..., Engine]]:
     made: list[Engine] = []
 
     def build(rows: int = 2, queue: int = 4, step_seconds: float = 0.01) -> Engine:
-        speaker = Slow(toy)
-        speaker.step_seconds = step_seconds
-        made.append(Engine(speaker, rows, queue, Tally()))
+        made.append(Engine(Endless(toy, step_seconds), rows, queue, Tally()))
         return made[-1]
 
     yield build
@@ -205,7 +203,7 @@ def test_the_end_ends_what_runs(slow_engine: Callable[..., Engine]) -> None:
 def test_an_error_ends_what_was_computed_with_it_and_nothing_else(
     toy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    speaker, tally = Slow(toy), Tally()
+    speaker, tally = Endless(toy), Tally()
     engine = Engine(speaker, 1, 4, tally)
     good = speaker.model.read_off
     spoil = threading.Event()
@@ -224,7 +222,7 @@ def test_an_error_ends_what_was_computed_with_it_and_nothing_else(
     spoil.set()
     assert waits.over.wait(WAIT)
     assert (runs.outcomes, waits.outcomes) == (["failed"], ["complete"])
-    assert waits.texts == [Speaker(toy, "cpu").generate("ab", max_tokens=5)]
+    assert waits.texts == [Endless(toy, 0.0).generate("ab", max_tokens=5)]
     assert engine.is_healthy
     assert "out of luck" in capsys.readouterr().err
     assert "hornbook_engine_failures_total 1" in tally.text(())

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import Running, Slow
+from serving import Endless, Running
 
 from hornbook.infer.speaker import Speaker
 from hornbook.train.config import RunConfig
@@ -75,7 +75,7 @@ def test_the_model_that_was_idle_longest_makes_room(start: Callable[..., Running
 
 
 def test_no_model_makes_room_while_it_speaks(start: Callable[..., Running], trained: Path) -> None:
-    server = start(trained, load=Slow, loaded=1)
+    server = start(trained, load=Endless, loaded=1)
     long = {"model": "tiny@2", "max_tokens": 4000, "temperature": 0, "stream": True}
     with server.client() as client:
         with client.stream("POST", COMPLETIONS, json=long) as answer:
