@@ -3,8 +3,8 @@
     python bench/generation.py [--rounds 5] [--tokens 64] [--streams 16] [--out FILE.json]
 
 Needs transformers. The model has GPT-2's shape and random weights, written once as a model folder that both sides open;
-its head is made steeper, so that a token's distribution is about as uneven as a trained model's (the entropy is among
-the figures): a rule such as top-p costs what it has to leave out. The prompt has 16 tokens.
+its embeddings are stretched so that a token's distribution is about as uneven as a trained model's (the entropy is
+among the figures): a rule such as top-p costs what it has to leave out. The prompt has 16 tokens.
 
 Each round, every contestant has its turn, in both ways of choosing a token: the likeliest, and drawn at temperature
 0.8 with top-p 0.95. A turn is one text by itself; of hornbook also `--streams` texts in one batch. transformers serves
@@ -41,17 +41,21 @@ from hornbook.model.folder import load_model, save_model
 from hornbook.model.gpt import GPT
 from hornbook.text.tokenizer import TokenizerConfig, train_tokenizer
 
-STEEPER = 6.0  # by so much are the embeddings of GPT-2's initialisation stretched
+# By so much the embeddings of GPT-2's initialisation are stretched: the tokens' for logits as far apart as a trained
+# model's, the positions' even more, or each token would be followed by itself.
+TOKENS_STRETCHED, POSITIONS_STRETCHED = 6.5, 100.0
 PROMPT = [(7919 * place) % 50_000 for place in range(1, 17)]
 WAYS = {"greedy": SamplerConfig(temperature=0.0, top_p=None), "drawn": SamplerConfig(temperature=0.8, top_p=0.95)}
 
 
-def write_model(folder: Path) -> None:
+def write_model(folder: Path, tokenizer: TokenizerConfig) -> None:
     torch.manual_seed(0)
     model = GPT(classic(vocab_size=50_257, context=1024, n_layer=12, n_head=12, n_embd=768))
+    assert model.positions is not None
     with torch.no_grad():
-        model.embedding.weight.mul_(STEEPER)
-    save_model(model, train_tokenizer(TokenizerConfig(kind="byte"), [], 0), folder)
+        model.embedding.weight.mul_(TOKENS_STRETCHED)
+        model.positions.weight.mul_(POSITIONS_STRETCHED)
+    save_model(model, train_tokenizer(tokenizer, [], 0), folder)
 
 
 def by_hornbook(model: GPT, rules: SamplerConfig, tokens: int, streams: int) -> None:
@@ -138,7 +142,7 @@ def main() -> None:
     torch.set_num_threads(2)
     transformers.logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as name:
-        write_model(Path(name))
+        write_model(Path(name), TokenizerConfig(kind="byte"))
         found = measure(Path(name), given.rounds, given.tokens, given.streams)
     figures = {
         "machine": platform.processor() or platform.machine(),

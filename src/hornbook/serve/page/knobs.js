@@ -17,7 +17,7 @@ const KNOBS = [
   },
   { name: "top_k", label: "Top-k", note: "0: any token", value: 0, least: 0, end: 200, step: 1, most: 1e6 },
   { name: "top_p", label: "Top-p", note: "1: any token", value: 0.95, least: 0.05, end: 1, step: 0.01, most: 1 },
-  { name: "max_tokens", label: "Length", note: "tokens", value: 200, least: 1, end: 1000, step: 10, most: 1e5 },
+  { name: "max_tokens", label: "Length", note: "tokens", value: 200, least: 1, end: 1000, step: 10, most: 4096 },
   { name: "seed", label: "Seed", note: "", value: 1, least: 0, end: 999, step: 1, most: 2 ** 31 - 1 },
 ];
 
