@@ -21,7 +21,7 @@ test: check
 test-space: .venv/ready-to-test
 	$(BIN)/python -m venv .venv/space
 	.venv/space/bin/python -m pip install -q gradio==6.31.0
-	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' \
+	$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' \
 		> "$$(.venv/space/bin/python -c 'import site; print(site.getsitepackages()[0])')/ours.pth"
 	OMP_NUM_THREADS=1 .venv/space/bin/python -m pytest -p no:cacheprovider tests/exchange/test_space.py
 
