@@ -165,10 +165,10 @@ class Engine:
                     break
                 self._changed.wait()
             while self._waiting and batch.has_room:
-                job = self._waiting[0]
+                job = self._waiting.popleft()
                 index = job.unbegun.popleft()
-                if not job.unbegun:
-                    self._waiting.popleft()
+                if job.unbegun:  # behind the others, so that one request of many texts does not keep all rows
+                    self._waiting.append(job)
                 text, _ = job.texts[index]
                 self._in_rows[text] = (job, index)
                 batch.add(text)
