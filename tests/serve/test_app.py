@@ -222,6 +222,37 @@ def test_ids_echo_and_a_prompt_beyond_the_window(running: Running, toy_speaker: 
     assert by_text["hornbook"]["forgotten"] == alone.forgotten > 0
 
 
+def test_a_stream_tells_of_the_tokens_that_a_whole_answer_tells_of(running: Running, toy_speaker: Speaker) -> None:
+    """Also where a stop string cuts off tokens that came before it was complete."""
+    with running.client() as client:
+        for seed in range(40):
+            text = toy_speaker.generate("ab", seed=seed, max_tokens=30, temperature=3.0, top_p=None)
+            start = random.Random(seed).randrange(2, 20)
+            body = {"prompt": "ab", "seed": seed, "max_tokens": 30, "temperature": 3.0, "logprobs": 2}
+            body |= {"stop": [text[start : start + 3] or "\n"]}
+            whole = client.post(COMPLETIONS, json=body).json()["choices"][0]
+            parts = [
+                each["choices"][0]
+                for each in events(client.post(COMPLETIONS, json=body | {"stream": True}).iter_lines())
+            ]
+            assert "".join(each["text"] for each in parts) == whole["text"]
+            for kind in ("tokens", "token_logprobs", "text_offset"):
+                assert [one for each in parts for one in (each["logprobs"] or {kind: []})[kind]] == whole["logprobs"][
+                    kind
+                ]
+
+
+def test_no_request_asks_for_more_than_a_server_can_hold(running: Running) -> None:
+    with running.client() as client:
+        for body, param in (
+            ({"repetition_penalty": 1e-40}, "repetition_penalty"),
+            ({"n": 32, "max_tokens": 4096, "logprobs": 20}, "logprobs"),
+        ):
+            answer = client.post(COMPLETIONS, json={"prompt": "ab"} | body)
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+        assert client.get("/health").status_code == 200
+
+
 def test_metrics_count_what_was_done(start: Callable[..., Running], toy: Path) -> None:
     fresh = start(toy)
     with fresh.client() as client:
@@ -363,7 +394,9 @@ def test_whoever_leaves_frees_row_and_place(start: Callable[..., Running], toy: 
 
 
 def test_a_client_that_does_not_read_hurts_nobody(start: Callable[..., Running], toy: Path) -> None:
-    hasty = start(toy, load=lambda folder: Endless(folder, 0.0), rows=4, reader_seconds=1.0, max_tokens=100_000)
+    hasty = start(
+        toy, load=lambda folder: Endless(folder, 0.0), rows=4, reader_seconds=1.0, max_tokens=100_000, numbers=10**7
+    )
     body = {"prompt": "ab", "max_tokens": 100_000, "stream": True, "logprobs": 20, "repetition_penalty": 5.0}
     content = json.dumps(body).encode()
     with socket.socket() as silent, hasty.client() as client:

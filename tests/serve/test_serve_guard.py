@@ -239,6 +239,25 @@ def test_a_second_request_may_not_be_slow_either(start: Callable[..., Running], 
         assert time.monotonic() - began < 3
 
 
+def test_connections_at_rest_make_room_for_new_ones(start: Callable[..., Running], toy: Path) -> None:
+    """As many as there may be, each after an answer, or in the middle of a body that was refused."""
+    server = start(toy, key="k", connections=10, header_seconds=1.0)
+    at_rest = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    refused = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000000000\r\n\r\n"
+    for lines in (at_rest, refused):
+        held = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(10)]
+        for each in held:
+            each.sendall(lines)
+            assert each.recv(10)
+            each.sendall(lines[:1])
+        for _ in range(5):
+            with server.client() as client:
+                assert client.get("/health").status_code == 200
+        for each in held:
+            assert is_closed(each)
+            each.close()
+
+
 @pytest.mark.parametrize(
     ("host", "so"),
     [("127.0.0.1", True), ("127.3.2.1", True), ("localhost", True), ("::1", True), ("0.0.0.0", False), ("::", False)],

@@ -19,7 +19,7 @@ class SamplerConfig(Settings):
     """Only the likeliest tokens that together have this probability."""
     min_p: float | None = Field(None, ge=0, le=1)
     """Only tokens that have this share of the likeliest one's probability."""
-    repetition_penalty: float = Field(1.0, gt=0, le=100)
+    repetition_penalty: float = Field(1.0, ge=0.01, le=100)
     """Above 1, tokens of the prompt and of the text become less likely: their logits are divided by it where they are
     positive, multiplied where negative."""
     presence_penalty: float = Field(0.0, ge=-100, le=100)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -74,11 +74,12 @@ def _add_completions(app: FastAPI, models: Models) -> None:
         if models.closing:
             models.tally.end("closing")
             raise ended("closing", CLOSING_RETRY_SECONDS)
-        holding = contextlib.AsyncExitStack()
+        holding, exchange = contextlib.AsyncExitStack(), None
+        leaving = asyncio.create_task(_left(request))
         try:
-            engine = await holding.enter_async_context(models.engine(asked.model))
+            engine = await _unless(leaving, holding.enter_async_context(models.engine(asked.model)))
             completion = await asyncio.to_thread(Completion, asked, engine.speaker, _id(asked, models), models.config)
-            exchange = Exchange(completion, engine, request)
+            exchange = Exchange(completion, engine, leaving)
             models.tally.count("prompt_tokens", completion.prompt_tokens)
             if asked.stream:
                 await exchange.first()
@@ -93,8 +94,35 @@ def _add_completions(app: FastAPI, models: Models) -> None:
         except UserError as error:
             models.tally.end("impossible")
             raise ApiError(404, str(error), param="model", code="model_not_found") from None
+        except ClientLeftError:
+            models.tally.end("cancelled")
+            raise ended("cancelled", 0) from None
+        except BaseException:
+            if exchange is None:  # else its engine tells
+                models.tally.end("failed")
+            raise
         finally:
+            if exchange is None:
+                leaving.cancel()
             await holding.aclose()
+
+
+class ClientLeftError(Exception):
+    """Before anything was begun."""
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _unless(leaving: asyncio.Task[None], work: Coroutine[Any, Any, Engine]) -> Engine:
+    working = asyncio.create_task(work)
+    await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+    if working.done():
+        return working.result()
+    working.cancel()
+    raise ClientLeftError
 
 
 def _id(asked: CompletionRequest, models: Models) -> str:
@@ -105,25 +133,21 @@ class Exchange:
     """One request between the engine's thread and the client: what was added comes out of a queue, and the client's
     leaving goes the other way."""
 
-    def __init__(self, completion: Completion, engine: Engine, request: Request) -> None:
+    def __init__(self, completion: Completion, engine: Engine, leaving: asyncio.Task[None]) -> None:
+        """`leaving` ends when the client has left."""
         self.completion, self.engine = completion, engine
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[list[Added], str | None]] = asyncio.Queue()
         self._job: Job = completion.job(self._tell)
-        self._receive = request.receive
         self._first: tuple[list[Added], str | None] | None = None
         engine.submit(self._job)
-        self._leaving = asyncio.create_task(self._watch())
+        self._leaving = leaving
+        leaving.add_done_callback(lambda _: engine.cancel(self._job))
 
     def _tell(self, added: list[Added], outcome: str | None) -> None:
         """In the engine's thread. The loop may be gone when the engine is ended last."""
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._events.put_nowait, (added, outcome))
-
-    async def _watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self.engine.cancel(self._job)
 
     async def first(self) -> None:
         """Wait for the first token, so that what is refused before it has a status of its own."""
@@ -258,7 +282,10 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> Response:
-        return ApiError(error.status_code, str(error.detail)).response()
+        told = str(error.detail)
+        if error.status_code == 404:
+            told = "no such path: models here continue text, at /v1/completions; /openapi.json describes all paths"
+        return ApiError(error.status_code, told).response()
 
     @app.exception_handler(Exception)
     async def unforeseen(_: Request, error: Exception) -> Response:  # uvicorn prints the traceback
@@ -274,6 +301,8 @@ def _told(mistake: Any) -> Iterator[tuple[str, str]]:
     field = place[0] if place and place[0] in CompletionRequest.model_fields else ""
     if mistake["type"] == "extra_forbidden":
         yield ".".join(place)[:80], "no such field"
+    elif mistake["type"] == "model_attributes_type" and not place:
+        yield "", "the body should be a JSON object, with the header Content-Type: application/json"
     elif mistake["type"] == "json_invalid":
         yield "", f"the body is not JSON: {mistake['ctx']['error']}"
     elif field == "prompt":

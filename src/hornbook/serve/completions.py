@@ -72,7 +72,7 @@ class CompletionRequest(BaseModel):
     top_p: float | None = Field(1.0, gt=0, le=1)
     top_k: int | None = Field(None, ge=1)
     min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(1.0, gt=0, le=100)
+    repetition_penalty: float | None = Field(1.0, ge=0.01, le=100)
     presence_penalty: float | None = Field(0.0, ge=-100, le=100)
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = 0.0
     """Only 0."""
@@ -163,6 +163,9 @@ class Completion:
             raise MistakeError("max_tokens", f"this server continues a text by {limits.max_tokens:,} tokens at most")
         if len(self.asked.prompts) * (self.asked.n or 1) > limits.texts:
             raise MistakeError("n", f"prompts times n are more than {limits.texts}, which this server takes at most")
+        texts, tokens = len(self.asked.prompts) * (self.asked.n or 1), self.asked.max_tokens or 16
+        if texts * tokens * (1 + (self.asked.logprobs or 0)) > limits.numbers:
+            raise MistakeError("logprobs", f"an answer of more than {limits.numbers:,} numbers; ask for less at a time")
 
     def opening(self) -> list[dict[str, Any]]:
         """Before the first token: with `echo`, the prompts."""
@@ -229,10 +232,13 @@ class _Teller:
             self._offset += len(self._stream.feed(added.chosen.id))
         if added.ended == "stop":  # what stands behind the cut was never said
             self._pending = [(chosen, offset) for chosen, offset in self._pending if offset < self._out]
-        if keep or not (added.piece or added.ended):
+        if keep:
             return added.piece, None
-        told = self.logprobs()
-        self._pending = []
+        # What may yet be cut off by a stop string waits, also where text that came before it is out.
+        waiting = [] if added.ended else [each for each in self._pending if each[1] >= self._out]
+        self._pending = self._pending[: len(self._pending) - len(waiting)]
+        told = self.logprobs() if self._pending or added.ended else None
+        self._pending = waiting
         return added.piece, told
 
     def logprobs(self) -> dict[str, Any] | None:

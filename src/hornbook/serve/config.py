@@ -21,6 +21,8 @@ class ServeConfig(Settings):
     """New tokens of a text that a request may ask for."""
     texts: int = Field(32, ge=1)
     """Texts of one request: prompts times n."""
+    numbers: int = Field(500_000, ge=1)
+    """Of an answer: texts times tokens times a probability and its alternatives."""
     prompt_tokens: int = Field(65_536, ge=1)
     """Of all prompts of a request together."""
     body_bytes: int = Field(1 << 20, ge=1)

@@ -16,7 +16,7 @@ from hornbook.serve.config import ServeConfig
 
 def connections_within(config: ServeConfig) -> type[H11Protocol]:
     """The protocol of one server."""
-    silent: dict[H11Protocol, None] = {}  # those without headers yet, the oldest first
+    silent: dict[H11Protocol, None] = {}  # those that have no whole request under way, the oldest first
 
     class Connection(H11Protocol):
         _deadline: asyncio.TimerHandle | None = None
@@ -36,9 +36,19 @@ def connections_within(config: ServeConfig) -> type[H11Protocol]:
                 self._have_headers()
             elif self._deadline is None:
                 self._await_headers()
+            if self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete:
+                silent.pop(self, None)
+
+        def on_response_complete(self) -> None:
+            unread = self.conn.their_state is h11.SEND_BODY
+            super().on_response_complete()
+            silent[self] = None
+            if unread:  # answered before its body came: what still comes of it keeps nothing open
+                self.loop.call_later(config.header_seconds, self.transport.abort)
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._have_headers()
+            silent.pop(self, None)
             self._stop_watching()
             super().connection_lost(exc)
 
@@ -55,7 +65,6 @@ def connections_within(config: ServeConfig) -> type[H11Protocol]:
             self._deadline = self.loop.call_later(config.header_seconds, self.transport.abort)
 
         def _have_headers(self) -> None:
-            silent.pop(self, None)
             if self._deadline is not None:
                 self._deadline.cancel()
                 self._deadline = None

@@ -71,7 +71,7 @@ class Engine:
         self._in_rows: dict[Growing, tuple[Job, int]] = {}
         self._unwanted: set[Job] = set()
         self._closing = self._ending = False
-        self._failures = 0
+        self._failures, self._failed_at = 0, 0.0
         self._pace, self._paced_from = 1.0, time.monotonic()  # seconds from one job's end to the next one's
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
@@ -90,7 +90,13 @@ class Engine:
 
     @property
     def is_healthy(self) -> bool:
-        return self._failures < FAILURES_IN_A_ROW and self._thread.is_alive()
+        """After failures in a row, a while later it may be tried again."""
+        is_resting = self._failures >= FAILURES_IN_A_ROW and time.monotonic() < self._failed_at + LONGEST_WAIT_SECONDS
+        return self.is_alive and not is_resting
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
 
     def submit(self, job: Job) -> None:
         with self._changed:
@@ -160,6 +166,7 @@ class Engine:
                 if self._ending:
                     for job in self._jobs():
                         self._finish(job, "closing")
+                    self._in_rows.clear()
                     return False
                 if self._waiting or batch.texts:
                     break
@@ -230,7 +237,7 @@ class Engine:
         print(f"error: {one_line(f'{type(error).__name__}: {error}')}", file=sys.stderr, flush=True)
         self._tally.count("engine_failures")
         with self._changed:
-            self._failures += 1
+            self._failures, self._failed_at = self._failures + 1, time.monotonic()
             jobs = {job for job, _ in self._in_rows.values()}
             if not self.is_healthy:
                 jobs |= set(self._waiting)

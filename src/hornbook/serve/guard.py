@@ -130,6 +130,8 @@ class Guard:
             async with asyncio.timeout(self.config.body_seconds):
                 while more:
                     message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ApiError(400, "the client left before its body was whole")
                     body += message.get("body", b"")
                     more = message.get("more_body", False)
                     if len(body) > most:

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,10 +31,7 @@ LONGEST_STEP = 15  # digits
 class Served:
     name: str
     path: Path
-
-    @property
-    def is_run(self) -> bool:
-        return not (self.path / CONFIG).is_file()
+    is_run: bool
 
     @property
     def kept(self) -> list[Path]:
@@ -49,8 +46,27 @@ class Served:
         steps = {f"{self.name}@{step_of(folder)}": folder for folder in kept}
         return ({self.name: kept[0], f"{self.name}@newest": kept[0]} if kept else {}) | steps
 
+    def identities(self) -> tuple[Identity, ...]:
+        return tuple(map(Identity.of, self.kept if self.is_run else [self.path]))
+
     def config(self) -> ModelConfig:
         return config_of_run(self.path) if self.is_run else load_config(self.path)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A folder of weights, and which one of that name it is: a run may begin anew, a model be written again."""
+
+    folder: Path
+    mark: tuple[int, int]
+
+    @classmethod
+    def of(cls, folder: Path) -> Identity:
+        try:
+            found = (folder / CONFIG).stat()
+        except OSError:
+            return cls(folder, (0, 0))
+        return cls(folder, (found.st_ino, found.st_mtime_ns))
 
 
 class Models:
@@ -66,10 +82,11 @@ class Models:
         for path in paths:
             self._serve(path)
         self._load = load
-        self._engines: dict[Path, Engine] = {}  # the one asked for last stands last
+        self._engines: dict[Identity, Engine] = {}  # the one asked for last stands last
         self._changing = threading.Lock()
-        self._resolved: dict[str, tuple[tuple[Path, ...], Path]] = {}
+        self._resolved: dict[str, tuple[tuple[Identity, ...], Identity]] = {}
         self._loader = ThreadPoolExecutor(1, "loader")
+        self._waiting = 0  # for a model to be loaded
         self.closing = False
 
     def _serve(self, path: Path) -> None:
@@ -80,11 +97,11 @@ class Models:
         name = path.resolve().name
         if name in self.served:
             raise UserError(f"{path}: a model called {name} is served already; rename one of the two folders")
-        self.served[name] = Served(name, path)
+        self.served[name] = Served(name, path, is_run=not (path / CONFIG).is_file())
 
     @property
     def loaded(self) -> list[tuple[Path, Engine]]:
-        return list(self._engines.items())
+        return [(identity.folder, engine) for identity, engine in self._engines.items()]
 
     def find(self, model: str | None) -> tuple[Served, str]:
         """Which is meant by an id, and which of its checkpoints."""
@@ -96,7 +113,9 @@ class Models:
             return self.served[model], "best"
         name, _, at = model.rpartition("@")
         if name not in self.served or not self.served[name].is_run or not (at == "newest" or _is_step(at)):
-            raise UserError(f"model {model!r} is not served here; GET /v1/models lists those that are")
+            raise UserError(
+                f"model {model!r} is not served here; served are {', '.join(self.served)[:120]}, and what GET /v1/models lists"
+            )
         return self.served[name], at if at == "newest" else str(int(at))
 
     @contextlib.asynccontextmanager
@@ -105,12 +124,37 @@ class Models:
         served, at = self.find(model)
         engine = self._at_hand(served, at)
         if engine is None:
-            engine = await asyncio.get_running_loop().run_in_executor(self._loader, self._loaded, served, at)
+            engine = await self._load_in_turn(served, at)
         try:
             yield engine
         finally:
-            with self._changing:
-                engine.users -= 1
+            self._give_back(engine)
+
+    async def _load_in_turn(self, served: Served, at: str) -> Engine:
+        """Whoever leaves meanwhile leaves the queue too, or gives back what was loaded for nobody."""
+        if self._waiting >= self.config.queue + self.config.rows:
+            raise RefusedError("full", BUSY_RETRY_SECONDS)
+        self._waiting += 1
+        loading = self._loader.submit(self._loaded, served, at)
+        try:
+            return await asyncio.wrap_future(loading)
+        except asyncio.CancelledError:
+            if not loading.cancel():
+                loading.add_done_callback(self._give_back_loaded)
+            raise
+        finally:
+            self._waiting -= 1
+
+    def _give_back_loaded(self, loading: Future[Engine]) -> None:
+        if loading.exception() is None:
+            self._give_back(loading.result())
+
+    def _give_back(self, engine: Engine) -> None:
+        with self._changing:
+            engine.users -= 1
+            is_left = not engine.users and engine not in self._engines.values()
+        if is_left:
+            engine.end(0)
 
     def load_first(self) -> None:
         """So that a broken model is told at the start, and the first answer comes soon."""
@@ -127,20 +171,22 @@ class Models:
     def end(self, wait_seconds: float) -> bool:
         """End what runs; whether all threads are gone."""
         self.close()
-        self._loader.shutdown(wait=False)
+        self._loader.shutdown(wait=False, cancel_futures=True)
         gone = [engine.end(wait_seconds) for _, engine in self.loaded]
         return all(gone)
 
     def _at_hand(self, served: Served, at: str) -> Engine | None:
         known = self._resolved.get(f"{served.name}@{at}")
         with self._changing:
-            if known is None or known[0] != tuple(served.kept) or known[1] not in self._engines:
+            if known is None or known[0] != served.identities() or known[1] not in self._engines:
                 return None
             return self._lent(known[1])
 
-    def _lent(self, folder: Path) -> Engine:
-        engine = self._engines.pop(folder)
-        self._engines[folder] = engine
+    def _lent(self, identity: Identity) -> Engine | None:
+        engine = self._engines.pop(identity)
+        if not engine.is_alive:
+            return None
+        self._engines[identity] = engine
         engine.users += 1
         return engine
 
@@ -148,14 +194,15 @@ class Models:
         """In the loader's thread, one at a time."""
         if (engine := self._at_hand(served, at)) is not None:
             return engine
-        kept = tuple(served.kept)
-        if served.is_run and not kept:
+        kept = served.identities()
+        if not kept:
             raise UserError(f"{served.name} has no checkpoint yet; ask again when it has trained for a while")
         folder = resolve(served.path, at)
+        identity = Identity.of(folder)
         with self._changing:
-            self._resolved[f"{served.name}@{at}"] = (kept, folder)
-            if folder in self._engines:
-                return self._lent(folder)
+            self._resolved[f"{served.name}@{at}"] = (kept, identity)
+            if identity in self._engines and (engine := self._lent(identity)) is not None:
+                return engine
             self._make_room()
         try:
             speaker = self._load(folder)
@@ -164,10 +211,12 @@ class Models:
                 raise
             return self._loaded(served, at)  # a run that trains let go of it meanwhile
         with self._changing:
-            self._engines[folder] = Engine(speaker, self.config.rows, self.config.queue, self.tally)
+            engine = Engine(speaker, self.config.rows, self.config.queue, self.tally)
+            self._engines[identity] = engine
             if self.closing:
-                self._engines[folder].close()
-            return self._lent(folder)
+                engine.close()
+            engine.users += 1
+            return engine
 
     def _make_room(self) -> None:
         while len(self._engines) >= self.config.loaded:

@@ -6,10 +6,12 @@ trains, from its first second on.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query
 
+from hornbook.base.errors import UserError
 from hornbook.serve.errors import ApiError, ErrorAnswer
 from hornbook.serve.models import Models
 from hornbook.serve.watch import SAMPLES_KEPT, Watch
@@ -18,7 +20,7 @@ UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"model": ErrorAnswer, "descrip
 
 
 def add_runs(app: FastAPI, models: Models) -> None:
-    watches = {served.name: Watch(served.path) for served in models.served.values() if served.is_run}
+    watches = {served.name: Watch(served.path, served.name) for served in models.served.values() if served.is_run}
 
     def watch_of(name: str) -> Watch:
         if name not in watches:
@@ -30,14 +32,16 @@ def add_runs(app: FastAPI, models: Models) -> None:
         """What is served, and of a run all that it kept, by steps."""
         described = []
         for name, served in models.served.items():
-            config, watch = served.config(), watches.get(name)
+            watch, config = watches.get(name), None
+            with contextlib.suppress(UserError, OSError):  # one that is damaged, or gone, hides no other
+                config = served.config()
             entry: dict[str, Any] = {
                 "id": name,
                 "name": name,
                 "kind": "model" if watch is None else "run",
-                "parameters": config.n_params(),
-                "context": config.context,
-                "vocab_size": config.known_vocab_size,
+                "parameters": config and config.n_params(),
+                "context": config and config.context,
+                "vocab_size": config and config.known_vocab_size,
                 "training": watch is not None and watch.training,
             }
             described.append(entry | {"points": [] if watch is None else watch.points()})

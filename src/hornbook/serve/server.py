@@ -142,7 +142,7 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 def _tell(models: Models, host: str, port: int, key: str | None) -> None:
-    shown = f"[{host}]" if ":" in host else host
+    shown = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{port}"
     for served in models.served.values():
         model = served.config()

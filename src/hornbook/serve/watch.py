@@ -56,8 +56,8 @@ class Series:
 class Watch:
     """One run. Several threads may ask at once."""
 
-    def __init__(self, run: Path) -> None:
-        self.run = run
+    def __init__(self, run: Path, name: str | None = None) -> None:
+        self.run, self.name = run, name or run.resolve().name
         self._asked = threading.Lock()
         self._metrics, self._samples = Following(run / "metrics.jsonl"), Following(run / "samples.jsonl")
         self._forget_metrics()
@@ -75,7 +75,7 @@ class Watch:
             kept = {step_of(folder): folder for folder in kept_folders(self.run)[::-1]}
             return [
                 {
-                    "id": f"{self.run.resolve().name}@{step}",
+                    "id": f"{self.name}@{step}",
                     "step": step,
                     "tokens": self._tokens.at(step),
                     "val_loss": self._val.at(step),
@@ -91,7 +91,7 @@ class Watch:
         with self._asked:
             self._look_at_metrics()
             return {
-                "run": self.run.resolve().name,
+                "run": self.name,
                 "step": self._train.steps[-1] if self._train.steps else 0,
                 "steps_total": self._steps_total(),
                 "training": training,

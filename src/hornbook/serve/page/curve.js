@@ -41,7 +41,8 @@ export class Curve {
   }
 
   forget() {
-    this.data = null;
+    Object.assign(this, { data: null, points: [], chosen: null, cross: null });
+    this.holder.replaceChildren();
   }
 
   trainingLossAt(step) {
@@ -142,6 +143,7 @@ export class Curve {
   }
 
   #unpoint() {
+    if (!this.data) return;
     this.cross?.setAttribute("visibility", "hidden");
     const { step, steps_total: total, val } = this.data;
     const ran = `Step ${count(step)}${total ? ` of ${count(total)}` : ""}`;

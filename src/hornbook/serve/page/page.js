@@ -10,6 +10,7 @@ import { $, copy, count, element, short, showFilled } from "./parts.js";
 const CONSIDERED = 8; // how many tokens the popover tells of
 const KEPT = 100; // answers that the page remembers
 const REFRESH_MS = 3000;
+const RESTING_TURNS = 10;
 const NOTHING_YET = "No checkpoint yet: once there is one, the model can be spoken to.";
 const REST_MS = 700; // between two snapshots that play
 
@@ -189,7 +190,7 @@ function tellPoint() {
   $("growth").hidden = model.points.length < (model.training ? 1 : 2);
   $("newest").hidden = !model.training;
   $("newest").setAttribute("aria-pressed", following);
-  if (step === undefined) return;
+  if (step === undefined) return void curve.choosePoint(null);
   const [name, lost] = loss === null ? ["training loss", curve.trainingLossAt(step)] : ["validation loss", loss];
   const told = [seen !== null && `${short(seen)} tokens`, lost !== undefined && `${name} ${lost.toFixed(2)}`];
   const words = told.filter(Boolean);
@@ -295,15 +296,18 @@ async function refresh() {
     point = following || same < 0 ? model.points.length - 1 : same;
     if (retry === refresh || retry === watch) showTrouble(null);
     tellLive();
-    await watch();
+    if (model.kind === "run") await watch();
     update();
   } catch (error) {
     showTrouble(error, refresh);
   }
 }
 
+let turns = 0;
+
+// Of a run that rests, now and then: it may have been taken up again.
 async function follow() {
-  if (model?.training) await refresh();
+  if (model?.training || ++turns % RESTING_TURNS === 0) await refresh();
   setTimeout(follow, REFRESH_MS);
 }
 
@@ -314,7 +318,15 @@ function draw() {
   if (answer.pieces.length || work) write();
 }
 
+let remembering = 0;
+
+// Not at each step of a slider: Safari and Firefox throw where the address changes more than 100 times in seconds.
 function remember() {
+  clearTimeout(remembering);
+  remembering = setTimeout(putIntoAddress, 150);
+}
+
+function putIntoAddress() {
   if (!model) return;
   const at = new URLSearchParams({ model: modelId(), ...knobs.settings }).toString().replaceAll("%40", "@");
   history.replaceState(null, "", `#${at}`);
@@ -393,7 +405,10 @@ prompt.addEventListener("input", () => {
 $("write").addEventListener("click", () => (work || playing ? stop() : write()));
 $("continue").addEventListener("click", goOn);
 $("copy").addEventListener("click", () => copied($("copy"), prompt.value + answer.text));
-$("share").addEventListener("click", () => copied($("share"), location.href));
+$("share").addEventListener("click", () => {
+  putIntoAddress();
+  copied($("share"), location.href);
+});
 $("trouble")
   .querySelector("button")
   .addEventListener("click", () => {
@@ -423,7 +438,7 @@ addEventListener("visibilitychange", refresh);
 addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
-    write();
+    if (!event.repeat) write();
   } else if (event.key === "Escape") {
     if (answer.isOpen) answer.close();
     else if (work || playing) stop();
