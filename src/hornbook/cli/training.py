@@ -20,6 +20,7 @@ from hornbook.cli.words import (
 )
 
 if TYPE_CHECKING:
+    from hornbook.train.config import RunConfig
     from hornbook.train.start import Outcome
 
 
@@ -37,13 +38,23 @@ def train(words: list[str]) -> int:
     knobs = from_words(RunConfig, long_forms(words))
     out = knobs.pop("out", None)
     with told_apart(as_json):
-        config = compose(named, knobs, tiny)
-        if config.recipe == "own-text":
-            print(why_these_sizes(config))
+        config = None if named or knobs or tiny or out is None else _begun(Path(str(out)))
+        if config is None:
+            config = compose(named, knobs, tiny)
+            if config.recipe == "own-text":
+                print(why_these_sizes(config))
         from hornbook.train.start import fit, free_folder  # torch comes in when the settings are right
 
         outcome = fit(config, Path(str(out)) if out is not None else free_folder(config))
     return _conclude(outcome, as_json)
+
+
+def _begun(run: Path) -> RunConfig | None:
+    from hornbook.train.start import begun
+
+    if (config := begun(run)) is not None:
+        print(f"{run} ended before its first checkpoint; begun anew with the settings in its run.json")
+    return config
 
 
 def resume(words: list[str]) -> int:
