@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from hornbook.base import files
-from hornbook.base.console import Progress, count, say, warn
+from hornbook.base.console import Progress, count, program, say, warn
 from hornbook.base.errors import UserError
 from hornbook.base.machine import Machine, choose_machine, fast_float_modes, keep_freed_memory, peak_memory_bytes
 from hornbook.base.settings import build
@@ -162,7 +162,7 @@ def free_folder(config: RunConfig, parent: Path = Path("runs")) -> Path:
         taken, number = folder, number + 1
         folder = parent / f"{name}-{number}"
     if number > 1:
-        say(f"{taken} is there already (to go on with it: hornbook resume {taken}); this is a new run, {folder}")
+        say(f"{taken} is there already (to go on with it: {program()} resume {taken}); this is a new run, {folder}")
     return folder
 
 
