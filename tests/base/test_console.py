@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import io
+import subprocess
+from pathlib import Path
 
 import pytest
 
 from hornbook.base import console
-from hornbook.base.console import Progress, count, duration, table, warn
+from hornbook.base.console import Progress, count, duration, program, table, warn
 
 
 class Clock:
@@ -117,3 +119,24 @@ def test_a_table_without_a_terminal_is_columns(capsys: pytest.CaptureFixture[str
 def test_a_warning_is_one_line_beside_the_output(capsys: pytest.CaptureFixture[str]) -> None:
     warn("two\nlines")
     assert capsys.readouterr() == ("", "warning: two lines\n")
+
+
+def test_what_a_user_types_next_is_what_was_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripts = [tmp_path / place / "hornbook" for place in ("here/.venv/bin", "else where")]
+    for script in scripts:
+        script.parent.mkdir(parents=True)
+        script.write_text("#!/bin/sh\n")
+        script.chmod(0o755)
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr("sys.argv", [str(scripts[0])])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert program() == ".venv/bin/hornbook"
+    monkeypatch.setenv("PATH", str(scripts[1].parent))
+    assert program() == ".venv/bin/hornbook"
+    monkeypatch.setenv("PATH", str(scripts[0].parent))
+    assert program() == "hornbook"
+    monkeypatch.setattr("sys.argv", [str(scripts[1])])
+    answer = subprocess.run(["/bin/sh", "-c", f"command -v {program()}"], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip().endswith("else where/hornbook")
+    monkeypatch.setattr("sys.argv", ["a notebook"])
+    assert program() == "hornbook"

@@ -67,6 +67,7 @@ def test_all_prompts_and_seeds_are_answered_in_order(speaker: Speaker) -> None:
 def test_a_script_is_told_of_every_token(speaker: Speaker) -> None:
     [found] = speaker.generate_batch(["ab"], max_tokens=9, temperature=0.0, logprobs=3)
     facts = found.as_dict()
+    assert repr(found.text) in repr(found)
     assert {name: facts[name] for name in ("prompt", "seed", "ended", "forgotten")} == {
         "prompt": "ab",
         "seed": 0,

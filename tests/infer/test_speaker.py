@@ -65,7 +65,7 @@ def test_rules_are_the_samplers_knobs(speaker: Speaker) -> None:
     drawn = [speaker.generate("ab", max_tokens=20, seed=seed, temperature=2.0) for seed in (1, 2)]
     assert greedy[0] == greedy[1]
     assert len({*greedy, *drawn}) == 3
-    with pytest.raises(UserError, match="did you mean --temperature"):
+    with pytest.raises(UserError, match=r"^temprature: no such option; did you mean temperature\?$"):
         speaker.generate("ab", temprature=1.0)
     with pytest.raises(UserError, match="top-p"):
         speaker.generate("ab", top_p=1.5)

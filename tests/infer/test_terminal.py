@@ -15,6 +15,7 @@ import pytest
 
 from hornbook import cli
 from hornbook.base.errors import UserError
+from hornbook.infer.config import SamplerConfig
 from hornbook.infer.speaker import Speaker
 from hornbook.infer.terminal import read_prompts
 
@@ -71,6 +72,16 @@ def test_the_command_searches_with_beams(speaker: Speaker, capsys: pytest.Captur
     assert cli.main([*words, "--temperature", "0.5"]) == 2
     assert cli.main([*words, "--n", "4"]) == 2
     assert [line[:6] for line in capsys.readouterr().err.splitlines()] == ["error:"] * 2
+
+
+def test_help_tells_what_each_option_does_and_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["generate", "--help"])
+    said = " ".join(capsys.readouterr().out.split()).partition("options:")[2]
+    for option, default in (("max-tokens", "256"), *SamplerConfig()):
+        about = said.rpartition(f" --{option.replace('_', '-')} ")[2].partition(" --")[0]
+        assert f"{'off' if default is None else default} when not given" in about
+        assert len(about) > 40
 
 
 def test_what_is_piped_in_is_the_prompt(
@@ -138,7 +149,9 @@ class Terminal:
 def test_the_prompt_line_answers_and_remembers(speaker: Speaker, tmp_path: Path) -> None:
     answers = [speaker.generate("ab", max_tokens=5, seed=seed) for seed in (0, 1)]
     first = Terminal(speaker.folder, tmp_path)
-    first.hear("> ")
+    greeting = first.hear("> ")
+    assert "parameters, a context of " in greeting
+    assert "Speaker(" not in greeting
     for answer in answers:
         first.type("ab\n")
         heard = first.hear("\n> ")

@@ -75,7 +75,8 @@ def test_knobs_are_turned_on_top_of_a_miniature() -> None:
 def test_a_miniature_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     compose("the-verdict", {}, tiny=True)
     said = capsys.readouterr().out
-    assert said.startswith("a miniature of the-verdict: 2 layers of width 64, context 32, 8 steps, on python-stdlib ")
+    assert said.startswith("a miniature that keeps the shape of the-verdict: 2 layers of width 64, context 32, 8 steps")
+    assert ", trained on python-stdlib instead of " in said
     assert len(said.splitlines()) == 1
 
 
@@ -103,7 +104,7 @@ def test_both_doors_lead_there_and_on_from_there(
     assert cli.main(["train", "pile-13m", "--tiny", "--out", str(tmp_path / "small"), *words]) == 0
     told = capsys.readouterr()
     assert json.loads(told.out)["step"] == 8
-    assert told.err.startswith("a miniature of pile-13m: ")
+    assert told.err.startswith("a miniature that keeps the shape of pile-13m: ")
     begin = ["train", "--from", str(tmp_path / "small"), "--data", str(text_file), "--train.steps", "2"]
     assert cli.main([*begin, "--out", str(tmp_path / "on"), *words]) == 0
     assert f"weights   those of {resolve(tmp_path / 'small')}" in capsys.readouterr().err

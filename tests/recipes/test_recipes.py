@@ -125,6 +125,12 @@ def test_sizes_chosen_for_a_text_always_work(text_bytes: int, accelerated: bool)
     assert config.tokenizer.kind in why_these_sizes(config)
 
 
+@pytest.mark.parametrize(("minutes", "said"), [(1, ", 1 minute;"), (1.5, ", 1.5 minutes;"), (2, ", 2 minutes;")])
+def test_one_minute_is_not_minutes(minutes: float, said: str) -> None:
+    config = override(own_text("book.txt", 10_000, False), {"train": {"minutes": minutes}})
+    assert said in why_these_sizes(config)
+
+
 @given(text_bytes=texts)
 def test_the_text_is_long_enough_for_what_is_chosen(text_bytes: int) -> None:
     """With at least three bytes in a token, a tenth of the text held back, several windows and steps remain."""

@@ -109,6 +109,24 @@ def test_the_curves_show_the_numbers(run_of: Callable[..., Path]) -> None:
     assert np.allclose(perplexities, np.exp(validation.get_ydata()))
 
 
+@pytest.mark.parametrize("steps", [(0,), (0, 4, 8), (1, 30), (30,), (60,)])
+@pytest.mark.parametrize("lowest", [0, -1])
+def test_the_lowest_value_stands_inside_the_axes(
+    lowest: int, steps: tuple[int, ...], run_of: Callable[..., Path]
+) -> None:
+    entries = trained(60)
+    entries += [
+        {"step": step, "tokens": step * 256, "val_loss": 2.5 if step == steps[lowest] else 3.0} for step in steps
+    ]
+    curves = Curves.read(run_of(entries))
+    for figure in (loss_figure(curves), perplexity_figure(curves)):
+        figure.canvas.draw()
+        axes = figure.axes[0]
+        frame, label = axes.get_window_extent(), axes.texts[0].get_window_extent()
+        assert frame.x0 <= label.x0
+        assert label.x1 <= frame.x1
+
+
 def scheduled(config: ScheduleConfig, steps: int = 60) -> Entries:
     """What a run of this schedule writes, with evaluations over part of both texts."""
     entries = trained(steps, 10)

@@ -18,6 +18,7 @@ from trial import all_of, good_checkpoints, losses, tiniest
 from hornbook.base import files
 from hornbook.base.errors import UserError
 from hornbook.cli import main
+from hornbook.model.folder import checkpoint_folders
 from hornbook.shards.format import Shards, TokenArray
 from hornbook.shards.prepare import open_or_prepare
 from hornbook.train import loop
@@ -175,6 +176,34 @@ def test_a_run_without_a_checkpoint_says_how_to_begin_anew(short_text: Path, tmp
     files.remove(run / "checkpoints")
     with pytest.raises(UserError, match=r"no checkpoint yet; begin it anew: hornbook train --out \S*run$"):
         resume(run)
+
+
+def test_that_advice_trains_with_the_settings_of_the_run(
+    short_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    fit(tiniest(short_text), run)
+    before = files.read_json(run / "run.json")
+    weights = (checkpoint_folders(run)[0] / "model.safetensors").read_bytes()
+    files.remove(run / "checkpoints")
+    assert main(["train", "--out", str(run)]) == 0
+    assert "begun anew with the settings in its run.json" in capsys.readouterr().out
+    after = files.read_json(run / "run.json")
+    assert after["config"] == before["config"]
+    assert after["run_id"] != before["run_id"]
+    assert (checkpoint_folders(run)[0] / "model.safetensors").read_bytes() == weights
+
+
+def test_with_other_settings_it_is_another_run(short_text: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = tiniest(short_text)
+    fit(config, run)
+    files.remove(run / "checkpoints")
+    (tmp_path / "other.json").write_text(
+        json.dumps(config.with_(seed=5, train={"steps": 2}).model_dump(exclude={"recipe"}))
+    )
+    assert main(["train", str(tmp_path / "other.json"), "--out", str(run)]) == 0
+    assert files.read_json(run / "run.json")["config"]["seed"] == 5
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,13 @@ Rich is imported only where there is a terminal to draw on.
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
 import sys
 import time
 from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
@@ -27,6 +31,15 @@ def warn(text: str) -> None:
 def in_notebook() -> bool:
     shell = sys.modules.get("IPython")
     return bool(shell and getattr(shell.get_ipython(), "kernel", None))
+
+
+def program() -> str:
+    """What a user types to call us again: `hornbook`, or the running script where the shell finds none or another."""
+    script = Path(sys.argv[0])
+    found = shutil.which("hornbook")
+    if script.name != "hornbook" or not script.is_file() or (found and script.samefile(found)):
+        return "hornbook"
+    return shlex.quote(min(os.path.relpath(script), str(script.absolute()), key=len))
 
 
 class Progress:
@@ -85,8 +98,6 @@ class Progress:
             else:
                 self._handle.update(message, raw=True)
         elif self._live:
-            import shutil
-
             text = text[: max(shutil.get_terminal_size().columns - 1, 20)]
             self._write("\r" + text + " " * max(self._width - len(text), 0))
             self._width = len(text)

@@ -26,7 +26,7 @@ def import_foreign(words: list[str]) -> int:
     parser.add_argument("--tokenizer", type=Path, metavar="PATH", help="a folder with the model's, or a tokenizer.json")
     parser.add_argument("--ranks", metavar="FILE", help="GPT-2's vocabulary: a local copy of r50k_base.tiktoken")
     given = with_json(parser, words)
-    from hornbook.base.console import say
+    from hornbook.base.console import program, say
     from hornbook.exchange.doors import import_model
 
     named = {name: getattr(given, name) for name in ("n_head", "activation", "attention_scale")}
@@ -43,8 +43,8 @@ def import_foreign(words: list[str]) -> int:
     say(f"parameters  {config.n_params():,}: {sizes}")
     say(f"tokenizer   {found.tokenizer}")
     say(f"model       {given.out}")
-    say(f'\nnext:\n  hornbook generate {given.out} --prompt "Once upon a time"')
-    say(f"  hornbook train --from {given.out} --data PATH/TO/YOUR/TEXT")
+    say(f'\nnext:\n  {program()} generate {given.out} --prompt "Once upon a time"')
+    say(f"  {program()} train --from {given.out} --data PATH/TO/YOUR/TEXT")
     return 0
 
 
@@ -66,7 +66,7 @@ def export(words: list[str]) -> int:
         "transformers runs with trust_remote_code=True only",
     )
     given = with_json(parser, words)
-    from hornbook.base.console import say
+    from hornbook.base.console import program, say
     from hornbook.exchange.export import CODE, export_model
 
     out = export_model(given.model, given.to, given.out, given.at, given.dtype, given.with_code)
@@ -86,7 +86,7 @@ def export(words: list[str]) -> int:
     elif given.to == "gguf":
         say(f'  llama-cli -m {out} -p "Once upon a time"')
     else:
-        say(f"  hornbook import {out} OUT --tokenizer {given.model}")
+        say(f"  {program()} import {out} OUT --tokenizer {given.model}")
     return 0
 
 

@@ -30,6 +30,9 @@ def evaluate_text(words: list[str]) -> int:
 
 
 def generate(words: list[str]) -> int:
+    from hornbook.base.settings import described
+    from hornbook.infer.config import SamplerConfig
+
     parser = parser_of(
         "generate", "Let a model continue prompts: those given, what is piped in, or, at a terminal, what you type."
     )
@@ -41,8 +44,12 @@ def generate(words: list[str]) -> int:
     parser.add_argument(
         "--special-tokens", action="store_true", help="read special tokens out of prompts, such as <|endoftext|>"
     )
-    parser.add_argument("--max-tokens", type=int, default=256)
-    parser.add_argument("--n", type=int, help="so many continuations of each prompt, with the seeds from --seed on")
+    parser.add_argument(
+        "--max-tokens", type=int, default=256, metavar="N", help="of each continuation; %(default)s when not given"
+    )
+    parser.add_argument(
+        "--n", type=int, help="so many continuations of each prompt, with the seeds from --seed on; 1 when not given"
+    )
     parser.add_argument("--seed", type=int, help="the same seed gives the same text; 0 when not given")
     parser.add_argument("--stop", action="append", metavar="TEXT", help="end before this; may be repeated")
     parser.add_argument(
@@ -52,9 +59,10 @@ def generate(words: list[str]) -> int:
         "--beams", type=int, metavar="N", help="search for the likeliest text with N beams; draw nothing"
     )
     parser.add_argument("--length-penalty", type=float, metavar="X", help="of beams; above 0 longer texts score higher")
-    rules = ("temperature", "top-k", "top-p", "min-p", "repetition-penalty", "presence-penalty")
-    for rule in rules:
-        parser.add_argument(f"--{rule}", type=int if rule == "top-k" else float)
+    rules = list(SamplerConfig.model_fields)
+    for (rule, default, about), name in zip(described(SamplerConfig), rules, strict=True):
+        whole = f"{about} ({default.replace('auto', 'off')} when not given)"
+        parser.add_argument(rule, type=int if name == "top_k" else float, metavar="X", help=whole)
     given = with_model_options(parser, words)
     for name, least in (("max_tokens", 1), ("n", 1), ("beams", 1), ("logprobs", 0)):
         if (value := getattr(given, name)) is not None and value < least:
@@ -67,7 +75,7 @@ def generate(words: list[str]) -> int:
     from hornbook.infer.terminal import piped_prompt, prompt_line, read_prompts, speak
 
     names = ("max_tokens", "n", "seed", "stop", "logprobs", "beams", "length_penalty")
-    chosen = {name: getattr(given, name) for name in (*names, *(rule.replace("-", "_") for rule in rules))}
+    chosen = {name: getattr(given, name) for name in (*names, *rules)}
     options = {name: value for name, value in chosen.items() if value is not None} | {"specials": given.special_tokens}
     if given.beams is None:
         options.setdefault("seed", 0)

@@ -12,7 +12,7 @@ from hornbook.cli.words import asks_help, long_forms, parser_of, print_described
 
 
 def prepare_text(words: list[str]) -> int:
-    from hornbook.base.console import Progress, say
+    from hornbook.base.console import Progress, program, say
     from hornbook.base.settings import build, from_words
     from hornbook.shards.prepare import PrepareConfig, default_folder, prepare, report
     from hornbook.text.corpora import find_source
@@ -44,7 +44,7 @@ def prepare_text(words: list[str]) -> int:
         return 0
     for line in report(shards.manifest):
         say(line)
-    say(f"shards {out}\nnext:  hornbook train --data {out}")
+    say(f"shards {out}\nnext:  {program()} train --data {out}")
     return 0
 
 

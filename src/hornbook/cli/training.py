@@ -20,6 +20,7 @@ from hornbook.cli.words import (
 )
 
 if TYPE_CHECKING:
+    from hornbook.train.config import RunConfig
     from hornbook.train.start import Outcome
 
 
@@ -37,13 +38,23 @@ def train(words: list[str]) -> int:
     knobs = from_words(RunConfig, long_forms(words))
     out = knobs.pop("out", None)
     with told_apart(as_json):
-        config = compose(named, knobs, tiny)
-        if config.recipe == "own-text":
-            print(why_these_sizes(config))
+        config = None if named or knobs or tiny or out is None else _begun(Path(str(out)))
+        if config is None:
+            config = compose(named, knobs, tiny)
+            if config.recipe == "own-text":
+                print(why_these_sizes(config))
         from hornbook.train.start import fit, free_folder  # torch comes in when the settings are right
 
         outcome = fit(config, Path(str(out)) if out is not None else free_folder(config))
     return _conclude(outcome, as_json)
+
+
+def _begun(run: Path) -> RunConfig | None:
+    from hornbook.train.start import begun
+
+    if (config := begun(run)) is not None:
+        print(f"{run} ended before its first checkpoint; begun anew with the settings in its run.json")
+    return config
 
 
 def resume(words: list[str]) -> int:
@@ -68,7 +79,7 @@ def resume(words: list[str]) -> int:
 def _conclude(outcome: Outcome, as_json: bool) -> int:
     """Draw the curves, tell what was reached, let the model speak, and say what to try next."""
     from hornbook.base import files
-    from hornbook.base.console import duration, say
+    from hornbook.base.console import duration, program, say
     from hornbook.base.logs import read_log
     from hornbook.infer.speaker import load_speaker
     from hornbook.model.folder import RUN
@@ -89,7 +100,7 @@ def _conclude(outcome: Outcome, as_json: bool) -> int:
         print(json.dumps(facts | {"best": best}))
         return INTERRUPTED if outcome.interrupted else 0
     if outcome.interrupted:
-        say(f"\nstopped at step {outcome.step}, all of it saved; go on with: hornbook resume {run}")
+        say(f"\nstopped at step {outcome.step}, all of it saved; go on with: {program()} resume {run}")
         return INTERRUPTED
     record = files.read_json(run / RUN)
     shards = Shards.open(Path(record["data"]["folder"]))
@@ -98,8 +109,8 @@ def _conclude(outcome: Outcome, as_json: bool) -> int:
         say(f"\n  validation loss   {best['val_loss']:.4f} at step {best['step']:,}")
         say(f"  perplexity        {best['val_perplexity']:.1f}")
         say(f"  bits per byte     {best['val_bits_per_byte']:.3f}" + ("" if shards.tokenizer.keeps_text else DROPS))
-        for program, bits in shards.split_facts("val").get("yardsticks", {}).items():
-            say(f"  for scale         {bits:.3f} by {program}, on the same text")
+        for packer, bits in shards.split_facts("val").get("yardsticks", {}).items():
+            say(f"  for scale         {bits:.3f} by {packer}, on the same text")
     speaker = load_speaker(run, device="cpu")
     prompts = record["config"]["sample"]["prompts"]
     for number in range(3):
@@ -112,9 +123,9 @@ def _conclude(outcome: Outcome, as_json: bool) -> int:
     for picture in pictures:
         say(f"picture   {picture}")
     say("\nnext:")
-    say(f'  hornbook generate {run} --prompt "{said}"')
-    say(f"  hornbook resume {run} --train.minutes {2 * max(round(outcome.seconds / 60), 1)}")
-    say("  hornbook train --data PATH/TO/YOUR/TEXT")
+    say(f'  {program()} generate {run} --prompt "{said}"')
+    say(f"  {program()} resume {run} --train.minutes {2 * max(round(outcome.seconds / 60), 1)}")
+    say(f"  {program()} train --data PATH/TO/YOUR/TEXT")
     return 0
 
 

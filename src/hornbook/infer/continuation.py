@@ -60,6 +60,9 @@ class Continuation:
         self._tokenizer, self._finder = tokenizer, StopFinder(stops)
         self._stream = tokenizer.stream(continues=bool(prompt))
 
+    def __repr__(self) -> str:
+        return f"Continuation({self.text!r}, ended={self.ended!r})"
+
     def feed(self, chosen: Chosen | None, ended: str | None) -> str:
         """Take in a token, and what ended the text with it; hand out the text that is certain now."""
         piece = ""

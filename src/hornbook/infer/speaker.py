@@ -13,6 +13,7 @@ import numpy as np
 
 from hornbook.base.errors import UserError
 from hornbook.base.machine import Machine, choose_machine
+from hornbook.base.settings import nearest
 from hornbook.infer.beams import beam_search
 from hornbook.infer.config import SamplerConfig
 from hornbook.infer.continuation import Continuation
@@ -109,7 +110,7 @@ class Speaker:
         found = beam_search(
             self.model,
             ids,
-            SamplerConfig().with_(**penalties),
+            _sampler(penalties),
             beams=beams,
             length_penalty=length_penalty,
             max_tokens=max_tokens,
@@ -140,7 +141,7 @@ class Speaker:
         specials: bool = False,
         **rules: Any,
     ) -> dict[Growing, Continuation]:
-        chosen, begun = SamplerConfig().with_(**rules), {}
+        chosen, begun = _sampler(rules), {}
         for prompt in prompts:
             ids, forgotten = self._prompt(prompt, specials)
             for own in range(seed, seed + n):
@@ -170,6 +171,15 @@ class Speaker:
     def __repr__(self) -> str:
         config = self.model.config
         return f"Speaker({str(self.folder)!r}, {config.n_params():,} parameters, context {config.context})"
+
+
+def _sampler(rules: dict[str, Any]) -> SamplerConfig:
+    known = list(SamplerConfig.model_fields)
+    for name in rules.keys() - set(known):  # only from Python: a command knows its options
+        near = nearest(name, known)
+        meant = f"did you mean {near}?" if near else f"there are {', '.join(known)}"
+        raise UserError(f"{name}: no such option; {meant}")
+    return SamplerConfig().with_(**rules)
 
 
 def machine_to_speak(device: str | None, dtype: str | None) -> Machine:

@@ -102,7 +102,9 @@ def _tell_of_the_window(continuations: list[Continuation], context: int) -> None
 def prompt_line(speaker: Speaker, options: dict[str, Any]) -> None:
     """Prompts as they are typed, each answered at once, until the end of input. The seed grows by one each time, so
     that the same prompt can be tried again."""
-    say(f"{speaker}\nType a prompt; an empty one begins a document. Ctrl-C stops an answer, Ctrl-D ends.")
+    config = speaker.model.config
+    say(f"{speaker.folder}: {config.n_params():,} parameters, a context of {config.context:,} tokens")
+    say("Type a prompt; an empty one begins a document. Ctrl-C stops an answer, Ctrl-D ends.")
     answered = 0
     remember = _history()
     while True:

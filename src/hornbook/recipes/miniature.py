@@ -44,10 +44,10 @@ def miniature(config: RunConfig) -> RunConfig:
 def what_is_small(config: RunConfig, whole: RunConfig) -> str:
     """What became of a run, in one line."""
     model = config.model
-    text = f", on {config.data} instead of {whole.data}" if config.data != whole.data else ""
+    text = f", trained on {config.data} instead of {whole.data}" if config.data != whole.data else ""
     return (
-        f"a miniature of {whole.recipe}: {model.n_layer} layers of width {model.n_embd}, context {model.context}, "
-        f"{config.train.steps} steps{text}; any --knob changes any of it"
+        f"a miniature that keeps the shape of {whole.recipe}: {model.n_layer} layers of width {model.n_embd}, "
+        f"context {model.context}, {config.train.steps} steps{text}; any --knob changes any of it"
     )
 
 

@@ -125,7 +125,10 @@ def why_these_sizes(config: RunConfig) -> str:
     """What `own_text` chose, in one line."""
     model, tokenizer = config.model, config.tokenizer
     vocabulary = f"{tokenizer.kind} vocabulary" + (f" of {tokenizer.vocab_size:,}" if tokenizer.vocab_size else "")
-    ends = [f"{value:g} {stop}" for stop in STOPS if (value := getattr(config.train, stop)) is not None]
+    given = [(stop, value) for stop in STOPS if (value := getattr(config.train, stop)) is not None]
+    ends = [
+        f"{value:g} {stop.removesuffix('s') if value == 1 and stop != 'target_loss' else stop}" for stop, value in given
+    ]
     return (
         f"sizes chosen from the amount of text: {vocabulary}, {model.n_layer} layers of width {model.n_embd}, "
         f"context {model.context}, {', '.join(ends)}; any --knob changes any of it"

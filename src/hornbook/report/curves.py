@@ -143,7 +143,7 @@ def loss_figure(curves: Curves) -> Figure:
             markersize=4,
             label="validation",
         )
-        _mark_lowest(axes, curves.val_steps, curves.val_losses, "{:.3f}")
+        _mark_lowest(axes, curves, curves.val_losses, "{:.3f}")
     if curves.train_steps:
         axes.plot(
             curves.train_steps,
@@ -182,7 +182,7 @@ def perplexity_figure(curves: Curves) -> Figure:
             markersize=4,
             label="validation",
         )
-        _mark_lowest(axes, curves.val_steps, values, "{:.1f}")
+        _mark_lowest(axes, curves, values, "{:.1f}")
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     axes.set_yscale("log")
@@ -220,7 +220,7 @@ def _label(axes: Axes, curves: Curves, height: str) -> None:
     above = axes.secondary_xaxis("top", functions=(to_tokens, to_steps))
     above.set_xlabel("tokens seen")
     above.xaxis.set_major_formatter(_token_format())
-    axes.legend(loc="upper right", frameon=False)
+    axes.legend(loc="best", frameon=False)
 
 
 def _token_format() -> Any:
@@ -236,14 +236,17 @@ def _fit_height(axes: Axes, curves: Curves) -> None:
     axes.set_ylim(low - 0.06 * (high - low) - 1e-3, high + 0.06 * (high - low) + 1e-3)
 
 
-def _mark_lowest(axes: Axes, steps: list[int], values: list[float], form: str) -> None:
+def _mark_lowest(axes: Axes, curves: Curves, values: list[float], form: str) -> None:
     lowest = min(range(len(values)), key=values.__getitem__)
+    step = curves.val_steps[lowest]
+    share = step / max(curves.steps[-1], 1)
+    side = "left" if share < 0.1 else "right" if share > 0.9 else "center"  # the number stays off the axes' words
     axes.annotate(
         form.format(values[lowest]),
-        (steps[lowest], values[lowest]),
-        xytext=(0, 9),
+        (step, values[lowest]),
+        xytext=(4 if side == "left" else 0, 9),
         textcoords="offset points",
-        ha="right" if lowest == len(values) - 1 else "center",
+        ha=side,
         color=VALIDATION,
         fontweight="bold",
     )

@@ -132,7 +132,7 @@ CORPORA = {
     for corpus in [
         Corpus(
             "python-stdlib",
-            "the sources of Python's standard library, already on this machine; tests left out",
+            "the sources of Python's standard library; tests left out",
             "PSF-2.0",
             "this machine",
             local=_python_stdlib,

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from hornbook.base import files
-from hornbook.base.console import Progress, count, say, warn
+from hornbook.base.console import Progress, count, program, say, warn
 from hornbook.base.errors import UserError
 from hornbook.base.machine import Machine, choose_machine, fast_float_modes, keep_freed_memory, peak_memory_bytes
 from hornbook.base.settings import build
@@ -99,16 +99,10 @@ def resume(folder: Path, changes: Mapping[str, Any] | None = None, progress: Pro
     if not (folder / RUN).is_file():
         raise UserError(f"{folder}: no run to go on with (no {RUN}); begin one: hornbook train --out {folder}")
     progress = progress or Progress()
-    record = files.read_json(folder / RUN)
+    record, config = _recorded(folder)
+    run_id, fingerprint = str(record["run_id"]), record["data"]["fingerprint"]
     try:
-        run_id, config = str(record["run_id"]), build(RunConfig, record["config"])
-        data, fingerprint = Path(record["data"]["folder"]), record["data"]["fingerprint"]
-    except UserError as error:
-        raise UserError(*(f"{folder / RUN}: {mistake}" for mistake in error.mistakes)) from None
-    except (KeyError, TypeError, AttributeError):
-        raise UserError(f"{folder / RUN}: damaged; train again into another --out") from None
-    try:
-        shards = Shards.open(data)
+        shards = Shards.open(Path(record["data"]["folder"]))
     except UserError:  # the cache was cleared; the same text gives the same tokens
         shards = open_or_prepare(config.data, _tokenizer_at_hand(config, folder), config.shards, progress, config.text)
         record["data"]["folder"] = str(shards.folder.resolve())
@@ -126,6 +120,24 @@ def resume(folder: Path, changes: Mapping[str, Any] | None = None, progress: Pro
         checkpoint = newest_checkpoint(folder, run_id)
         record["config"] = config.model_dump()
         return _train(config, folder, record, shards, machine, checkpoint, progress)
+
+
+def begun(folder: Path) -> RunConfig | None:
+    """What a run that ended before its first checkpoint was to be."""
+    if not (folder / RUN).is_file() or checkpoint_folders(folder):
+        return None
+    return _recorded(folder)[1]
+
+
+def _recorded(folder: Path) -> tuple[dict[str, Any], RunConfig]:
+    record = files.read_json(folder / RUN)
+    try:
+        _ = record["run_id"], Path(record["data"]["folder"]), record["data"]["fingerprint"]
+        return record, build(RunConfig, record["config"])
+    except UserError as error:
+        raise UserError(*(f"{folder / RUN}: {mistake}" for mistake in error.mistakes)) from None
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"{folder / RUN}: damaged; train again into another --out") from None
 
 
 def _tokenizer_at_hand(config: RunConfig, folder: Path) -> TokenizerConfig:
@@ -150,7 +162,7 @@ def free_folder(config: RunConfig, parent: Path = Path("runs")) -> Path:
         taken, number = folder, number + 1
         folder = parent / f"{name}-{number}"
     if number > 1:
-        say(f"{taken} is there already (to go on with it: hornbook resume {taken}); this is a new run, {folder}")
+        say(f"{taken} is there already (to go on with it: {program()} resume {taken}); this is a new run, {folder}")
     return folder
 
 
