@@ -113,9 +113,8 @@ class Models:
             return self.served[model], "best"
         name, _, at = model.rpartition("@")
         if name not in self.served or not self.served[name].is_run or not (at == "newest" or _is_step(at)):
-            raise UserError(
-                f"model {model!r} is not served here; served are {', '.join(self.served)[:120]}, and what GET /v1/models lists"
-            )
+            names = ", ".join(self.served)[:120]
+            raise UserError(f"model {model!r} is not served here; served are {names}, and what GET /v1/models lists")
         return self.served[name], at if at == "newest" else str(int(at))
 
     @contextlib.asynccontextmanager
