@@ -82,6 +82,7 @@ def test_no_model_makes_room_while_it_speaks(start: Callable[..., Running], trai
     long = {"model": "tiny@2", "max_tokens": 4000, "temperature": 0, "stream": True}
     with server.client() as client:
         with client.stream("POST", COMPLETIONS, json=long) as answer:
+            assert answer.status_code == 200, answer.read()
             next(answer.iter_lines())
             other = client.post(COMPLETIONS, json={"model": "tiny@4"})
             assert other.status_code == 429, (other.text, server.outcomes())
