@@ -125,10 +125,10 @@ def test_wrong_options_are_told_in_a_line(
 class Terminal:
     """The command at a terminal, as a person would have it."""
 
-    def __init__(self, folder: Path, home: Path, max_tokens: int = 5) -> None:
+    def __init__(self, folder: Path, home: Path, *more: str, max_tokens: int = 5) -> None:
         self._master, slave = pty.openpty()
         words = [sys.executable, "-m", "hornbook.cli", "generate", str(folder)]
-        words += ["--max-tokens", str(max_tokens), "--device", "cpu"]
+        words += ["--max-tokens", str(max_tokens), "--device", "cpu", *more]
         environment = os.environ | {"HORNBOOK_HOME": str(home), "TERM": "dumb"}
         self.process = subprocess.Popen(words, stdin=slave, stdout=slave, stderr=slave, env=environment)
         os.close(slave)
@@ -171,12 +171,15 @@ def test_the_prompt_line_answers_and_remembers(speaker: Speaker, tmp_path: Path)
 
 
 def test_ctrl_c_stops_an_answer_and_not_the_prompt_line(speaker: Speaker, tmp_path: Path) -> None:
-    endless = Terminal(speaker.folder, tmp_path, max_tokens=1_000_000)
+    tried = speaker.generate_batch([*"abcdefghijklmnop"], max_tokens=500, temperature=0.0)
+    prompt = next(each.prompt for each in tried if each.ended == "length")  # one that the likeliest tokens never end
+    shown = speaker.generate(prompt, max_tokens=20, temperature=0.0)
+    endless = Terminal(speaker.folder, tmp_path, "--temperature", "0", max_tokens=1_000_000)
     endless.hear("> ")
-    endless.type("ab\n")
-    endless.hear("ab\nab" + speaker.generate("ab", max_tokens=20, seed=0))
+    endless.type(f"{prompt}\n")
+    endless.hear(f"{prompt}\n{prompt}{shown}")
     endless.process.send_signal(signal.SIGINT)
     endless.hear("\n> ")
-    assert (tmp_path / "prompt-history.txt").read_text() == "ab\n"  # also of a terminal that is closed now
+    assert (tmp_path / "prompt-history.txt").read_text() == f"{prompt}\n"  # also of a terminal that is closed now
     endless.type("\x04")
     assert endless.process.wait(30) == 0
