@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -294,7 +293,6 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., En
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "compile", compile_nothing)
-        patch.setattr(os, "fsync", lambda _: None)  # most of the time of so small a run
         yield train_with
     torch.set_num_threads(threads)
 

@@ -18,7 +18,7 @@ from hornbook.infer.speaker import Speaker
 from hornbook.serve.engine import Added, Engine, Job, RefusedError
 from hornbook.serve.tally import Tally
 
-WAIT = 20.0
+WAIT = 60.0
 
 
 class Listener:
