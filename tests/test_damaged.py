@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 
 from damage import VALUES, damaged, flipped, misread
-from effort import long
+from effort import long, tries
 from hornbook import cli
 from hornbook.base.errors import LONGEST_LINE
 from yardstick import within
@@ -119,7 +119,7 @@ def test_a_damaged_tokenizer_is_told(made: Path, tell: Tell) -> None:
     path = made / "model" / "tokenizer.json"
     data = path.read_bytes()
     whole = json.loads(data)
-    cases = damaged(data) | flipped(data, 30) | as_json(misread(whole, 120))
+    cases = damaged(data) | flipped(data, 30) | as_json(misread(whole, tries(60, 120)))
     for key, value in [
         ("type", "Unigram"),
         ("type", "WordPiece"),
@@ -155,7 +155,7 @@ def of_safetensors(data: bytes) -> dict[str, bytes]:
         return (len(text) if length is None else length).to_bytes(8, "little") + text + tensors
 
     plain = json.dumps(header).encode()
-    cases = {f"header: {name}": with_header(text) for name, text in as_json(misread(header, 150)).items()}
+    cases = {f"header: {name}": with_header(text) for name, text in as_json(misread(header, tries(60, 150))).items()}
     cases |= {f"header of {length}": with_header(plain, length) for length in (0, 1, 2**31, 2**40, 2**63, 2**64 - 1)}
     cases |= {
         "a header of braces": with_header(b"{" * 100_000),
@@ -189,7 +189,7 @@ def test_a_tensor_of_another_kind_is_told(made: Path, tell: Tell) -> None:
 def test_a_damaged_description_of_a_model_is_told(made: Path, tell: Tell) -> None:
     path = made / "model" / "config.json"
     whole = json.loads(path.read_bytes())
-    cases = damaged(path.read_bytes()) | as_json(misread({"hornbook": whole["hornbook"]}, 120))
+    cases = damaged(path.read_bytes()) | as_json(misread({"hornbook": whole["hornbook"]}, tries(60, 120)))
     cases |= {f"model_type {kind}": json.dumps(whole | {"model_type": kind}).encode() for kind in ("gpt2", "x", 3, {})}
     for knob in ("n_layer", "n_head", "n_embd", "context", "vocab_size", "mlp_width", "head_width", "n_kv_head"):
         for size in (0, 7, 10**4, 10**6, 10**9, 10**30):
@@ -211,7 +211,7 @@ def hashed(manifest: Any) -> Any:
 
 def of_a_manifest(data: bytes) -> dict[str, bytes]:
     whole = json.loads(data)
-    changes: list[tuple[str, Any]] = [(name, hashed(value)) for name, value in misread(whole, 250)]
+    changes: list[tuple[str, Any]] = [(name, hashed(value)) for name, value in misread(whole, tries(100, 250))]
     for part, value in [
         ("dtype", "float64"),
         ("dtype", "<u2"),
@@ -282,7 +282,7 @@ def test_another_thing_where_a_file_of_shards_should_be_is_told(put: str, name: 
 def test_a_damaged_record_of_a_run_is_told(made: Path, tell: Tell) -> None:
     path = made / "run" / "run.json"
     data = path.read_bytes()
-    cases = damaged(data) | as_json(misread(json.loads(data), 30))
+    cases = damaged(data) | as_json(misread(json.loads(data), tries(12, 30)))
     for knob in ("run_id", "config", "data"):
         cases |= {
             f"{knob}: {what}": json.dumps(json.loads(data) | {knob: VALUES[what]}).encode(errors="surrogatepass")
