@@ -16,7 +16,7 @@ BIN := .venv/bin
 NUMBERS := tests/model tests/train tests/infer tests/base/test_machine.py \
 	$(addprefix tests/exchange/test_,card.py gguf_models.py hub_models.py references.py systems.py transformers.py with_code.py)
 PLAIN := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
 .PHONY: demo test test-long test-plain test-space check clean
 

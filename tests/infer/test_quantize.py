@@ -24,6 +24,7 @@ from hornbook.model.gpt import GPT
 from hornbook.train.config import RunConfig
 from hornbook.train.start import fit
 
+pytestmark = pytest.mark.xdist_group("quantize")  # one training
 needs_vnni = pytest.mark.skipif(not cpu_multiplies_int8(), reason="this processor has no VNNI")
 needs_bf16 = pytest.mark.skipif(not cpu_packs_bf16(), reason="this processor is slow at bfloat16")
 

@@ -44,6 +44,7 @@ FLAGS = [
     "--disable-sync",
 ]
 SIZES = {"phone": {"width": 390, "height": 844}, "desktop": {"width": 1280, "height": 800}}
+pytestmark = pytest.mark.xdist_group("page")  # one browser, one server, one training
 SERVED = ["grown", "young", "plain"]
 PROMPT = "def f(x):\n"
 
