@@ -83,7 +83,7 @@ def evaluations(run: Ended) -> list[int]:
 
 
 def trained_a_while(run: Ended) -> bool:
-    return bool(run.logged("seconds")[-1][1] >= 0.3)
+    return last_step(run) > 1
 
 
 def samples(run: Ended) -> list[tuple[str, str]]:
@@ -220,7 +220,7 @@ TURNS = {
     "train.steps": Turn(5, 3, last_step),
     "train.epochs": Turn(0.1, 0.2, last_step, NO_STEPS),
     "train.tokens": Turn(100, 200, last_step, NO_STEPS),
-    "train.minutes": Turn(0.00001, 0.005, trained_a_while, NO_STEPS),
+    "train.minutes": Turn(0.00001, 0.02, trained_a_while, NO_STEPS),
     "train.target_loss": Turn(None, 100.0, last_step),
     "train.batch_tokens": Turn(64, 32),
     "train.context": Turn(None, 8),

@@ -36,7 +36,7 @@ def write(page: Page, prompt: str | None = None) -> str:
 
 def wait(page: Page) -> str:
     """The whole answer, when it has come."""
-    expect(page.locator("#said")).to_contain_text("Done, ", timeout=30_000)
+    expect(page.locator("#said")).to_contain_text("Done, ", timeout=60_000)
     expect(page.get_by_role("button", name="Write")).to_be_visible()
     return answer(page)
 
