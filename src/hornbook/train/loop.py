@@ -11,13 +11,13 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from hornbook.base.console import Progress
-from hornbook.base.machine import Machine, attention_backend, mix_seed
+from hornbook.base.machine import Machine, attention_backend
 from hornbook.infer.decode import generate
 from hornbook.infer.score import score
 from hornbook.model.compile import Trunk
@@ -31,6 +31,7 @@ from hornbook.train.guard import NonFiniteGuard, StopSignals, is_out_of_memory, 
 from hornbook.train.metrics import Metrics, StepReading
 from hornbook.train.optim import Optimizer, clip_gradients
 from hornbook.train.precision import WorkingCopy
+from hornbook.train.recorded import StepRecorder, seed_step
 from hornbook.train.schedule import lr_factor
 
 EVALUATIONS_IN_A_RUN = 10
@@ -59,6 +60,7 @@ class Run:
     progress: Progress
     state: TrainState
     began: float  # when the run's clock would have been started, had the run never been interrupted
+    recorder: StepRecorder = field(default_factory=lambda: StepRecorder(learn))
     weights_are_whole: bool = True  # not in the middle of an update
     saved_step: int = 0
     saved_seconds: float = 0.0
@@ -85,14 +87,7 @@ def update(run: Run, share: float) -> None:
     """One step: what the batch says, turned into changed weights."""
     config, state = run.config, run.state
     factor = lr_factor(config.schedule, state.step, share)
-
-    loss = gradients(run)
-    gradient_length = clip_gradients(list(run.model.parameters()), config.optim.clip)
-    # Decided on the device: what is not finite never reaches the weights, and nobody waits to know.
-    skip = 1 - (loss + gradient_length).isfinite().float()
-    run.weights_are_whole = False
-    run.optimizer.step(factor, skip)
-    run.weights_are_whole = True
+    loss, gradient_length = run.recorder.step(run, factor)
 
     first_sample = state.sample
     state.step += 1
@@ -103,6 +98,18 @@ def update(run: Run, share: float) -> None:
     run.metrics.launched(reading, loss, gradient_length)
 
 
+def learn(run: Run, factor: float | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss of the step's batch and the length of its gradients, once these have changed the weights."""
+    loss = gradients(run)
+    gradient_length = clip_gradients(list(run.model.parameters()), run.config.optim.clip)
+    # Decided on the device: what is not finite never reaches the weights, and nobody waits to know.
+    skip = 1 - (loss + gradient_length).isfinite().float()
+    run.weights_are_whole = False
+    run.optimizer.step(factor, skip)
+    run.weights_are_whole = True
+    return loss, gradient_length
+
+
 def gradients(run: Run) -> torch.Tensor:
     """The loss of the step's batch, its gradients left on the model. Where memory runs out, again with smaller
     micro-batches: each is weighed by its tokens, so that they add up to the gradients of the whole batch however it
@@ -110,8 +117,7 @@ def gradients(run: Run) -> torch.Tensor:
     state, sequences, context = run.state, run.config.sequences, run.config.window
     while True:
         try:
-            # All that is random in a step follows from its number, so a resumed run repeats it.
-            torch.manual_seed(mix_seed(run.config.seed, "step", state.step))
+            seed_step(run)
             run.working.refresh()
             total = torch.zeros((), device=run.machine.torch_device)
             for first in range(0, sequences, state.micro_batch):
