@@ -326,7 +326,7 @@ def _seconds(act: Callable[[], object]) -> float:
 def cases(bench: Bench, out: Path | None) -> dict[str, Callable[[], Facts]]:
     profile = out.with_suffix(".profile.txt") if out else None
     short = {"steps": bench.size(100, 5), "batch_tokens": bench.size(32_768, 512), "micro_batch": bench.size(16, 4)}
-    minute = {"train": {"minutes": 1 / 4}} if not bench.tiny else {"train": {"steps": 3}}
+    minute = {"train": {"minutes": 1 / 6}} if not bench.tiny else {"train": {"steps": 3}}
     many = {"steps": bench.size(200, 5)}
     found: dict[str, Callable[[], Facts]] = {"ceilings": lambda: ceilings(bench)}
     found["124m compiled"] = lambda: measure(gpt2_124m(bench, compile=True), profile)
