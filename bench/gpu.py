@@ -352,7 +352,9 @@ def cases(bench: Bench, out: Path | None) -> dict[str, Callable[[], Facts]]:
         text = {"data": str(bench.texts / "tinyshakespeare.txt")}
         runs = {
             "shakespeare-124m": override(shakespeare_124m(), ranks, text),
-            "pile-2b": override(pile_2b(), ranks, {"train": {"steps": 50, "eval_every_steps": 50}}),
+            "pile-2b": override(
+                pile_2b(), ranks, {"data": "python-stdlib", "train": {"steps": 50, "eval_every_steps": 50}}
+            ),
         }
         for name, config in runs.items():
             found[name] = lambda name=name, config=config: measure(
