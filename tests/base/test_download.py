@@ -283,7 +283,7 @@ def test_a_killed_process_is_gone_on_from(server: hostile.Server, tmp_path: Path
         f"download.fetch({server.url('/f')!r}, Path({str(tmp_path)!r}), 'f.bin', sha256={SHA!r})"
     )
     child = subprocess.Popen([sys.executable, "-c", code])
-    partial = tmp_path / ".partial-f.bin"
+    partial = Partial(tmp_path / "f.bin").path
     while not partial.exists() or partial.stat().st_size < 60_000:
         assert child.poll() is None
         time.sleep(0.005)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import tokenizers
 
 from hornbook.base import files
 from hornbook.base.errors import MachineError, UserError
+from hornbook.base.ours import UNFINISHED, hidden
 from hornbook.shards import prepare as preparing
 from hornbook.shards.format import Shards, is_shards
 from hornbook.shards.prepare import ShardsConfig, default_folder, open_or_prepare
@@ -220,15 +222,15 @@ def test_what_was_left_unfinished_goes_after_a_week_unless_somebody_is_at_it_or_
     place = default_folder(source, BYTE, ShardsConfig())
     days_ago = {"old": 8, "recent": 6, "locked": 9, "touched": 9, place.name: 9}
     for name, days in days_ago.items():
-        folder = place.with_name(f".unfinished-{name}")
+        folder = place.with_name(hidden(UNFINISHED, name))
         folder.mkdir(parents=True)
         (folder / "train-00000.bin").write_bytes(b"0" * 100)
         when = time.time() - days * 24 * 3600
         for path in (folder / "train-00000.bin", folder):
             os.utime(path, (when, when))
-    (place.with_name(".unfinished-touched") / "unfinished.json").write_text("{}")
+    (place.with_name(hidden(UNFINISHED, "touched")) / "unfinished.json").write_text("{}")
     taken = "import sys, fcntl; file = open(sys.argv[1], 'ab'); fcntl.flock(file, fcntl.LOCK_EX); print(flush=True)"
-    lock = place.with_name(".unfinished-locked") / ".lock"
+    lock = place.with_name(hidden(UNFINISHED, "locked")) / ".lock"
     monkeypatch.setattr(preparing, "finish_folder", lambda *_: pytest.fail("stopped before the end"))
     with subprocess.Popen(
         [sys.executable, "-c", f"{taken}; input()", str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -243,7 +245,7 @@ def test_what_was_left_unfinished_goes_after_a_week_unless_somebody_is_at_it_or_
             patched.setattr(preparing, "empty_unfinished", look)
             with pytest.raises(pytest.fail.Exception):
                 open_or_prepare(str(many_texts), BYTE, ShardsConfig())
-        assert seen == [{f".unfinished-{name}" for name in ("recent", "locked", "touched", place.name)}]
+        assert seen == [{hidden(UNFINISHED, name) for name in ("recent", "locked", "touched", place.name)}]
         other.communicate(b"\n")
 
 
@@ -341,7 +343,7 @@ def test_a_full_disk_while_preparing_is_one_line_and_leaves_nothing(
         found = [path for path in tmp_path.iterdir() if path != text]
         assert all(Shards.open(path).damage() is None for path in found)
         for path in found:
-            files.remove(path)
+            shutil.rmtree(path)
     assert failures > 10
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from trial import all_of, good_checkpoints, losses, tiniest
 
 from hornbook.base import files
 from hornbook.base.errors import UserError
+from hornbook.base.ours import STAGED, hidden
 from hornbook.cli import main
 from hornbook.model.folder import checkpoint_folders
 from hornbook.shards.format import Shards, TokenArray
@@ -38,14 +38,18 @@ def test_a_folder_with_a_run_in_it_is_refused(
     assert all_of(run) == before
 
 
-def test_a_folder_without_a_finished_checkpoint_is_begun_anew(short_text: Path, tmp_path: Path) -> None:
+def test_a_folder_without_a_finished_checkpoint_is_begun_anew(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What a run leaves that was killed before its first checkpoint."""
     run = tmp_path / "run"
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    (run / "checkpoints" / f".staged-{dead.pid}-step-00000001").mkdir(parents=True)
-    (run / "run.json").write_text("{}")
-    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 9.0}\n{"st')
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save", lambda _: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception):
+            fit(tiniest(short_text, seed=2), run)
+    (run / "checkpoints" / hidden(STAGED, "step-00000001", by_this_process=True)).mkdir(parents=True)
+    with open(run / "metrics.jsonl", "a") as log:
+        log.write('{"step": 1, "loss": 9.0}\n{"st')
     fit(tiniest(short_text), run)
     fit(tiniest(short_text), tmp_path / "other")
     assert all_of(run) == all_of(tmp_path / "other")
@@ -173,7 +177,7 @@ def test_resuming_nothing_says_how_to_begin(tmp_path: Path) -> None:
 def test_a_run_without_a_checkpoint_says_how_to_begin_anew(short_text: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     fit(tiniest(short_text), run)
-    files.remove(run / "checkpoints")
+    shutil.rmtree(run / "checkpoints")
     with pytest.raises(UserError, match=r"no checkpoint yet; begin it anew: hornbook train --out \S*run$"):
         resume(run)
 
@@ -185,7 +189,7 @@ def test_that_advice_trains_with_the_settings_of_the_run(
     fit(tiniest(short_text), run)
     before = files.read_json(run / "run.json")
     weights = (checkpoint_folders(run)[0] / "model.safetensors").read_bytes()
-    files.remove(run / "checkpoints")
+    shutil.rmtree(run / "checkpoints")
     assert main(["train", "--out", str(run)]) == 0
     assert "begun anew with the settings in its run.json" in capsys.readouterr().out
     after = files.read_json(run / "run.json")
@@ -198,7 +202,7 @@ def test_with_other_settings_it_is_another_run(short_text: Path, tmp_path: Path)
     run = tmp_path / "run"
     config = tiniest(short_text)
     fit(config, run)
-    files.remove(run / "checkpoints")
+    shutil.rmtree(run / "checkpoints")
     (tmp_path / "other.json").write_text(
         json.dumps(config.with_(seed=5, train={"steps": 2}).model_dump(exclude={"recipe"}))
     )
@@ -303,7 +307,7 @@ def test_data_cleared_away_are_prepared_again_unless_the_text_has_changed(short_
     fit(tiniest(text, train={"steps": 2}), run)
 
     def clear() -> None:
-        files.remove(Path(files.read_json(run / "run.json")["data"]["folder"]))
+        shutil.rmtree(files.read_json(run / "run.json")["data"]["folder"])
 
     clear()
     assert resume(run, {"train": {"steps": 3}}).step == 3

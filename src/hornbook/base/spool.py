@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from hornbook.base import files
+from hornbook.base import files, ours
 from hornbook.base.errors import UserError
 from hornbook.base.unfinished import KEEP_SECONDS, BinaryWriter
 
@@ -25,10 +25,8 @@ def spooled(blocks: Iterable[bytes], ending: str = "") -> Iterator[tuple[Path, s
     """A stream that must be read twice, or not from its beginning, as a file in the cache: its path and sha256. It is
     deleted on leaving."""
     folder = files.make_folder(files.home() / "spool")
-    for old in folder.iterdir():  # left by a process that was killed
-        if time.time() - old.stat().st_mtime > KEEP_SECONDS:
-            files.remove(old)
-    path = folder / f"{os.getpid()}-{next(_numbers)}{ending}"
+    _remove_abandoned(folder)
+    path = folder / ours.hidden(ours.SPOOLED, f"{next(_numbers)}{ending}", by_this_process=True)
     allowed = files.free_bytes(folder) // 2
     with files.disk_trouble_named(path):
         writer = BinaryWriter(path)
@@ -49,3 +47,14 @@ def spooled(blocks: Iterable[bytes], ending: str = "") -> Iterator[tuple[Path, s
         yield path, digest
     finally:
         files.remove(path)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Streams of processes that were killed; another one's may go away at any moment."""
+    for old in folder.iterdir():
+        told = ours.read_hidden(old.name)
+        if told is None or told.kind != ours.SPOOLED or told.process == os.getpid() or told.is_at_work():
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - old.stat().st_mtime > KEEP_SECONDS:
+                files.remove(old)

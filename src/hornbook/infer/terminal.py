@@ -6,7 +6,6 @@ comes, or JSON, a line for each continuation.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 from collections.abc import Callable
@@ -136,9 +135,13 @@ def _history() -> Callable[[str], None]:
         return lambda _: None
     path = files.home() / HISTORY
     lines: list[str] = []
-    with contextlib.suppress(OSError, UserError, ValueError):
-        lines = files.read_small(path).splitlines()
     readline.set_auto_history(False)
+    try:
+        lines = files.read_small(path).splitlines()
+    except FileNotFoundError:
+        pass
+    except (OSError, UserError, ValueError):  # none of ours: nothing is kept in its place
+        return readline.add_history
     for line in lines:
         readline.add_history(line)
 

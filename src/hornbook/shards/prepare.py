@@ -28,7 +28,7 @@ from hornbook.base.errors import UserError
 from hornbook.base.machine import cores_to_use, garbage_sought_among_new_objects, keep_freed_memory
 from hornbook.base.settings import Settings
 from hornbook.base.unfinished import empty_unfinished, finish_folder, remove_abandoned, unfinished_folder
-from hornbook.shards.format import FORMAT_VERSION, MANIFEST, Shards, is_shards
+from hornbook.shards.format import FORMAT_VERSION, MANIFEST, Shards, is_shards, listed
 from hornbook.shards.splits import Measured, Piece, SplitRule, measure
 from hornbook.shards.writer import STATE, ShardWriter, read_state, write_state
 from hornbook.text.corpora import find_source
@@ -67,13 +67,15 @@ def open_or_prepare(
     progress: Progress | None = None,
     text: TextConfig = AS_IT_COMES,
 ) -> Shards:
-    """Shards of a corpus, of the text at a path, or at a folder of shards; prepared now unless they are there."""
+    """Shards of a corpus, of the text at a path, or at a folder of shards; prepared now unless they are there, as they
+    were written."""
+    progress = progress or Progress(live=False)
     if is_shards(Path(data)):
-        return Shards.open(Path(data))
+        return Shards.open(Path(data)).checked(say=progress.note)
     source = find_source(data, text, progress=progress)
     out = default_folder(source, tokenizer, shards)
     files.remove_leftovers(out.parent, shared=True)
-    return _there(out, None) or prepare(source, tokenizer, shards, out, progress)
+    return _there(out, None, progress) or prepare(source, tokenizer, shards, out, progress)
 
 
 def default_folder(source: Source, tokenizer: TokenizerConfig, shards: ShardsConfig) -> Path:
@@ -92,8 +94,11 @@ def prepare(
     out: Path,
     progress: Progress | None = None,
 ) -> Shards:
-    """Write the shards of a source into the folder `out`, or find them there."""
+    """Write the shards of a source into the folder `out`, or find them there, every byte as it was written."""
     progress = progress or Progress(live=False)
+    in_cache = out.parent == _cache()
+    if not out.name or not (in_cache or is_shards(out)):  # before the text is read
+        files.refuse_to_replace(out, listed)
     keep_freed_memory(one_heap=cores_to_use() <= 2)
     signature = source.signature()
     key = _key(signature, tokenizer_config, config)
@@ -101,12 +106,15 @@ def prepare(
     if measured.ids:
         refuse_ids(tokenizer_config.kind, measured.ids)
     rule = SplitRule(source, measured, config.val_fraction, config.test_fraction)
-    if out.parent == _cache():
+    if in_cache:
         remove_abandoned(out.parent, out)
     other = f"{out}: another process is preparing this text; waiting for it"
     with unfinished_folder(out, STATE, lambda: progress.note(other)) as place:
-        if (there := _there(out, key)) is not None:
+        if (there := _there(out, key, progress, whole=True)) is not None:
             return there
+        if in_cache:  # where only we give names
+            files.set_aside_strangers(out, listed)
+        files.refuse_to_replace(out, listed)
         work = _Preparation(source, signature, rule, measured, tokenizer_config, place, key, progress)
         try:
             manifest = work.run(fast=True)
@@ -114,8 +122,10 @@ def prepare(
             progress.note(f"{failure}; going on with tokenizers, which is slower")
             files.remove(place / STATE)
             manifest = work.run(fast=False)
-        finish_folder(place, out, STATE, MANIFEST, manifest)
-    return Shards.open(out)
+        finish_folder(place, out, STATE, MANIFEST, manifest, listed)
+    shards = Shards.open(out)
+    shards.note_written()
+    return shards
 
 
 def report(manifest: dict[str, Any]) -> Iterator[str]:
@@ -282,13 +292,16 @@ def _key(signature: str, tokenizer: TokenizerConfig, shards: ShardsConfig) -> st
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _there(out: Path, key: str | None) -> Shards | None:
+def _there(out: Path, key: str | None, progress: Progress, whole: bool = False) -> Shards | None:
     """Shards that were made before, of the same text by the same knobs where a key tells these; None if damaged."""
+    if not is_shards(out):
+        return None
     try:
         shards = Shards.open(out)
-    except UserError:
+        return shards.checked(whole, progress.note) if key in (None, shards.manifest.get("key")) else None
+    except UserError as error:
+        progress.note(f"{error.mistakes[0].partition('; prepare')[0]}; to be prepared again")
         return None
-    return shards if key in (None, shards.manifest.get("key")) else None
 
 
 def _sample_for_vocabulary(source: Source, rule: SplitRule, limit: int) -> Iterator[str]:

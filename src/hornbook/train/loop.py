@@ -225,7 +225,7 @@ def save(run: Run) -> None:
         run.optimizer,
         run.state,
         run.machine.facts(),
-        run.config.train.keep_checkpoints,
+        run.config,
     )
     run.saved_step, run.saved_seconds = run.state.step, run.state.seconds
 

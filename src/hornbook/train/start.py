@@ -5,6 +5,7 @@ In: a RunConfig, or the folder of a run.  Out: an assembled `Run`, handed to the
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -14,13 +15,13 @@ from typing import Any
 
 import torch
 
-from hornbook.base import files
+from hornbook.base import files, ours
 from hornbook.base.console import Progress, count, program, say, warn
 from hornbook.base.errors import UserError
 from hornbook.base.machine import Machine, choose_machine, fast_float_modes, keep_freed_memory, peak_memory_bytes
 from hornbook.base.settings import build
 from hornbook.model.compile import Trunk, compiled_or_eager
-from hornbook.model.folder import RUN, checkpoint_folders, first_good, load_weights
+from hornbook.model.folder import CHECKPOINTS, RUN, SNAPSHOTS, checkpoint_folders, first_good, is_run, load_weights
 from hornbook.model.gpt import GPT
 from hornbook.shards.format import Shards
 from hornbook.shards.loader import Loader
@@ -35,12 +36,13 @@ from hornbook.train.checkpoint import (
     clear_leftovers,
     forget_snapshots_after,
     newest_checkpoint,
+    refuse_other_settings,
     restore,
 )
 from hornbook.train.config import STOPS, RunConfig, override
 from hornbook.train.guard import NonFiniteGuard, first_micro_batch, smaller_micro_batch
 from hornbook.train.memory import training_memory
-from hornbook.train.metrics import Metrics
+from hornbook.train.metrics import METRICS, SAMPLES, Metrics
 from hornbook.train.optim import Optimizer
 from hornbook.train.origin import Origin
 from hornbook.train.precision import WorkingCopy
@@ -102,8 +104,9 @@ def resume(folder: Path, changes: Mapping[str, Any] | None = None, progress: Pro
     record, config = _recorded(folder)
     run_id, fingerprint = str(record["run_id"]), record["data"]["fingerprint"]
     try:
-        shards = Shards.open(Path(record["data"]["folder"]))
-    except UserError:  # the cache was cleared; the same text gives the same tokens
+        shards = Shards.open(Path(record["data"]["folder"])).checked(say=progress.note)
+    except UserError as error:  # the cache was cleared, or is damaged; the same text gives the same tokens
+        progress.note(f"{error.mistakes[0].partition('; ')[0]}; looking for the text")
         shards = open_or_prepare(config.data, _tokenizer_at_hand(config, folder), config.shards, progress, config.text)
         record["data"]["folder"] = str(shards.folder.resolve())
     if shards.fingerprint != fingerprint:
@@ -118,6 +121,7 @@ def resume(folder: Path, changes: Mapping[str, Any] | None = None, progress: Pro
     with files.locked(folder):
         clear_leftovers(folder)
         checkpoint = newest_checkpoint(folder, run_id)
+        refuse_other_settings(checkpoint, config)
         record["config"] = config.model_dump()
         return _train(config, folder, record, shards, machine, checkpoint, progress)
 
@@ -131,6 +135,8 @@ def begun(folder: Path) -> RunConfig | None:
 
 def _recorded(folder: Path) -> tuple[dict[str, Any], RunConfig]:
     record = files.read_json(folder / RUN)
+    if ours.is_edited(record):
+        warn(f"{folder / RUN}: was edited since it was written; taken as it is now")
     try:
         _ = record["run_id"], Path(record["data"]["folder"]), record["data"]["fingerprint"]
         return record, build(RunConfig, record["config"])
@@ -152,13 +158,25 @@ def _refuse_taken(folder: Path) -> None:
         raise UserError(
             f"{folder}: holds a run already; go on with it: hornbook resume {folder} (or choose another --out)"
         )
+    if (name := _stranger(folder)) is not None:
+        raise UserError(f"{folder / name}: not known to be written by Hornbook; choose another --out, or move it away")
+
+
+def _stranger(folder: Path) -> str | None:
+    """What stands where a new run would write, and is of no run that ended before its first checkpoint."""
+    if is_run(folder):
+        return None
+    for name in (RUN, METRICS, SAMPLES):
+        if os.path.lexists(folder / name):
+            return name
+    return next((name for name in (CHECKPOINTS, SNAPSHOTS) if ours.in_the_way(folder / name) is not None), None)
 
 
 def free_folder(config: RunConfig, parent: Path = Path("runs")) -> Path:
     """Where a run goes that was given no --out: runs/NAME, or runs/NAME-2 and so on where there is a run already."""
     name = name_of(Path(config.data)) if config.recipe in ("own-text", "continued") else config.recipe
     folder, number = parent / name, 1
-    while checkpoint_folders(folder):
+    while checkpoint_folders(folder) or _stranger(folder):
         taken, number = folder, number + 1
         folder = parent / f"{name}-{number}"
     if number > 1:
@@ -214,7 +232,7 @@ def _train(
     elif begin is not None:
         load_weights(model, begin.folder)
     forget_snapshots_after(folder, state.step)
-    files.write_json(folder / RUN, record | {"machine": machine.facts()})
+    files.write_json(folder / RUN, ours.with_own_hash(record | {"machine": machine.facts()}))
     order = SampleOrder(config.order, config.seed, shards.fingerprint, len(tokens), config.window, config.sequences)
     flops = config.model.flops_per_token(config.window)
     working = WorkingCopy(model, machine.torch_dtype)
