@@ -17,12 +17,16 @@ import httpx2
 import jsonschema
 import openai
 import psutil
+import pydantic
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serving import Endless, Running, Slow
 
+from hornbook.infer.config import SamplerConfig
 from hornbook.infer.speaker import Speaker
+from hornbook.serve import completions
+from hornbook.serve.completions import CompletionRequest
 
 COMPLETIONS = "/v1/completions"
 PLAIN = {"temperature": 1.0, "top_p": None}
@@ -98,9 +102,9 @@ def test_errors_are_the_official_clients_exceptions(start: Callable[..., Running
         client.completions.create(model="gpt-4", prompt="a")
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("gpt-4")
-    with pytest.raises(openai.BadRequestError, match=r"max_tokens: .*temperature: ") as bad:
+    with pytest.raises(openai.BadRequestError, match=r"temperature: .*max_tokens: ") as bad:
         client.completions.create(model="toy", prompt="a", max_tokens=0, temperature=-1)
-    assert bad.value.param == "max_tokens"
+    assert bad.value.param == "temperature"
     with client.completions.create(model="toy", prompt="a", max_tokens=4096, stream=True) as stream:
         next(iter(stream))
         with pytest.raises(openai.RateLimitError, match="queue is full") as full:
@@ -179,18 +183,31 @@ def test_what_is_not_the_right_json_is_refused(running: Running, content: bytes)
     [
         {"prompt": [[]] * 300_000},
         {"prompt": [True] * 150_000},
+        {"prompt": ["a"] * 240_000},
+        {"prompt": [[1]] * 150_000},
         {"stop": [1] * 400_000},
         {str(number): 1 for number in range(80_000)},
         {"logit_bias": {str(number): 1 for number in range(80_000)}},
+        {"stream_options": {str(number): 1 for number in range(80_000)}},
     ],
 )
 def test_a_million_mistakes_are_told_as_soon_as_a_few(running: Running, body: dict[str, Any]) -> None:
+    """To find and to word them takes no longer than to parse the body did."""
     with running.client() as client:
-        began = time.monotonic()
         answer = client.post(COMPLETIONS, json=body)
-        assert time.monotonic() - began < 3
     assert answer.status_code == 400
     assert len(answer.content) < 5000
+    content, validating, parsing = json.dumps(body), [], []
+    for _ in range(3):
+        began = time.thread_time()
+        fields = json.loads(content)
+        parsed = time.thread_time()
+        with pytest.raises(pydantic.ValidationError) as wrong:
+            CompletionRequest.model_validate(fields)
+        assert wrong.value.errors()
+        validating.append(time.thread_time() - parsed)
+        parsing.append(parsed - began)
+    assert min(validating) < max(min(parsing), 0.005)
 
 
 def test_fields_that_openai_has_not(running: Running, toy_speaker: Speaker) -> None:
@@ -198,6 +215,14 @@ def test_fields_that_openai_has_not(running: Running, toy_speaker: Speaker) -> N
     with running.client() as client:
         answer = client.post(COMPLETIONS, json={"prompt": "ab", "max_tokens": 40, "seed": 2, **rules}).json()
     assert answer["choices"][0]["text"] == toy_speaker.generate("ab", max_tokens=40, seed=2, top_p=None, **rules)
+
+
+def test_the_samplers_knobs_are_fields_and_null_stands_for_a_default(running: Running, toy_speaker: Speaker) -> None:
+    assert SamplerConfig.model_fields.keys() <= CompletionRequest.model_fields.keys()
+    nulls: dict[str, Any] = dict.fromkeys(CompletionRequest.model_fields.keys() - {"prompt", "seed"})
+    with running.client() as client:
+        answer = client.post(COMPLETIONS, json={"prompt": "ab", "seed": 3, **nulls}).json()
+    assert answer["choices"][0]["text"] == toy_speaker.generate("ab", max_tokens=16, seed=3, **PLAIN)
 
 
 def test_a_drawn_seed_is_told_and_gives_the_same_text(running: Running) -> None:
@@ -393,10 +418,12 @@ def test_whoever_leaves_frees_row_and_place(start: Callable[..., Running], toy: 
     assert slow.every_request_ended_once()
 
 
-def test_a_client_that_does_not_read_hurts_nobody(start: Callable[..., Running], toy: Path) -> None:
-    hasty = start(
-        toy, load=lambda folder: Endless(folder, 0.0), rows=4, reader_seconds=1.0, max_tokens=100_000, numbers=10**7
-    )
+def test_a_client_that_does_not_read_hurts_nobody(
+    start: Callable[..., Running], toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(completions, "MAX_TOKENS", 100_000)
+    monkeypatch.setattr(completions, "NUMBERS", 10**7)
+    hasty = start(toy, load=lambda folder: Endless(folder, 0.0), rows=4, reader_seconds=1.0)
     body = {"prompt": "ab", "max_tokens": 100_000, "stream": True, "logprobs": 20, "repetition_penalty": 5.0}
     content = json.dumps(body).encode()
     with socket.socket() as silent, hasty.client() as client:

@@ -14,12 +14,11 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from hornbook.base.errors import UserError
-from hornbook.serve.answers import COMPLETION, Health, ModelEntry, ModelList
+from hornbook.serve.answers import COMPLETION, CompletionAnswer, Health, ModelEntry, ModelList
 from hornbook.serve.completions import Completion, CompletionRequest, MistakeError
 from hornbook.serve.engine import Added, Engine, Job, RefusedError
 from hornbook.serve.errors import ApiError, ErrorAnswer, ended
@@ -41,8 +40,8 @@ FAILURES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def _answers(shape: type[BaseModel], *failures: int) -> dict[int | str, dict[str, Any]]:
-    return {200: {"model": shape}, **{each: FAILURES[each] for each in failures}}
+def _failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {each: FAILURES[each] for each in statuses}
 
 
 def build_app(models: Models) -> FastAPI:
@@ -78,7 +77,7 @@ def _add_completions(app: FastAPI, models: Models) -> None:
         leaving = asyncio.create_task(_left(request))
         try:
             engine = await _unless(leaving, holding.enter_async_context(models.engine(asked.model)))
-            completion = await asyncio.to_thread(Completion, asked, engine.speaker, _id(asked, models), models.config)
+            completion = await asyncio.to_thread(Completion, asked, engine.speaker, _id(asked, models))
             exchange = Exchange(completion, engine, leaving)
             models.tally.count("prompt_tokens", completion.prompt_tokens)
             if asked.stream:
@@ -138,7 +137,7 @@ class Exchange:
         self.completion, self.engine = completion, engine
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[list[Added], str | None]] = asyncio.Queue()
-        self._job: Job = completion.job(self._tell)
+        self._job = Job(completion.texts, self._tell)
         self._first: tuple[list[Added], str | None] | None = None
         engine.submit(self._job)
         self._leaving = leaving
@@ -158,7 +157,7 @@ class Exchange:
             self.leave()
             raise
 
-    async def chunks(self) -> AsyncIterator[dict[str, Any]]:
+    async def chunks(self) -> AsyncIterator[CompletionAnswer]:
         for chunk in self.completion.opening():
             yield chunk
         while True:
@@ -171,15 +170,13 @@ class Exchange:
             self._raise_if_over(outcome)
 
     async def whole(self) -> Response:
-        all_added: list[Added] = []
         outcome = None
         try:
             while outcome is None:
-                added, outcome = await self._events.get()
-                all_added += added
+                _, outcome = await self._events.get()
             self._raise_if_over(outcome)
-            # With alternatives to every token, an answer can be millions of numbers.
-            return await asyncio.to_thread(lambda: JSONResponse(self.completion.whole(all_added)))
+            # With alternatives to every token, an answer can be half a million numbers.
+            return await asyncio.to_thread(lambda: JSONResponse(self.completion.whole()))
         finally:
             self.leave()
 
@@ -226,20 +223,20 @@ async def _send_event(send: Send, data: str) -> None:
 
 
 def _add_models(app: FastAPI, models: Models) -> None:
-    def entries() -> Iterator[dict[str, Any]]:
+    def entries() -> Iterator[ModelEntry]:
         for served in models.served.values():
             for id, folder in served.ids().items():
                 with contextlib.suppress(OSError):  # rotated away since it was listed
                     made = int(folder.stat().st_mtime)
                     yield {"id": id, "object": "model", "created": made, "owned_by": "hornbook"}
 
-    @app.get("/v1/models", responses=_answers(ModelList, 401, 403))
-    def list_models() -> dict[str, Any]:
+    @app.get("/v1/models", responses=_failures(401, 403))
+    def list_models() -> ModelList:
         """Every id that is good as `model`."""
         return {"object": "list", "data": list(entries())}
 
-    @app.get("/v1/models/{id:path}", responses=_answers(ModelEntry, 401, 403, 404))
-    def get_model(id: str) -> dict[str, Any]:
+    @app.get("/v1/models/{id:path}", responses=_failures(401, 403, 404))
+    def get_model(id: str) -> ModelEntry:
         for entry in entries():
             if entry["id"] == id:
                 return entry
@@ -247,15 +244,15 @@ def _add_models(app: FastAPI, models: Models) -> None:
 
 
 def _add_health(app: FastAPI, models: Models) -> None:
-    @app.get("/health", responses=_answers(Health, 503))
-    async def health() -> dict[str, str]:
+    @app.get("/health", responses=_failures(503))
+    async def health() -> Health:
         if models.closing:
             raise ended("closing", CLOSING_RETRY_SECONDS)
         if not all(engine.is_healthy for _, engine in models.loaded):
             raise ApiError(503, "a model fails again and again; the server's log says why", code="model_failed")
         return {"status": "ok"}
 
-    @app.get("/metrics", response_class=PlainTextResponse, responses={401: FAILURES[401], 403: FAILURES[403]})
+    @app.get("/metrics", response_class=PlainTextResponse, responses=_failures(401, 403))
     async def metrics() -> PlainTextResponse:
         """Prometheus' text form."""
         return PlainTextResponse(models.tally.text(_gauges(models)), media_type="text/plain; version=0.0.4")

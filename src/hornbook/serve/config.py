@@ -17,14 +17,6 @@ class ServeConfig(Settings):
     """Requests that may wait for a row; more are refused with 429."""
     loaded: int = Field(4, ge=1)
     """Models that are kept in memory, each with its rows."""
-    max_tokens: int = Field(4096, ge=1)
-    """New tokens of a text that a request may ask for."""
-    texts: int = Field(32, ge=1)
-    """Texts of one request: prompts times n."""
-    numbers: int = Field(500_000, ge=1)
-    """Of an answer: texts times tokens times a probability and its alternatives."""
-    prompt_tokens: int = Field(65_536, ge=1)
-    """Of all prompts of a request together."""
     body_bytes: int = Field(1 << 20, ge=1)
     header_seconds: float = Field(10.0, gt=0)
     """A connection that has not sent a whole request's headers by then is closed."""
