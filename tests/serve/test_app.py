@@ -4,7 +4,6 @@ import concurrent.futures
 import json
 import os
 import random
-import re
 import socket
 import threading
 import time
@@ -21,7 +20,7 @@ import pydantic
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serving import Endless, Running, Slow
+from serving import Endless, Running, Slow, read_metrics
 
 from hornbook.infer.config import SamplerConfig
 from hornbook.infer.speaker import Speaker
@@ -283,17 +282,28 @@ def test_metrics_count_what_was_done(start: Callable[..., Running], toy: Path) -
     with fresh.client() as client:
         for _ in range(3):
             client.post(COMPLETIONS, json={"prompt": "abcd", "max_tokens": 7, "temperature": 0})
-        text = client.get("/metrics").text
-    assert 'hornbook_requests_total{outcome="complete"} 3\n' in text
-    assert "hornbook_prompt_tokens_total 12\n" in text
-    tokens = int(re.search(r"hornbook_generated_tokens_total (\d+)", text)[1])  # type: ignore[index]
-    assert 3 <= tokens <= 21
-    assert f"hornbook_step_seconds_count {tokens}\n" in text
-    assert "hornbook_first_token_seconds_count 3\n" in text
-    assert "hornbook_models_loaded 1\n" in text
-    assert "hornbook_rows_in_use 0\n" in text
-    for line in text.splitlines():
-        assert re.fullmatch(r'# (HELP|TYPE) hornbook_\w+ .+|hornbook_\w+(\{\w+="[^"]*"\})? [\d.e+-]+', line), line
+        answer = client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    told = {name.removeprefix("hornbook_"): value for name, value in read_metrics(answer.text).items()}
+    assert told['requests_total{outcome="complete"}'] == told["requests_begun_total"] == 3
+    assert told['requests_total{outcome="full"}'] == told["engine_failures_total"] == 0
+    assert told['responses_total{code="200"}'] == 3
+    assert told["prompt_tokens_total"] == 12
+    assert 3 <= told["generated_tokens_total"] <= 21
+    assert told["step_seconds_count"] == told['step_seconds_bucket{le="+Inf"}'] == told["generated_tokens_total"]
+    assert told["first_token_seconds_count"] == 3
+    assert (told["models_loaded"], told["rows"], told["rows_in_use"], told["queue_length"]) == (1, 16, 0, 0)
+
+
+def test_the_pages_files_are_sent_again_only_where_they_changed(running: Running) -> None:
+    with running.client() as client:
+        for path, kind in (("/", "text/html"), ("/page/page.js", "javascript"), ("/page/icon.svg", "image/svg+xml")):
+            first = client.get(path)
+            assert kind in first.headers["content-type"]
+            assert first.headers["cache-control"] == "no-cache"
+            head = client.head(path)
+            assert (head.status_code, head.content, head.headers["etag"]) == (200, b"", first.headers["etag"])
+            assert client.get(path, headers={"if-none-match": first.headers["etag"]}).status_code == 304
 
 
 def test_what_the_description_says_is_what_comes(running: Running) -> None:

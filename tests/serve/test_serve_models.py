@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 import safetensors.torch
-from serving import Endless, Running
+from serving import Endless, Running, read_metrics
 
 from hornbook.infer.speaker import Speaker
 from hornbook.train.config import RunConfig
@@ -72,7 +72,7 @@ def test_the_model_that_was_idle_longest_makes_room(start: Callable[..., Running
         for step in (2, 4, 2, 6, 2, 4):
             answer = client.post(COMPLETIONS, json={"model": f"tiny@{step}", "max_tokens": 2})
             assert answer.status_code == 200
-        assert "hornbook_models_loaded 2\n" in client.get("/metrics").text
+        assert read_metrics(client.get("/metrics").text)["hornbook_models_loaded"] == 2
     assert "".join(loads).endswith("464")
     assert server.settles(lambda: sum(each.name == "engine" for each in threading.enumerate()) <= engines + 1)
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from hornbook.base.errors import UserError
@@ -23,7 +24,6 @@ from hornbook.serve.completions import Completion, CompletionRequest, MistakeErr
 from hornbook.serve.engine import Added, Engine, Job, RefusedError
 from hornbook.serve.errors import ApiError, ErrorAnswer, ended
 from hornbook.serve.models import Models
-from hornbook.serve.pages import add_page
 from hornbook.serve.runs import add_runs
 
 CLOSING_RETRY_SECONDS = 10
@@ -58,7 +58,7 @@ def build_app(models: Models) -> FastAPI:
     _add_models(app, models)
     _add_health(app, models)
     add_runs(app, models)
-    add_page(app)
+    _add_page(app)
     _add_errors(app)
     _describe_errors(app)
     return app
@@ -255,15 +255,27 @@ def _add_health(app: FastAPI, models: Models) -> None:
     @app.get("/metrics", response_class=PlainTextResponse, responses=_failures(401, 403))
     async def metrics() -> PlainTextResponse:
         """Prometheus' text form."""
-        return PlainTextResponse(models.tally.text(_gauges(models)), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(models.tally.text(), media_type="text/plain; version=0.0.4")
+
+    def sum_of(value: Callable[[Engine], int]) -> Callable[[], float]:
+        return lambda: sum(value(engine) for _, engine in models.loaded)
+
+    watch = models.tally.watch
+    watch("models_loaded", "Models in memory", lambda: len(models.loaded))
+    watch("queue_length", "Requests that wait for a row", sum_of(lambda engine: engine.waiting))
+    watch("rows_in_use", "Texts that are being continued", sum_of(lambda engine: engine.rows_in_use))
+    watch("rows", "Texts that can be continued at once", sum_of(lambda engine: engine.rows))
 
 
-def _gauges(models: Models) -> Iterator[tuple[str, str, float]]:
-    engines = [engine for _, engine in models.loaded]
-    yield "models_loaded", "Models in memory", len(engines)
-    yield "queue_length", "Requests that wait for a row", sum(each.waiting for each in engines)
-    yield "rows_in_use", "Texts that are being continued", sum(each.rows_in_use for each in engines)
-    yield "rows", "Texts that can be continued at once", sum(each.rows for each in engines)
+def _add_page(app: FastAPI) -> None:
+    files = StaticFiles(packages=[("hornbook.serve", "page")])
+
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    @app.api_route("/page/{name}", methods=["GET", "HEAD"], include_in_schema=False)
+    async def part_of_page(request: Request) -> Response:
+        part = await files.get_response(request.path_params.get("name", "index.html"), request.scope)
+        part.headers["cache-control"] = "no-cache"  # asked for each time, and sent where it has changed
+        return part
 
 
 def _add_errors(app: FastAPI) -> None:

@@ -74,7 +74,7 @@ class Guard:
     def _counting(self, send: Send) -> Send:
         async def counting(message: Message) -> None:
             if message["type"] == "http.response.start":
-                self.tally.count("responses", label=f'code="{message["status"]}"')
+                self.tally.answer(message["status"])
                 there = {name.lower() for name, _ in message["headers"]}
                 message["headers"] = [*message["headers"], *(each for each in HEADERS.items() if each[0] not in there)]
             await send(message)
