@@ -13,6 +13,7 @@ import safetensors.torch
 from serving import Endless, Running, read_metrics
 
 from hornbook.infer.speaker import Speaker
+from hornbook.model.folder import kept_folders
 from hornbook.train.config import RunConfig
 from hornbook.train.start import fit
 
@@ -77,13 +78,32 @@ def test_the_model_that_was_idle_longest_makes_room(start: Callable[..., Running
     assert server.settles(lambda: sum(each.name == "engine" for each in threading.enumerate()) <= engines + 1)
 
 
+def test_what_a_run_kept_is_not_looked_for_in_the_event_loop(
+    start: Callable[..., Running], trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, lookers = start(trained), []
+
+    def look(run: Path) -> list[Path]:
+        lookers.append(threading.current_thread())
+        return kept_folders(run)
+
+    monkeypatch.setattr("hornbook.serve.models.kept_folders", look)
+    with server.client() as client:
+        for model in ("tiny", "tiny@4", "tiny@4"):
+            assert client.post(COMPLETIONS, json={"model": model, "max_tokens": 2}).status_code == 200
+        assert client.get("/v1/models").status_code == 200
+    assert len(lookers) >= 4
+    assert server.thread not in lookers
+
+
 def test_no_model_makes_room_while_it_speaks(start: Callable[..., Running], trained: Path) -> None:
     server = start(trained, load=Endless, loaded=1)
     long = {"model": "tiny@2", "max_tokens": 4000, "temperature": 0, "stream": True}
     with server.client() as client:
         with client.stream("POST", COMPLETIONS, json=long) as answer:
             assert answer.status_code == 200, answer.read()
-            next(answer.iter_lines())
+            lines = answer.iter_lines()  # to let go of it would be to leave
+            next(lines)
             other = client.post(COMPLETIONS, json={"model": "tiny@4"})
             assert other.status_code == 429, (other.text, server.outcomes())
             assert int(other.headers["retry-after"]) > 0
