@@ -16,7 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from hornbook.base.console import warn
 from hornbook.base.errors import UserError
+from hornbook.base.machine import free_memory_bytes
 from hornbook.infer.speaker import Speaker
 from hornbook.model.config import ModelConfig
 from hornbook.model.folder import CONFIG, RUN, config_of_run, kept_folders, load_config, resolve, step_of
@@ -25,6 +27,7 @@ from hornbook.serve.engine import Engine, RefusedError
 from hornbook.serve.tally import Tally
 
 BUSY_RETRY_SECONDS = 5
+SHARE_OF_MEMORY = 0.9  # of what is free once the weights are there; steps need some too
 LONGEST_STEP = 15  # digits
 
 
@@ -197,7 +200,7 @@ class Models:
             if folder.exists():
                 raise
             return self._have(served, at)  # a run that trains let go of it meanwhile
-        engine = Engine(speaker, self.config.rows, self.config.queue, self.tally)
+        engine = Engine(speaker, rows_that_fit(speaker, self.config.rows), self.config.queue, self.tally)
         with self._changing:
             self._engines[identity] = engine
             if self.closing:
@@ -210,6 +213,21 @@ class Models:
             if idle is None:
                 raise RefusedError("full", BUSY_RETRY_SECONDS)
             self._engines.pop(idle).end(0)
+
+
+def rows_that_fit(speaker: Speaker, most: int) -> int:
+    """Keys and values of every row are taken when a model is loaded, so that no text fails for want of them later."""
+    model, config = speaker.model, speaker.model.config
+    each = 2 * config.n_layer * config.context * config.kv_heads * config.width_of_head
+    each *= (model.cache_dtype or model.embedding.weight.dtype).itemsize
+    free = free_memory_bytes(str(model.embedding.weight.device))
+    rows = most if free is None else min(most, int(SHARE_OF_MEMORY * free) // each)
+    told = f"keys and values of a text take {each / 1e9:.2g} GB, and {(free or 0) / 1e9:.2g} GB are free"
+    if not rows:
+        raise UserError(f"{speaker.folder.name}: no room to speak: {told}; try --dtype bfloat16, or serve fewer models")
+    if rows < most:
+        warn(f"{speaker.folder.name}: {rows} texts at once, not {most}: {told}; --rows {rows} is what fits")
+    return rows
 
 
 def _is_step(at: str) -> bool:
