@@ -24,7 +24,7 @@ from serving import Endless, Running, Slow, read_metrics
 
 from hornbook.infer.config import SamplerConfig
 from hornbook.infer.speaker import Speaker
-from hornbook.serve import completions
+from hornbook.serve import completions, connection, server
 from hornbook.serve.completions import CompletionRequest
 
 COMPLETIONS = "/v1/completions"
@@ -433,7 +433,8 @@ def test_a_client_that_does_not_read_hurts_nobody(
 ) -> None:
     monkeypatch.setattr(completions, "MAX_TOKENS", 100_000)
     monkeypatch.setattr(completions, "NUMBERS", 10**7)
-    hasty = start(toy, load=lambda folder: Endless(folder, 0.0), rows=4, reader_seconds=1.0)
+    monkeypatch.setattr(connection, "READER_SECONDS", 1.0)
+    hasty = start(toy, load=lambda folder: Endless(folder, 0.0), rows=4)
     body = {"prompt": "ab", "max_tokens": 100_000, "stream": True, "logprobs": 20, "repetition_penalty": 5.0}
     content = json.dumps(body).encode()
     with socket.socket() as silent, hasty.client() as client:
@@ -452,8 +453,11 @@ def test_a_client_that_does_not_read_hurts_nobody(
         assert hasty.settles(lambda: hasty.outcomes()["cancelled"] == 1)
 
 
-def test_the_end_of_the_server_ends_what_does_not_finish_in_time(start: Callable[..., Running], toy: Path) -> None:
-    ending = start(toy, load=Endless, rows=2, queue=2, ending_seconds=0.5)
+def test_the_end_of_the_server_ends_what_does_not_finish_in_time(
+    start: Callable[..., Running], toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "ENDING_SECONDS", 0.5)
+    ending = start(toy, load=Endless, rows=2, queue=2)
     engine = ending.models.loaded[0][1]
     endless = {"prompt": "ab", "max_tokens": 4096, "temperature": 0, "repetition_penalty": 2.0}
     bodies = [endless, endless | {"stream": True}, endless, endless | {"stream": True}]  # two run, two wait
