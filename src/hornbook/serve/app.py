@@ -28,20 +28,20 @@ from hornbook.serve.runs import add_runs
 
 CLOSING_RETRY_SECONDS = 10
 MOST_TOLD = 20
-FAILURES: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorAnswer, "description": "What is wrong with the request, all of it"},
-    401: {"model": ErrorAnswer, "description": "No key, or a wrong one"},
-    403: {"model": ErrorAnswer, "description": "Another Host or Origin than this server's"},
-    404: {"model": ErrorAnswer, "description": "No such model, or no such path"},
-    413: {"model": ErrorAnswer, "description": "The body is too large"},
-    429: {"model": ErrorAnswer, "description": "The queue is full; Retry-After tells how long to wait"},
-    500: {"model": ErrorAnswer, "description": "The model failed"},
-    503: {"model": ErrorAnswer, "description": "The server is shutting down"},
+FAILURES = {
+    400: "What is wrong with the request, all of it",
+    401: "No key, or a wrong one",
+    403: "Another Host or Origin than this server's",
+    404: "No such model, or no such path",
+    413: "The body is too large",
+    429: "The queue is full; Retry-After tells how long to wait",
+    500: "The model failed",
+    503: "The server is shutting down",
 }
 
 
 def _failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {each: FAILURES[each] for each in statuses}
+    return {each: {"model": ErrorAnswer, "description": FAILURES[each]} for each in statuses}
 
 
 def build_app(models: Models) -> FastAPI:
@@ -53,6 +53,8 @@ def build_app(models: Models) -> FastAPI:
         description="Models that were trained with Hornbook, behind OpenAI's completions API.",
         docs_url=None,  # theirs would ask another host for its script
         redoc_url=None,
+        # And no 422, which FastAPI would describe, but which is never sent here.
+        responses={"default": {"model": ErrorAnswer, "description": "What went wrong"}},
     )
     _add_completions(app, models)
     _add_models(app, models)
@@ -60,12 +62,11 @@ def build_app(models: Models) -> FastAPI:
     add_runs(app, models)
     _add_page(app)
     _add_errors(app)
-    _describe_errors(app)
     return app
 
 
 def _add_completions(app: FastAPI, models: Models) -> None:
-    @app.post("/v1/completions", response_class=JSONResponse, responses={200: COMPLETION, **FAILURES})
+    @app.post("/v1/completions", response_class=JSONResponse, responses={200: COMPLETION, **_failures(*FAILURES)})
     async def create_completion(request: Request, asked: CompletionRequest) -> Response:
         """Continue a text, or several. With `stream`, server-sent events: a chunk for each token that gave text, and
         `data: [DONE]` at the end."""
@@ -319,19 +320,3 @@ def _told(mistake: Any) -> Iterator[tuple[str, str]]:
     else:
         what = str(mistake["msg"]).removeprefix("Input ")
         yield field or ".".join(place)[:80], f"{what[:1].lower()}{what[1:]}"
-
-
-def _describe_errors(app: FastAPI) -> None:
-    """FastAPI describes 422, which is never sent here."""
-    described = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        schema = described()
-        for path in schema["paths"].values():
-            for method in path.values():
-                method["responses"].pop("422", None)
-        for name in ("HTTPValidationError", "ValidationError"):
-            schema["components"]["schemas"].pop(name, None)
-        return schema
-
-    app.openapi = openapi  # type: ignore[method-assign]
