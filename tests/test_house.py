@@ -32,7 +32,7 @@ FLOORS = {
     "cli": 8,
     "": 8,  # hornbook itself, the Python door
 }
-STAGES = ("files.staged_folder(", "files.staged_file(", "unfinished_folder(")
+STAGES = ("files.staged_folder(", "files.staged_file(", "files.open_to_write(", "unfinished_folder(")
 # A library writes by itself here: into a staged folder that was handed in, or into memory.
 WRITES_WHERE_IT_MAY = {
     ("hornbook.model.folder", "save_model"),

@@ -20,7 +20,9 @@ from hornbook.base.ours import STAGED, hidden
 from hornbook.cli import main
 from hornbook.model.folder import checkpoint_folders
 from hornbook.shards.format import Shards, TokenArray
-from hornbook.shards.prepare import open_or_prepare
+from hornbook.shards.prepare import ShardsConfig, open_or_prepare, prepare
+from hornbook.text.readers import source_from_path
+from hornbook.text.tokenizer import TokenizerConfig
 from hornbook.train import loop
 from hornbook.train.config import STOPS, RunConfig, override
 from hornbook.train.start import fit, free_folder, resume
@@ -315,6 +317,37 @@ def test_data_cleared_away_are_prepared_again_unless_the_text_has_changed(short_
     text.write_text(text.read_text() + " and another cat")
     with pytest.raises(UserError, match="not the data that this run began with"):
         resume(run, {"train": {"steps": 4}})
+
+
+@pytest.mark.parametrize("name", ["train-00000.bin", "val-00000.bin", "tokenizer.json"])
+def test_a_cache_that_was_damaged_is_mended_by_resuming_and_by_a_new_run(
+    name: str, short_text: Path, tmp_path: Path
+) -> None:
+    """By another id of the vocabulary, which no reading would notice."""
+    text, run = tmp_path / "text.txt", tmp_path / "run"
+    text.write_text(short_text.read_text())
+    fit(tiniest(text, train={"steps": 2}), run)
+    path = Path(files.read_json(run / "run.json")["data"]["folder"]) / name
+    whole = path.read_bytes()
+    for go_on in (lambda: resume(run, {"train": {"steps": 4}}), lambda: fit(tiniest(text), tmp_path / "new")):
+        path.write_bytes(whole[:200] + bytes([whole[200] ^ 1]) + whole[201:])
+        go_on()
+        assert path.read_bytes() == whole
+    assert losses(run) == losses(tmp_path / "new")
+
+
+def test_a_run_on_damaged_shards_without_their_text_is_refused(short_text: Path, tmp_path: Path) -> None:
+    shards = prepare(source_from_path(short_text), TokenizerConfig(kind="byte"), ShardsConfig(), tmp_path / "shards")
+    fit(tiniest(shards.folder, train={"steps": 2}), tmp_path / "run")
+    path = shards.folder / "train-00000.bin"
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+    mend = r"shards: train-00000\.bin has changed since it was written; .*hornbook prepare TEXT --out FOLDER"
+    with pytest.raises(UserError, match=mend):
+        resume(tmp_path / "run", {"train": {"steps": 4}})
+    with pytest.raises(UserError, match=mend):
+        fit(tiniest(shards.folder), tmp_path / "new")
+    prepare(source_from_path(short_text), TokenizerConfig(kind="byte"), ShardsConfig(), shards.folder)
+    assert resume(tmp_path / "run", {"train": {"steps": 4}}).step == 4
 
 
 def test_a_resumed_run_is_compiled_when_it_was_and_only_then(
