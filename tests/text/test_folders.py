@@ -111,7 +111,7 @@ def test_of_many_endings_those_of_which_there_are_most_are_told(
 ) -> None:
     files = {f"{number}.e{kind}": PICTURE for kind in range(9) for number in range(kind + 1)}
     source_from_path(lay_out(tmp_path / "in", files | {"a.txt": b"text"}))
-    assert "not read: 9 .e8, 8 .e7, 7 .e6, 6 .e5, 5 .e4, 10 others\n" in capsys.readouterr().err
+    assert "not read: 9 .e8, 8 .e7, 7 .e6, 6 .e5, 5 .e4, 10 more\n" in capsys.readouterr().err
 
 
 def test_the_manifest_counts_what_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,6 +121,11 @@ def test_the_manifest_counts_what_is_left_out(tmp_path: Path, capsys: pytest.Cap
     words = ["prepare", str(one), str(two), "--tokenizer.kind", "byte", "--out", str(tmp_path / "out"), "--json"]
     assert cli.main(words) == 0
     assert json.loads(capsys.readouterr().out)["reading"]["left_out_files"] == {".docx": 2, ".md": 1}
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["reading"]["left_out_files"] == {".docx": 2, ".md": 1}
+    lay_out(two, {"d.docx": PICTURE})
+    assert cli.main(words) == 0  # the text is the same, and so are its shards
+    assert json.loads(capsys.readouterr().out)["reading"]["left_out_files"] == {".docx": 3, ".md": 1}
 
 
 @pytest.mark.parametrize(

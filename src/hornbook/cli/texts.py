@@ -42,7 +42,9 @@ def prepare_text(words: list[str]) -> int:
     if doubt := too_little(shards):
         warn(doubt)
     if as_json:
-        print(json.dumps({"folder": str(out), **shards.manifest}))
+        # Shards that were there already tell of the folder as it was when they were made.
+        reading = {"reading": shards.manifest["reading"] | {"left_out_files": source.all_left_out()}}
+        print(json.dumps({"folder": str(out), **shards.manifest, **reading}))
         return 0
     for line in report(shards.manifest):
         say(line)

@@ -16,9 +16,10 @@ from pathlib import Path
 
 from hornbook.base.console import warn
 from hornbook.base.errors import UserError
+from hornbook.base.files import read_if_small
 from hornbook.text.documents import TextConfig
 from hornbook.text.formats import FORMAT_OF, FORMATS, ending_of
-from hornbook.text.streams import Trouble, read_blocks, text_begins
+from hornbook.text.streams import Trouble, compression_of, read_blocks, text_begins
 
 # Folders whose files nobody wrote as text to learn from.
 PASSED_OVER = {"__pycache__", "node_modules", "site-packages", "dist-packages"}
@@ -85,7 +86,7 @@ def _told(left_out: Mapping[str, int], beside: Sequence[str], unknown: Sequence[
     if more := endings[MOST_NAMED:]:
         endings = endings[:MOST_NAMED]
     named = [f"{left_out[each]:,} {ONE_OF.get(each, each) if left_out[each] == 1 else each}" for each in endings]
-    named += [f"{sum(left_out[each] for each in more):,} others"] if more else []
+    named += [f"{sum(left_out[each] for each in more):,} more"] if more else []
     ways = {"a pattern in quotes": beside, "--text.format text": unknown}
     hints = [f"{', '.join(each[:3])}: {way}" for way, each in ways.items() if each]
     return f"not read: {', '.join(named)}" + (f" (to read {'; '.join(hints)})" if hints else "")
@@ -94,8 +95,10 @@ def _told(left_out: Mapping[str, int], beside: Sequence[str], unknown: Sequence[
 def is_text(path: Path) -> bool:
     """Whether the first block of a file, decompressed, is UTF-8 without zeros."""
     try:
-        head = text_begins(next(read_blocks(path), b"")[:SNIFFED_BYTES])
-        codecs.getincrementaldecoder("utf-8")().decode(head)
+        head = None if compression_of(path.name) else read_if_small(path, SNIFFED_BYTES)
+        if head is None:
+            head = next(read_blocks(path), b"")[:SNIFFED_BYTES]
+        codecs.getincrementaldecoder("utf-8")().decode(text_begins(head))
     except (Trouble, UnicodeDecodeError):
         return False
     return True

@@ -36,6 +36,7 @@ def read_csv(input: Input, usual: str = ",") -> Iterator[Found]:
     lines = _CsvLines(itertools.chain([head], blocks))
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
     layout: Layout | None = None
+    shown = False
     row: list[str] | None = None
     while True:
         line = rows.line_num + 1
@@ -57,7 +58,9 @@ def read_csv(input: Input, usual: str = ",") -> Iterator[Found]:
             if len(row) != layout.width:
                 raise Trouble(f"{len(row)} columns instead of {layout.width}")
             text = without_escaped_bytes(row[layout.column], input.config.errors, input.tally)
-            layout.show(input.name)
+            if not shown:
+                layout.show(input.name)
+                shown = True
             yield input.document(f"line {line}", text)
         if troubles and layout is None:
             raise Trouble(troubles[0].what, "" if row else troubles[0].place)  # so no row can be read
