@@ -105,10 +105,14 @@ def load(path: str | Path, at: str = "best", device: str | None = None) -> Speak
 def prepare_text(data: str | Path, *, out: str | Path | None = None, **knobs: Any) -> Shards:
     """Text to tokens on disk: `prepare_text("my-text.txt", tokenizer={"kind": "bpe"})`. `data` may also be a corpus's
     name."""
-    from hornbook.shards.prepare import PrepareConfig, default_folder, prepare
+    from hornbook.base.console import warn
+    from hornbook.shards.prepare import PrepareConfig, default_folder, prepare, too_little
     from hornbook.text.corpora import find_source
 
     config = PrepareConfig().with_(**knobs)
     source = find_source(str(data), config.text)
     folder = Path(out) if out is not None else default_folder(source, config.tokenizer, config.shards)
-    return prepare(source, config.tokenizer, config.shards, folder)
+    shards = prepare(source, config.tokenizer, config.shards, folder)
+    if doubt := too_little(shards):
+        warn(doubt)
+    return shards

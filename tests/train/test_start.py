@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable
@@ -38,6 +39,17 @@ def test_a_folder_with_a_run_in_it_is_refused(
     with pytest.raises(UserError, match=r"holds a run already; go on with it: hornbook resume run \(or"):
         fit(tiniest(short_text, seed=2), run)
     assert all_of(run) == before
+
+
+def test_a_text_far_too_small_to_learn_from_is_doubted_where_a_run_begins(
+    short_text: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(tiniest(short_text), tmp_path / "run")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"warning: short: only 1,\d+ bytes of text, far too little .* 1 MB, .*", line)
+    resume(tmp_path / "run", {"train": {"steps": 5}})
+    fit(tiniest(text_file), tmp_path / "other")
+    assert not capsys.readouterr().err
 
 
 def test_a_folder_without_a_finished_checkpoint_is_begun_anew(

@@ -28,6 +28,11 @@ def warn(text: str) -> None:
     print(f"warning: {' '.join(text.split())}", file=sys.stderr, flush=True)
 
 
+def note(text: str) -> None:
+    """What is good to know, beside what was asked for."""
+    print(f"note: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
+
 def in_notebook() -> bool:
     shell = sys.modules.get("IPython")
     return bool(shell and getattr(shell.get_ipython(), "kernel", None))

@@ -12,9 +12,9 @@ from hornbook.cli.words import asks_help, long_forms, parser_of, print_described
 
 
 def prepare_text(words: list[str]) -> int:
-    from hornbook.base.console import Progress, program, say
+    from hornbook.base.console import Progress, program, say, warn
     from hornbook.base.settings import build, from_words
-    from hornbook.shards.prepare import PrepareConfig, default_folder, prepare, report
+    from hornbook.shards.prepare import PrepareConfig, default_folder, prepare, report, too_little
     from hornbook.text.corpora import find_source
     from hornbook.text.readers import joined
 
@@ -39,8 +39,12 @@ def prepare_text(words: list[str]) -> int:
     out = Path(str(chosen)) if chosen is not None else default_folder(source, knobs.tokenizer, knobs.shards)
     with progress:
         shards = prepare(source, knobs.tokenizer, knobs.shards, out, progress)
+    if doubt := too_little(shards):
+        warn(doubt)
     if as_json:
-        print(json.dumps({"folder": str(out), **shards.manifest}))
+        # Shards that were there already tell of the folder as it was when they were made.
+        reading = {"reading": shards.manifest["reading"] | {"left_out_files": source.all_left_out()}}
+        print(json.dumps({"folder": str(out), **shards.manifest, **reading}))
         return 0
     for line in report(shards.manifest):
         say(line)

@@ -43,6 +43,7 @@ BATCHES_WAITING = 4
 TOKENS_PER_SHARD = 100_000_000
 YARDSTICK_BYTES = 8_000_000
 LONG_LEARNING_SECONDS = 10.0
+LEAST_TO_LEARN_FROM = 10_000
 
 
 class ShardsConfig(Settings):
@@ -145,6 +146,17 @@ def report(manifest: dict[str, Any]) -> Iterator[str]:
     }
     if any(counts.values()):
         yield ", ".join(f"{number:,} {what}" for what, number in counts.items() if number)
+
+
+def too_little(shards: Shards) -> str | None:
+    """A word on a text from which nothing can be learned but itself."""
+    text_bytes = sum(facts["bytes_of_text"] for facts in shards.manifest["splits"].values())
+    if text_bytes >= LEAST_TO_LEARN_FROM:
+        return None
+    return (
+        f"{shards.manifest['name']}: only {text_bytes:,} bytes of text, far too little to learn from: 100 kB teach a "
+        "model words, and 1 MB, a long novel, is a sensible beginning"
+    )
 
 
 class _Preparation:
@@ -269,7 +281,11 @@ class _Preparation:
             "tokenizer_fingerprint": tokenizer.fingerprint,
             "source_signature": self._signature,
             "split_rule": self._rule.description,
-            "reading": {"replaced_characters": self._tally.replaced, "skipped_records": self._tally.skipped},
+            "reading": {
+                "replaced_characters": self._tally.replaced,
+                "skipped_records": self._tally.skipped,
+                "left_out_files": self._source.all_left_out(),
+            },
             "report": totals
             | {
                 "bytes_per_token": totals["bytes_of_text"] / max(totals["tokens"], 1),

@@ -26,7 +26,7 @@ from hornbook.model.gpt import GPT
 from hornbook.shards.format import Shards
 from hornbook.shards.loader import Loader
 from hornbook.shards.order import SampleOrder
-from hornbook.shards.prepare import open_or_prepare
+from hornbook.shards.prepare import open_or_prepare, too_little
 from hornbook.text.readers import name_of
 from hornbook.text.tokenizer import TokenizerConfig
 from hornbook.train import loop
@@ -81,6 +81,8 @@ def fit(config: RunConfig, folder: Path, progress: Progress | None = None) -> Ou
     if origin is not None:
         origin.check_tokenizer(shards)
     config = fitted_to(shards, config)
+    if doubt := too_little(shards):
+        warn(doubt)
     record = {
         "run_id": uuid.uuid4().hex,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
