@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from hornbook.base.background import left_at_once
 from hornbook.base.errors import HornbookError, UserError, one_line
 from hornbook.base.machine import share_the_cores
 from hornbook.cli import models, serving, speaking, texts, training
@@ -56,6 +57,7 @@ COMMANDS = {
 PATH_ERRORS = {errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.ENOTDIR, errno.EISDIR}
 
 
+@left_at_once
 def main(words: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if words is None else words)
     share_the_cores()

@@ -12,7 +12,12 @@ from hornbook.cli.words import asks_help, long_forms, parser_of, print_described
 
 
 def prepare_text(words: list[str]) -> int:
+<<<<<<< HEAD
     from hornbook.base.console import Progress, program, say, warn
+=======
+    from hornbook.base.background import ended_by_signals
+    from hornbook.base.console import Progress, program, say
+>>>>>>> vocabulary
     from hornbook.base.settings import build, from_words
     from hornbook.shards.prepare import PrepareConfig, default_folder, prepare, report, too_little
     from hornbook.text.corpora import find_source
@@ -35,9 +40,9 @@ def prepare_text(words: list[str]) -> int:
     chosen = given.pop("out", None)
     knobs = build(PrepareConfig, given)
     progress = Progress(sys.stderr if as_json else None)
-    source = joined([find_source(name, knobs.text, progress=progress) for name in names])
-    out = Path(str(chosen)) if chosen is not None else default_folder(source, knobs.tokenizer, knobs.shards)
-    with progress:
+    with ended_by_signals(), progress:
+        source = joined([find_source(name, knobs.text, progress=progress) for name in names])
+        out = Path(str(chosen)) if chosen is not None else default_folder(source, knobs.tokenizer, knobs.shards)
         shards = prepare(source, knobs.tokenizer, knobs.shards, out, progress)
     if doubt := too_little(shards):
         warn(doubt)

@@ -15,7 +15,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, wait
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from typing import Any
 from pydantic import Field
 
 from hornbook.base import files
+from hornbook.base.background import Background, ended_by_signals
 from hornbook.base.console import Progress, count, duration, warn
 from hornbook.base.errors import UserError
 from hornbook.base.machine import cores_to_use, garbage_sought_among_new_objects, keep_freed_memory
@@ -44,6 +45,7 @@ TOKENS_PER_SHARD = 100_000_000
 YARDSTICK_BYTES = 8_000_000
 LONG_LEARNING_SECONDS = 10.0
 LEAST_TO_LEARN_FROM = 10_000
+LEARNING_SHOWN_EVERY_SECONDS = 0.5
 
 
 class ShardsConfig(Settings):
@@ -110,7 +112,7 @@ def prepare(
     if in_cache:
         remove_abandoned(out.parent, out)
     other = f"{out}: another process is preparing this text; waiting for it"
-    with unfinished_folder(out, STATE, lambda: progress.note(other)) as place:
+    with ended_by_signals(), unfinished_folder(out, STATE, lambda: progress.note(other)) as place:
         if (there := _there(out, key, progress, whole=True)) is not None:
             return there
         if in_cache:  # where only we give names
@@ -202,15 +204,33 @@ class _Preparation:
 
     def _learn(self, state: dict[str, Any]) -> Tokenizer:
         began = time.monotonic()
-        size = count(float(self._measured.text_bytes))
-        if self._config.kind in LEARNED:
-            self._progress.update(f"learning a {self._config.kind} vocabulary from {size} bytes of {self._source.name}")
-        texts = _sample_for_vocabulary(self._source, self._rule, self._config.train_bytes)
-        tokenizer = train_tokenizer(self._config, texts, self._measured.text_bytes)
+        learned = self._config.kind in LEARNED
+        tokenizer = self._learned() if learned else train_tokenizer(self._config, [], self._measured.text_bytes)
         tokenizer.save(self._place)
         if time.monotonic() - began > LONG_LEARNING_SECONDS:
             write_state(self._place, state | {"tokenizer": tokenizer.fingerprint, "splits": {}})
         return tokenizer
+
+    def _learned(self) -> Tokenizer:
+        """From a sample of the text, in a thread of its own, since the trainer hears no Ctrl-C."""
+        began, read = time.monotonic(), 0
+
+        def texts() -> Iterator[str]:
+            nonlocal read
+            for text, size in _sample_for_vocabulary(self._source, self._rule, self._config.train_bytes):
+                if learning.left:
+                    raise CancelledError
+                read += size
+                yield text
+
+        sample = count(float(min(self._measured.text_bytes, self._config.train_bytes)))
+        what = f"learning a {self._config.kind} vocabulary from {sample} bytes of {self._source.name}"
+        with Background() as learning:
+            tokenizer = learning.submit(train_tokenizer, self._config, texts(), self._measured.text_bytes)
+            self._progress.update(what)
+            while wait([tokenizer], LEARNING_SHOWN_EVERY_SECONDS).not_done:
+                self._progress.update(f"{what}: {count(float(read))} read, {duration(time.monotonic() - began)}")
+            return tokenizer.result()
 
     def _pump(self, writer: ShardWriter) -> None:
         """Read here, while one thread encodes what was read before, another writes what was encoded before that, and
@@ -218,7 +238,7 @@ class _Preparation:
         waiting: deque[Future[None]] = deque()
         done = 0
         self._compressed = _Compressed()
-        with ThreadPoolExecutor(1) as encoding, ThreadPoolExecutor(1) as writing, ThreadPoolExecutor(1) as compressing:
+        with Background(finishes=True) as writing, Background() as encoding, Background() as compressing:
             encoding.submit(lambda: writer.encoder)
             for batch, items, size in self._batches(writer.items, compressing):
                 if len(waiting) >= BATCHES_WAITING:
@@ -235,7 +255,7 @@ class _Preparation:
         if self._tally.skipped:
             warn(f"{self._tally.skipped:,} records were passed over, the first: {self._tally.first_skipped}")
 
-    def _batches(self, have: int, compressing: ThreadPoolExecutor) -> Iterator[tuple[list[Piece], int, int]]:
+    def _batches(self, have: int, compressing: Background) -> Iterator[tuple[list[Piece], int, int]]:
         """Pieces, how many things of the source are read with them, and their bytes; without the first `have`."""
         self._tally = Tally()
         batch: list[Piece] = []
@@ -320,12 +340,13 @@ def _there(out: Path, key: str | None, progress: Progress, whole: bool = False) 
         return None
 
 
-def _sample_for_vocabulary(source: Source, rule: SplitRule, limit: int) -> Iterator[str]:
+def _sample_for_vocabulary(source: Source, rule: SplitRule, limit: int) -> Iterator[tuple[str, int]]:
+    """Texts to train on, with their bytes."""
     read = 0
     for pieces in rule.split(source):
         for piece in pieces:
             if piece.split == "train" and piece.ids is None:
-                yield piece.data.decode()
+                yield piece.data.decode(), len(piece.data)
                 read += len(piece.data)
                 if read >= limit:
                     return
