@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hornbook.base.machine import share_the_cores
+from hornbook.base.output import going_on
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,6 +69,7 @@ class TrainedRun:
 
         return Picture(perplexity_figure(Curves.read(self.folder)))
 
+    @going_on()
     def resume(self, **train: Any) -> TrainedRun:
         """Go on, until a new end: `run.resume(minutes=10)`."""
         from hornbook.train.start import resume
@@ -75,6 +77,7 @@ class TrainedRun:
         return TrainedRun(self.folder, resume(self.folder, {"train": train}).reason)
 
 
+@going_on()
 def fit(
     config: RunConfig | str | None = None, *, out: str | Path | None = None, tiny: bool = False, **knobs: Any
 ) -> TrainedRun:

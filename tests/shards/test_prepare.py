@@ -167,6 +167,11 @@ def test_yardsticks_are_what_the_compressors_need(text_file: Path, prepared: Pre
     assert "yardsticks" not in prepared(text_file, "wordpiece", out="words").split_facts("val")
 
 
+def test_of_a_hundred_bytes_a_compressor_tells_nothing(tmp_path: Path, prepared: Prepare) -> None:
+    (tmp_path / "short.txt").write_text("to be or not to be, " * 5)
+    assert "yardsticks" not in prepared(tmp_path / "short.txt", "byte").split_facts("val")
+
+
 def test_many_files_hold_what_one_would(many_texts: Path, prepared: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = prepared(many_texts, val_fraction=0.2, out="whole")
     monkeypatch.setattr(preparing, "TOKENS_PER_SHARD", 100)

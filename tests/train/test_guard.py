@@ -288,6 +288,26 @@ def test_a_signal_is_counted_and_the_third_leaves_at_once() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_terminal_that_is_closed_asks_once_however_often_it_is_told() -> None:
+    with StopSignals() as signals:
+        for _ in range(4):
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signals.asked == 1
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+
+
+def test_who_was_started_to_outlive_the_terminal_does() -> None:
+    """As by nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.asked == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_run_that_is_asked_to_stop_and_resumed_is_the_run_left_in_peace(
     short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,19 +7,21 @@ import os
 import re
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from trial import all_of, good_checkpoints, losses, tiniest
+from trial import all_of, good_checkpoints, losses, metrics, tiniest
 
 from hornbook.base import files
 from hornbook.base.errors import UserError
 from hornbook.base.ours import STAGED, hidden
 from hornbook.cli import main
 from hornbook.model.folder import checkpoint_folders
+from hornbook.model.gpt import GPT
 from hornbook.shards.format import Shards, TokenArray
 from hornbook.shards.prepare import ShardsConfig, open_or_prepare, prepare
 from hornbook.text.readers import source_from_path
@@ -36,7 +38,7 @@ def test_a_folder_with_a_run_in_it_is_refused(
     run = Path("run")
     fit(tiniest(short_text), run)
     before = all_of(run)
-    with pytest.raises(UserError, match=r"holds a run already; go on with it: hornbook resume run \(or"):
+    with pytest.raises(UserError, match=r"holds a run already; .* go on with it: hornbook resume run$"):
         fit(tiniest(short_text, seed=2), run)
     assert all_of(run) == before
 
@@ -282,6 +284,60 @@ def test_a_run_without_a_name_finds_a_free_one(
         fit(config, folder)
     assert "custom is there already" in capsys.readouterr().out
     assert free_folder(config.with_(recipe="own-text"), tmp_path).name == "short"
+    assert free_folder(config.with_(recipe="../.."), tmp_path).name == "_"
+
+
+def test_an_end_that_is_moved_makes_the_same_run_wherever_it_is_cut(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before its first step, when nothing but run.json knows of the new end; and after some."""
+    config = tiniest(short_text, schedule={"warmup_steps": 3}, train={"steps": 6})
+    for name in ("peace", "cut"):
+        fit(config, tmp_path / name)
+    longer = {"train": {"steps": 40}}
+    capsys.readouterr()
+    resume(tmp_path / "peace", longer)
+    assert "the end was moved: the learning rate goes from 0% of its height to 100%" in capsys.readouterr().out
+    cross_entropy, calls = GPT.loss, iter(range(100))
+
+    def fails(*words: Any) -> torch.Tensor:
+        if next(calls) in (0, 5):
+            raise RuntimeError("the device is gone")
+        return cross_entropy(*words)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(GPT, "loss", fails)
+        for changes, saved in ((longer, 6), ({}, 10)):
+            with pytest.raises(RuntimeError, match="the device is gone"):
+                resume(tmp_path / "cut", changes)
+            assert good_checkpoints(tmp_path / "cut")[0] == saved
+    resume(tmp_path / "cut")
+    assert all_of(tmp_path / "cut") == all_of(tmp_path / "peace")
+    factors = [each["lr_factor"] for each in metrics(tmp_path / "peace") if "lr_factor" in each]
+    assert factors[6:10] == pytest.approx([1 / 3, 2 / 3, 1, 1])
+    assert factors[-1] < 0.1
+
+
+def test_what_reading_changed_in_a_text_is_told_whenever_it_is_trained_on(
+    short_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_bytes(short_text.read_bytes() + b" \xff\xfe")
+    for name in ("first", "again"):
+        fit(tiniest(text, train={"steps": 1}).with_(text={"errors": "replace"}), tmp_path / name)
+        assert "2 characters replaced" in capsys.readouterr().out
+
+
+def test_compiling_takes_nothing_from_the_minutes(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowly(run: loop.Run) -> Any:
+        time.sleep(1.5)
+        return run.working.model
+
+    monkeypatch.setattr("hornbook.train.start._make_trunk", slowly)
+    fit(tiniest(short_text, train={"steps": 2}), tmp_path / "run")
+    assert metrics(tmp_path / "run")[0]["seconds"] < 1.5
 
 
 def test_a_run_works_outside_the_main_thread(short_text: Path, tmp_path: Path) -> None:

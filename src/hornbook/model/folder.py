@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 
 from hornbook.base import files
-from hornbook.base.console import warn
+from hornbook.base.console import command, warn
 from hornbook.base.errors import UserError
 from hornbook.base.settings import build
 from hornbook.model.config import ModelConfig
@@ -259,7 +259,7 @@ def first_good(run: Path, candidates: list[Path], wrong_with: Callable[[Path], s
         warn(f"{folder}: {wrong}; taking the next one")
     if candidates:
         raise UserError(f"{run}: every checkpoint is damaged; train again into another --out")
-    raise UserError(f"{run}: has no checkpoint yet; begin it anew: hornbook train --out {run}")
+    raise UserError(f"{run}: has no checkpoint yet; begin it anew: {command('train', '--out', run)}")
 
 
 def checkpoint_folders(run: Path) -> list[Path]:

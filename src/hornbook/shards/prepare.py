@@ -43,6 +43,7 @@ BATCH_CHARACTERS = 8_000_000
 BATCHES_WAITING = 4
 TOKENS_PER_SHARD = 100_000_000
 YARDSTICK_BYTES = 8_000_000
+LEAST_YARDSTICK_BYTES = 1000  # of less text, a compressor's own heads and tables are most of what it writes
 LONG_LEARNING_SECONDS = 10.0
 LEAST_TO_LEARN_FROM = 10_000
 LEARNING_SHOWN_EVERY_SECONDS = 0.5
@@ -136,15 +137,21 @@ def report(manifest: dict[str, Any]) -> Iterator[str]:
     for name, facts in manifest["splits"].items():
         size = count(float(facts["bytes_of_text"]))
         yield f"{name:6} {facts['documents']:,} documents, {size} bytes, {facts['tokens']:,} tokens"
-    facts, reading = manifest["report"], manifest["reading"]
+    facts = manifest["report"]
     yield (
         f"{facts['bytes_per_token']:.2f} bytes per token; {count(facts['bytes_per_second'])} bytes a second, "
         f"{duration(facts['seconds'])} in all, encoded by {facts['encoder']}"
     )
+    yield from changed_in_reading(manifest)
+
+
+def changed_in_reading(manifest: dict[str, Any]) -> Iterator[str]:
+    """Where the tokens are not all of the text as it stood there: one line."""
+    reading = manifest.get("reading", {})
     counts = {
-        "characters replaced": reading["replaced_characters"],
-        "records passed over": reading["skipped_records"],
-        "documents dropped that another split has": facts["duplicates"],
+        "characters replaced": reading.get("replaced_characters", 0),
+        "records passed over": reading.get("skipped_records", 0),
+        "documents dropped that another split has": manifest.get("report", {}).get("duplicates", 0),
     }
     if any(counts.values()):
         yield ", ".join(f"{number:,} {what}" for what, number in counts.items() if number)
@@ -376,7 +383,7 @@ class _Compressed:
             self._sizes[name] = self._sizes.get(name, 0) + len(compressor.compress(text))
 
     def bits_per_byte(self) -> dict[str, float]:
-        if not 0 < self._bytes == self._wanted:
+        if not LEAST_YARDSTICK_BYTES <= self._bytes == self._wanted:
             return {}
         return {
             name: 8 * (self._sizes[name] + len(compressor.flush())) / self._bytes

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from hornbook.base.console import warn
 from hornbook.base.errors import UserError
+from hornbook.base.names import plain_name
 from hornbook.base.spool import spooled
 from hornbook.text.documents import AS_IT_COMES, Document, Found, Input, TextConfig
 from hornbook.text.folders import files_below
@@ -189,15 +190,16 @@ def source_from_path(path: Path, config: TextConfig = AS_IT_COMES) -> Source:
 
 
 def name_of(path: Path) -> str:
-    """What to call the text at a path, without its endings; a pattern bears the name of its folder."""
+    """What to call the text at a path, without its endings, as a folder can be called too; a pattern bears the name of
+    its folder."""
     if str(path) == STANDARD_INPUT:
         return "standard-input"
     if glob.has_magic(str(path)) and not path.exists():
         path = _fixed_part(path)
     path = path.resolve()
     if path.is_dir():
-        return path.name
-    return Path(path.name.removesuffix(compression_of(path.name))).stem
+        return plain_name(path.name)
+    return plain_name(Path(path.name.removesuffix(compression_of(path.name))).stem)
 
 
 def joined(sources: list[Source]) -> Source:
@@ -206,7 +208,7 @@ def joined(sources: list[Source]) -> Source:
         return sources[0]
     root = Path(os.path.commonpath([source.root.resolve() for source in sources]))
     return Source(
-        "+".join(source.name for source in sources),
+        plain_name("+".join(source.name for source in sources)),
         root,
         tuple(path.resolve() for source in sources for path in source.files),
         parts=tuple(sources),

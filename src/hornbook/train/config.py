@@ -84,7 +84,7 @@ class TrainConfig(Settings):
     tokens: int | None = Field(None, ge=1)
     """Stop when so many tokens were read."""
     minutes: float | None = Field(None, gt=0)
-    """Stop when so much time has passed since the first step, evaluations and saving included."""
+    """Stop when so much time has passed since the first step, evaluations and saving included, compiling not."""
     target_loss: float | None = Field(None, gt=0)
     """Stop when a step's training loss is not above this."""
     batch_tokens: int = Field(16_384, ge=1)
@@ -136,7 +136,7 @@ class RunConfig(Settings):
     start_from: str | None = None
     """Begin with the weights of this model folder, run, or name on the Hugging Face hub (--from for short), whose sizes
     and tokenizer stay."""
-    seed: int = Field(1, ge=0)
+    seed: int = Field(1, ge=0, lt=2**63)
     """Everything random in a run follows from this."""
     text: TextConfig = TextConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
