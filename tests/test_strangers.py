@@ -248,6 +248,16 @@ def test_train_refuses_a_folder_where_others_have_what_it_would_write(name: str,
     assert look(tmp_path) == before
 
 
+def test_train_writes_through_no_link(made: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(made / "killed", tmp_path / "run")
+    (run / "metrics.jsonl").rename(tmp_path / "kept")
+    (run / "metrics.jsonl").symlink_to(tmp_path / "kept")
+    before = look(tmp_path)
+    with pytest.raises(UserError, match=r"metrics\.jsonl: not known to be written by Hornbook"):
+        fit(config(made), run)
+    assert look(tmp_path) == before
+
+
 def test_train_writes_beside_what_others_have_put_into_its_folder(made: Path, tmp_path: Path) -> None:
     plant({"run/run.toml": b"mine", "run/loss.png": b"drawn by hand", "run/notes/a": b"mine"}, tmp_path, made)
     before = look(tmp_path)
