@@ -148,8 +148,11 @@ def look(root: Path) -> set[tuple[str, bytes | str]]:
 
 
 @pytest.fixture(autouse=True)
-def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hornbook.report.curves.DOTS_PER_INCH", 20)
+def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a picture shows takes time, and does not matter here."""
+    end = b"\0\0\0\0IEND\xaeB`\x82"
+    picture = b"\x89PNG\r\n\x1a\n" + bytes(50) + end
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda _, path, **__: path.write_bytes(picture))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -242,6 +245,16 @@ def test_train_refuses_a_folder_where_others_have_what_it_would_write(name: str,
     before = look(tmp_path)
     with pytest.raises(UserError, match=rf"{name}: not known to be written by Hornbook; choose another --out"):
         fit(config(made), tmp_path / "run")
+    assert look(tmp_path) == before
+
+
+def test_train_writes_through_no_link(made: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(made / "killed", tmp_path / "run")
+    (run / "metrics.jsonl").rename(tmp_path / "kept")
+    (run / "metrics.jsonl").symlink_to(tmp_path / "kept")
+    before = look(tmp_path)
+    with pytest.raises(UserError, match=r"metrics\.jsonl: not known to be written by Hornbook"):
+        fit(config(made), run)
     assert look(tmp_path) == before
 
 

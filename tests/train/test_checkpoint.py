@@ -529,13 +529,13 @@ def test_a_disk_that_really_fills_ends_with_one_line(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 @pytest.mark.parametrize("log", ["metrics.jsonl", "samples.jsonl"])
-def test_a_log_that_the_disk_does_not_take_ends_with_one_line(log: str, short_text: Path, tmp_path: Path) -> None:
+def test_a_log_that_the_disk_does_not_take_ends_with_one_line(
+    log: str, short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also when it is closed, which tries to write once more."""
-    run = tmp_path / "run"
-    fit(tiniest(short_text, train={"steps": 1}), run)  # so that the logs are known to be ours
-    shutil.rmtree(run / "checkpoints")
-    (run / log).unlink()
-    (run / log).symlink_to("/dev/full")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / log).symlink_to("/dev/full")
+    monkeypatch.setattr("hornbook.train.start._stranger", lambda _: None)  # which a link would be
     with pytest.raises(MachineError, match="the disk is full") as error:
         fit(tiniest(short_text), tmp_path / "run")
     assert len(error.value.mistakes) == 1

@@ -282,7 +282,11 @@ def test_a_run_without_a_name_finds_a_free_one(
         folder = free_folder(config, tmp_path)
         assert folder.name == expected
         fit(config, folder)
-    assert "custom is there already" in capsys.readouterr().out
+    assert "custom is there already (to go on with it: " in capsys.readouterr().out
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "run.json").write_text("{}")
+    assert free_folder(config.with_(recipe="theirs"), tmp_path).name == "theirs-2"
+    assert "theirs is there already (none of Hornbook's)" in capsys.readouterr().out
     assert free_folder(config.with_(recipe="own-text"), tmp_path).name == "short"
     assert free_folder(config.with_(recipe="../.."), tmp_path).name == "_"
 

@@ -228,8 +228,7 @@ def is_run(folder: Path) -> bool:
     except UserError:
         return False
     data = record.get("data")
-    told = {"run_id", "config"} <= record.keys() and isinstance(data, dict) and "fingerprint" in data
-    return told and not (folder / RUN).is_symlink()
+    return {"run_id", "config"} <= record.keys() and isinstance(data, dict) and "fingerprint" in data
 
 
 def config_of_run(run: Path) -> ModelConfig:

@@ -5,7 +5,6 @@ In: a RunConfig, or the folder of a run.  Out: an assembled `Run`, handed to the
 
 from __future__ import annotations
 
-import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -169,11 +168,13 @@ def _refuse_taken(folder: Path) -> None:
 
 def _stranger(folder: Path) -> str | None:
     """What stands where a new run would write, and is of no run that ended before its first checkpoint."""
-    if is_run(folder):
-        return None
+    known = is_run(folder)
     for name in (RUN, METRICS, SAMPLES):
-        if os.path.lexists(folder / name):
+        path = folder / name
+        if path.is_symlink() or (path.exists() and not known):
             return name
+    if known:
+        return None
     return next((name for name in (CHECKPOINTS, SNAPSHOTS) if ours.in_the_way(folder / name) is not None), None)
 
 
@@ -186,7 +187,9 @@ def free_folder(config: RunConfig, parent: Path = Path("runs")) -> Path:
         taken, number = folder, number + 1
         folder = parent / f"{name}-{number}"
     if number > 1:
-        say(f"{taken} is there already (to go on with it: {command('resume', taken)}); this is a new run, {folder}")
+        known = checkpoint_folders(taken)
+        mend = f"to go on with it: {command('resume', taken)}" if known else "none of Hornbook's"
+        say(f"{taken} is there already ({mend}); this is a new run, {folder}")
     return folder
 
 
