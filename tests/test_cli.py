@@ -186,6 +186,10 @@ def mistakes(tmp_path: Path) -> dict[str, list[str]]:
         "nothing to verify": ["verify", str(tmp_path / "folder")],
         "unknown option": ["generate", str(tmp_path), "--temprature", "1"],
         "out of range": ["generate", str(tmp_path), "--max-tokens", "0"],
+        "too large a seed": ["train", "--seed", "99999999999999999999"],
+        "too large a batch": ["train", "--train.batch-tokens", "99999999999999999999"],
+        "too many threads": ["train", "--train.threads", "100000"],
+        "a prompt of no text": ["train", "--sample.prompts", "\udcff"],
     }
 
 
@@ -202,6 +206,18 @@ def test_each_mistake_is_one_line_that_says_the_mend(tmp_path: Path, capsys: pyt
         assert error.count("\n") == 1, f"{name}: {error}"
         assert len(error) <= len("error: ") + 201, f"{name}: {error}"
         assert elapsed < 2, f"{name}: {elapsed:.1f} s"
+
+
+def test_a_folder_whose_name_is_no_text_is_refused_before_it_costs_anything(
+    text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "caf\udce9")
+    assert cli.main(["train", "--data", str(text_file), "--out", out, *SMALL]) == 2
+    assert "not UTF-8" in capsys.readouterr().err
+    assert not os.path.exists(out)
+    os.mkdir(out)
+    assert cli.main(["prepare", str(text_file), "--out", out]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_all_mistakes_in_a_config_are_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -106,6 +106,17 @@ def test_a_command_that_names_something_is_quoted_in_one_place() -> None:
     assert not wrong
 
 
+def test_nothing_prints_by_itself() -> None:
+    """Or a closed terminal would end it (base/output.py). The page for a Space is a program of its own."""
+    printing = [
+        f"{module.path}:{node.lineno}"
+        for module in modules().values()
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "sys.stdout.write", "sys.stderr.write")
+    ]
+    assert not [place for place in printing if "space.py" not in place]
+
+
 def test_no_circle_among_modules() -> None:
     graph = {name: {target for target, _ in imported(module)} - {name} for name, module in modules().items()}
     try:

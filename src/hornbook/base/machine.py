@@ -42,6 +42,8 @@ PEAK_TFLOPS = {
     "V100": 125.0,
 }
 MOST_THREADS = 256
+# Asks more urgently each time; SIGHUP does not.
+BY_HAND = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def share_the_cores() -> None:
 def signals_to_end() -> list[signal.Signals]:
     """By which a process is asked to end: Ctrl-C, SIGTERM, and SIGHUP of a terminal that is closed, unless it was
     started so as to outlive that (`nohup`)."""
-    asked = [signal.SIGINT, signal.SIGTERM]
+    asked = [*BY_HAND]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # Windows has none
         asked.append(signal.SIGHUP)
     return asked

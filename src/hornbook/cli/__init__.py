@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from hornbook.base.background import left_at_once
 from hornbook.base.errors import HornbookError, UserError, one_line
+from hornbook.base.files import is_utf8
 from hornbook.base.machine import share_the_cores
 from hornbook.base.output import OutputLostError, answer, discard, settle, tell
 from hornbook.cli import models, serving, speaking, texts, training
@@ -82,6 +83,9 @@ def main(words: Sequence[str] | None = None) -> int:
         is_ours = isinstance(error, Exception) or type(error).__name__ == "PanicException"
         if not is_ours or os.environ.get("HORNBOOK_DEBUG"):
             raise
+        if isinstance(error, UnicodeEncodeError) and not is_utf8(error.object):
+            tell(f"error: {one_line(f'{error.object}: not UTF-8, as names have to be here; rename it')}")
+            return UserError.exit_code
         if isinstance(error, OSError) and error.errno in PATH_ERRORS:
             tell(f"error: {one_line(f'{error.filename}: {error.strerror}')}")
             return UserError.exit_code

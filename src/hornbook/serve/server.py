@@ -22,7 +22,7 @@ import uvicorn
 
 from hornbook.base.console import say
 from hornbook.base.errors import UserError
-from hornbook.base.machine import signals_to_end
+from hornbook.base.machine import BY_HAND, signals_to_end
 from hornbook.base.output import settle
 from hornbook.infer.speaker import Speaker, machine_to_speak
 from hornbook.serve.app import build_app
@@ -44,6 +44,8 @@ class Server(uvicorn.Server):
         self.threads_are_gone = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit and sig not in BY_HAND:
+            return
         self.force_exit = self.should_exit
         self.should_exit = True
 

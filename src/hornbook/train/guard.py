@@ -17,12 +17,11 @@ import torch
 
 from hornbook.base.console import warn
 from hornbook.base.errors import UserError
-from hornbook.base.machine import signals_to_end
+from hornbook.base.machine import BY_HAND, signals_to_end
 from hornbook.base.output import tell
 
 NON_FINITE_IN_A_ROW = 10
 CPU_TOKENS = 8192
-BY_HAND = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignals:
@@ -46,7 +45,7 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked and number not in BY_HAND:  # a terminal, its shell and ssh each hang up once
+        if self.asked and number not in BY_HAND:  # a closed terminal, its shell and ssh each say so
             return
         self.asked += 1
         if self.asked == 1:

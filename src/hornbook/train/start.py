@@ -73,6 +73,10 @@ class Outcome:
 def fit(config: RunConfig, folder: Path, progress: Progress | None = None) -> Outcome:
     """Train a model from nothing, or from what another has learned, into a new run folder."""
     _refuse_taken(folder)
+    if not files.is_utf8(str(folder)):
+        raise UserError(
+            f"{folder}: not UTF-8, and libraries that write into it take nothing else; choose another --out"
+        )
     progress = progress or Progress()
     machine = choose_machine(config.train.device, config.train.dtype, config.train.threads)
     origin = Origin.find(config.start_from) if config.start_from is not None else None
