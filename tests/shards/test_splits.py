@@ -5,9 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from effort import examples
 from hornbook.base.errors import UserError
 from hornbook.shards import splits
 from hornbook.shards.splits import Piece, SplitRule, measure
@@ -60,7 +61,7 @@ def test_asking_for_a_test_split_leaves_the_validation_split_as_it_is() -> None:
     assert "testing" in rule.description
 
 
-@settings(max_examples=200, deadline=None)
+@examples(2_000)
 @given(
     texts=st.lists(st.text(min_size=1, max_size=30), min_size=1, max_size=20),
     val=st.floats(0.05, 0.45),
@@ -78,7 +79,7 @@ def test_of_few_documents_the_tails_are_held_back_and_nothing_is_lost(
     assert rule.duplicates == 0
 
 
-@settings(max_examples=200, deadline=None)
+@examples(2_000)
 @given(st.lists(st.tuples(st.text(max_size=30), st.booleans()), min_size=1, max_size=12), st.floats(0.05, 0.9))
 def test_pieces_of_a_document_begin_and_end_once_in_each_split(parts: list[tuple[str, bool]], val: float) -> None:
     parts = [(f"{number}{text}" if text else "", ends) for number, (text, ends) in enumerate(parts)]

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from effort import examples
 from hornbook.text import encoder as encoding
 from hornbook.text.encoder import EncoderFailed, SlowEncoder, fastest_encoder, framed
 from hornbook.text.tokenizer import END_OF_TEXT, Tokenizer, TokenizerConfig, train_tokenizer
@@ -70,7 +71,7 @@ def test_words_are_not_remembered_for_ever(trained: dict[str, Tokenizer], monkey
     assert 5 <= len(set(map(id, begun))) <= 10  # 20 batches of 700 to 900 bytes
 
 
-@settings(max_examples=500, deadline=None)
+@examples(2_000)
 @given(texts=any_documents)
 @pytest.mark.parametrize("kind", ["bpe", "byte"])
 def test_fast_ids_are_those_of_tokenizers(kind: str, texts: list[str], trained: dict[str, Tokenizer]) -> None:
@@ -185,7 +186,7 @@ def test_an_encoder_that_differs_or_fails_is_found_out(
         encoder.encode(documents)
 
 
-@settings(max_examples=300, deadline=None)
+@examples(2_000)
 @given(
     documents=st.lists(
         st.tuples(st.lists(st.integers(0, 999), max_size=9), st.booleans(), st.booleans()), min_size=1, max_size=9

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from effort import examples
 from hornbook.base.errors import UserError
 from hornbook.text import documents as reading
 from hornbook.text.documents import Document, TextConfig
@@ -83,7 +84,7 @@ def test_files_that_are_sure_to_be_documents_are_those_that_become_one(tmp_path:
         assert not list(other.files_that_are_documents())
 
 
-@settings(max_examples=300, deadline=None)
+@examples(2_000)
 @given(data=hostile_bytes, errors=st.sampled_from(["strict", "replace"]))
 def test_a_small_file_reads_as_a_large_one_does(data: bytes, errors: str) -> None:
     """A file of one block is read at once, and others block by block."""

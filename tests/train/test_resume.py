@@ -19,6 +19,7 @@ import pytest
 import torch
 from trial import all_of, good_checkpoints, knob_words, leftovers, metrics, tiniest
 
+from effort import long
 from hornbook.base.files import read_json
 from hornbook.base.machine import choose_machine
 from hornbook.model.folder import checkpoint_folders
@@ -64,7 +65,8 @@ def sixty_steps(text: Path, optimizer: str, dtype: str) -> RunConfig:
 
 @pytest.mark.parametrize("round_", range(ROUNDS))
 @pytest.mark.parametrize(
-    ("optimizer", "dtype"), [("muon", "float32"), ("adamw", "float32"), ("muon", "bfloat16")], ids=str
+    ("optimizer", "dtype"),
+    [("muon", "float32"), pytest.param("adamw", "float32", marks=long), pytest.param("muon", "bfloat16", marks=long)],
 )
 def test_a_run_killed_at_random_steps_is_the_uninterrupted_run_bit_for_bit(
     optimizer: str, dtype: str, round_: int, short_text: Path, tmp_path: Path, child: Start
@@ -97,7 +99,7 @@ def test_a_run_killed_at_random_steps_is_the_uninterrupted_run_bit_for_bit(
     assert leftovers(run) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=long)])
 def test_a_signal_saves_the_finished_step_and_leaves(
     number: signal.Signals, short_text: Path, tmp_path: Path, child: Start
 ) -> None:

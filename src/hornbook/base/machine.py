@@ -248,10 +248,33 @@ def _bf16_is_fast(kind: str) -> bool:
 
     if kind.startswith("cuda"):
         return bool(torch.cuda.get_device_capability(kind)[0] >= 8)
-    if kind == "cpu":
-        reports = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        return any(getattr(torch.cpu, report, lambda: False)() for report in reports)
-    return False
+    return kind == "cpu" and _cpu_has("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+
+
+def cpu_packs_bf16() -> bool:
+    """Whether oneDNN multiplies matrices in bf16 that it has laid out in its own order."""
+    import torch
+
+    return not _is_held_to_avx2() and bool(
+        torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+
+
+def cpu_multiplies_int8() -> bool:
+    return _cpu_has("_is_vnni_supported")
+
+
+def _cpu_has(*reports: str) -> bool:
+    """Whether torch reports one of these of the processor, and may use it."""
+    import torch
+
+    return not _is_held_to_avx2() and any(getattr(torch.cpu, report, lambda: False)() for report in reports)
+
+
+def _is_held_to_avx2() -> bool:
+    """Torch's own switch for its kernels, beside which its reports go on telling what the processor could do. Heeded
+    here, it makes a plain processor of any (make test-plain)."""
+    return os.environ.get("ATEN_CPU_CAPABILITY") in ("avx2", "default")
 
 
 def _can_compile(kind: str) -> bool:
