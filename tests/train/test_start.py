@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -21,6 +22,7 @@ from hornbook.cli import main
 from hornbook.model.folder import checkpoint_folders
 from hornbook.shards.format import Shards, TokenArray
 from hornbook.shards.prepare import open_or_prepare
+from hornbook.text import readers
 from hornbook.train import loop
 from hornbook.train.config import STOPS, RunConfig, override
 from hornbook.train.start import fit, free_folder, resume
@@ -311,6 +313,29 @@ def test_data_cleared_away_are_prepared_again_unless_the_text_has_changed(short_
     text.write_text(text.read_text() + " and another cat")
     with pytest.raises(UserError, match="not the data that this run began with"):
         resume(run, {"train": {"steps": 4}})
+
+
+def test_a_run_from_standard_input_whose_data_were_cleared_away_asks_for_the_text_again(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pipe(text: bytes) -> None:
+        readers._standard_input.cache_clear()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+
+    monkeypatch.setenv("HORNBOOK_HOME", str(tmp_path / "home"))
+    run, text = tmp_path / "run", short_text.read_bytes()
+    pipe(text)
+    fit(override(tiniest(short_text), {"data": "-"}), run)
+    files.remove(tmp_path / "home")
+    pipe(b"")
+    with pytest.raises(UserError, match=r"gone from the cache; pipe it in again: cat TEXT \| hornbook resume RUN \("):
+        resume(run, {"train": {"steps": 4}})
+    pipe(b"other " * 1000)
+    with pytest.raises(UserError, match="not the data that this run began with"):
+        resume(run, {"train": {"steps": 4}})
+    pipe(text)
+    assert resume(run, {"train": {"steps": 4}}).step == 4
+    readers._standard_input.cache_clear()
 
 
 def test_a_resumed_run_is_compiled_when_it_was_and_only_then(

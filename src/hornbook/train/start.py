@@ -26,7 +26,7 @@ from hornbook.shards.format import Shards
 from hornbook.shards.loader import Loader
 from hornbook.shards.order import SampleOrder
 from hornbook.shards.prepare import open_or_prepare
-from hornbook.text.readers import name_of
+from hornbook.text.readers import STANDARD_INPUT, NothingPipedInError, name_of
 from hornbook.text.tokenizer import TokenizerConfig
 from hornbook.train import loop
 from hornbook.train.checkpoint import (
@@ -104,7 +104,7 @@ def resume(folder: Path, changes: Mapping[str, Any] | None = None, progress: Pro
     try:
         shards = Shards.open(Path(record["data"]["folder"]))
     except UserError:  # the cache was cleared; the same text gives the same tokens
-        shards = open_or_prepare(config.data, _tokenizer_at_hand(config, folder), config.shards, progress, config.text)
+        shards = _prepared_again(config, folder, progress)
         record["data"]["folder"] = str(shards.folder.resolve())
     if shards.fingerprint != fingerprint:
         raise UserError(f"{shards.folder}: not the data that this run began with; train on it into another --out")
@@ -120,6 +120,18 @@ def resume(folder: Path, changes: Mapping[str, Any] | None = None, progress: Pro
         checkpoint = newest_checkpoint(folder, run_id)
         record["config"] = config.model_dump()
         return _train(config, folder, record, shards, machine, checkpoint, progress)
+
+
+def _prepared_again(config: RunConfig, folder: Path, progress: Progress) -> Shards:
+    if config.data == STANDARD_INPUT:
+        progress.note(f"{folder}: its prepared text is gone; reading the text from standard input")
+    try:
+        return open_or_prepare(config.data, _tokenizer_at_hand(config, folder), config.shards, progress, config.text)
+    except NothingPipedInError:
+        raise UserError(
+            f"{folder}: its text came by standard input and is gone from the cache; pipe it in again: "
+            "cat TEXT | hornbook resume RUN (hornbook prepare - --out FOLDER keeps it)"
+        ) from None
 
 
 def begun(folder: Path) -> RunConfig | None:
