@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 
 from hornbook import cli
+from hornbook.base.output import visible
 
 SIZES = {"n-layer": 1, "n-embd": 32, "n-head": 2, "context": 32}
 SMALL = [f"--model.{name}={size}" for name, size in SIZES.items()] + ["--train.steps=4"]
@@ -77,6 +81,28 @@ def test_a_second_run_takes_the_next_free_name(text_file: Path, tmp_path: Path) 
         done = run("train", "--data", str(text_file), *SMALL, cwd=tmp_path)
     assert f"this is a new run, runs/{text_file.stem}-2" in done.stdout.replace("\\", "/")
     assert (tmp_path / "runs" / f"{text_file.stem}-2" / "checkpoints").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("file", "name"), [(b"e\x1bf\tg\xe9 (" + "长".encode() * 75, "e_f_g_ (" + "长" * 30), (b"...", "text")], ids=str
+)
+def test_a_text_of_any_name_on_a_screen_of_any_kind(
+    file: bytes, name: str, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Controls, bytes that are no UTF-8, too long, and nothing but dots; where the screen has the letters of ASCII."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / os.fsdecode(file + b".txt")).write_bytes(text_file.read_bytes())
+    screen = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", screen)
+    words = ["--data", os.fsdecode(file + b".txt"), "--sample.prompts", '["é"]', *SMALL]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert cli.main(["train", *words]) == 0
+        assert cli.main(["resume", f"runs/{name}", "--train.steps", "5"]) == 0
+    assert [each.name for each in (tmp_path / "runs").iterdir()] == [name]
+    assert (tmp_path / "runs" / name / "checkpoints").is_dir()
+    told = screen.buffer.getvalue().decode("ascii").replace("?", "")  # type: ignore[attr-defined]
+    assert visible(told) == told
 
 
 def test_train_refuses_a_finished_run_and_names_resume(trained: Path, text_file: Path) -> None:

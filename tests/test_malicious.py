@@ -220,7 +220,7 @@ def test_a_checkpoint_leads_to_no_file_outside(name: str, copied: Path, capsys: 
     manifest["sha256"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     path.write_text(json.dumps(manifest))
     assert cli.main(["verify", str(copied / "run")]) == 1
-    assert "does not belong there" in capsys.readouterr().out
+    assert "is missing" in capsys.readouterr().out
     assert "checkpoint" in refusal(["resume", str(copied / "run"), "--train.steps", "2"], capsys)
 
 

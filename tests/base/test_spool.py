@@ -11,14 +11,17 @@ import pytest
 
 from hornbook.base import files
 from hornbook.base.errors import MachineError
+from hornbook.base.ours import SPOOLED, STAGED, Hidden
 from hornbook.base.room import Room
 from hornbook.base.spool import spooled
+
+DEAD = 2**22 + 1  # past the largest number that Linux gives a process
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HORNBOOK_HOME", str(tmp_path))
-    return tmp_path / "spool"
+    return files.make_folder(tmp_path / "spool")
 
 
 def test_a_stream_is_a_file_until_it_is_left(folder: Path) -> None:
@@ -28,25 +31,37 @@ def test_a_stream_is_a_file_until_it_is_left(folder: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
-def test_a_living_process_keeps_its_spool_and_a_killed_one_does_not(folder: Path) -> None:
+def test_a_living_process_keeps_its_stream_a_killed_one_does_not_and_strangers_do(folder: Path) -> None:
+    names = {
+        "abandoned": Hidden(SPOOLED, "a", DEAD),
+        "by one of our number": Hidden(SPOOLED, "a", os.getpid()),  # as in another container
+        "never locked": Hidden(STAGED, "a", DEAD),
+        "about to be locked": Hidden(STAGED, "b", DEAD),
+        "of a living process": Hidden(SPOOLED, "a", os.getppid()),
+        "a stranger's": "mail",
+        "a stranger's too": "17-0.txt",
+    }
+    paths = {what: folder / str(name) for what, name in names.items()}
     with spooled([b"in use"], "-") as (mine, _):
-        left = {folder / name for name in ("abandoned", ".being-locked", ".never-locked")}
-        for path in (mine, *left):
+        for path in (mine, *paths.values()):
             path.write_bytes(b"in use")
             os.utime(path, (1, 1))
-        os.utime(folder / ".being-locked", (time.time(), time.time()))
+        os.utime(paths["about to be locked"], (time.time(), time.time()))
+        kept = {
+            path for what, path in paths.items() if what not in ("abandoned", "by one of our number", "never locked")
+        }
         with spooled([b"another"], "-") as (other, _):
-            assert set(folder.iterdir()) == {mine, other, folder / ".being-locked"}
+            assert set(folder.iterdir()) == {mine, other, *kept}
         assert mine.read_bytes() == b"in use"
 
 
-def test_a_spool_that_goes_while_another_looks_is_no_trouble(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder.mkdir()
-    (folder / "abandoned").touch()
+def test_another_who_clears_up_at_once_is_no_trouble(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    abandoned = folder / str(Hidden(SPOOLED, "x", DEAD))
+    abandoned.touch()
     really = files.open_to_write
 
     def deleted_first(path: Path, mode: str, buffering: int = -1) -> IO[bytes]:
-        (folder / "abandoned").unlink(missing_ok=True)
+        abandoned.unlink(missing_ok=True)
         return really(path, mode, buffering)
 
     monkeypatch.setattr(files, "open_to_write", deleted_first)

@@ -187,3 +187,20 @@ def test_a_model_that_is_gone_hides_no_other(start: Callable[..., Running], toy:
         there = {each["name"]: each["parameters"] for each in client.get("/api/models").json()}
         assert (there["toy"] > 0, there["gone"]) == (True, None)
         assert [each["id"] for each in client.get("/v1/models").json()["data"]] == ["toy"]
+
+
+@pytest.mark.parametrize("gone", ["a model", "a run", "its checkpoints"])
+def test_what_was_deleted_since_is_told_to_be(
+    gone: str, start: Callable[..., Running], toy: Path, trained: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(toy if gone == "a model" else trained, tmp_path / "mine")
+    server, asked = start(folder), {"prompt": "a", "max_tokens": 1}
+    with server.client() as client:
+        assert client.post(COMPLETIONS, json=asked).status_code == 200
+        for place in ("checkpoints", "snapshots") if gone == "its checkpoints" else (".",):
+            shutil.rmtree(folder / place)
+        answer = client.post(COMPLETIONS, json=asked)
+        told = answer.json()["error"]["message"]
+        assert answer.status_code == 404
+        assert ("checkpoints were deleted" if gone == "its checkpoints" else "folder was deleted or moved") in told
+        assert client.get("/api/models").json()[0]["silent"] == told

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import pytest
 
 from hornbook.base import files
 from hornbook.base.errors import MachineError
+from hornbook.base.ours import UNFINISHED, Hidden, hidden
 from hornbook.base.unfinished import unfinished_folder
 from hornbook.shards import prepare as preparing
 from hornbook.shards import writer as writing
@@ -96,7 +98,7 @@ def test_crashed_at_random_again_and_again_it_ends_with_the_same_hashes(
         status = in_child(lambda: crash_after(random_.randrange(60)))
         if status == 0:  # it came to its end before a crash: once more from the beginning
             assert hashes(Shards.open(tmp_path / "cut")) == hashes(whole)
-            files.remove(tmp_path / "cut")
+            shutil.rmtree(tmp_path / "cut")
             continue
         assert status == CRASHED
         crashes += 1
@@ -136,7 +138,7 @@ def test_a_killed_command_goes_on_and_ends_with_the_same_hashes(some_text: str, 
     seconds = time.monotonic() - began
     whole = Shards.open(tmp_path / "whole")
     assert len(hashes(whole)) > 20
-    place = tmp_path / ".unfinished-cut" / writing.STATE
+    place = tmp_path / hidden(UNFINISHED, "cut") / writing.STATE
     chance, kills, reached = random.Random(1), 0, set()
     while kills < 20:
         process = command(pile, tmp_path / "cut")
@@ -150,7 +152,7 @@ def test_a_killed_command_goes_on_and_ends_with_the_same_hashes(some_text: str, 
             continue
         assert process.returncode == 0  # done before it could be killed: once more from the beginning
         assert hashes(Shards.open(tmp_path / "cut")) == hashes(whole)
-        files.remove(tmp_path / "cut")
+        shutil.rmtree(tmp_path / "cut")
     assert len(reached) > 5
     process = command(pile, tmp_path / "cut")
     process.communicate()
@@ -199,7 +201,7 @@ def test_a_full_disk_keeps_what_was_finished(
     with pytest.raises(MachineError, match="full"):
         prepared(texts, tmp_path / "cut")
     assert not (tmp_path / "cut").exists()
-    state = files.read_json(tmp_path / ".unfinished-cut" / writing.STATE)
+    state = files.read_json(tmp_path / hidden(UNFINISHED, "cut") / writing.STATE)
     assert 0 < state["items"] < 400
     monkeypatch.setattr(files, "_step", really)
     assert hashes(prepared(texts, tmp_path / "cut")) == hashes(whole)
@@ -229,11 +231,11 @@ def test_preparation_stops_before_the_disk_is_full_and(
 
     with monkeypatch.context() as patched:
         patched.setattr(files, "free_bytes", others_fill_the_disk)
-        where = r"\.unfinished-cut: .* or delete this folder" if begun else r"cut: .* choose a larger disk"
+        where = r"\.unfinished-\w+-cut: .* or delete this folder" if begun else r"cut: .* choose a larger disk"
         with pytest.raises(MachineError, match=where):
             prepared(texts, tmp_path / "cut")
     left = {path.name for path in tmp_path.iterdir()} - {"texts", "whole"}
-    assert left == ({".unfinished-cut"} if begun else set())
+    assert left == ({hidden(UNFINISHED, "cut")} if begun else set())
     assert hashes(prepared(texts, tmp_path / "cut")) == hashes(whole)
 
 
@@ -245,7 +247,7 @@ def test_preparation_stops_before_the_disk_is_full_and(
         lambda place: (place / "tokenizer.json").write_text("{}"),
         lambda place: (place / writing.STATE).write_text('{"key"'),
         lambda place: (place / writing.STATE).write_text("{}"),
-        lambda place: (place / f".staged-1-{writing.STATE}").write_text("{}"),
+        lambda place: (place / str(Hidden("staged", writing.STATE, 1))).write_text("{}"),
     ],
 )
 def test_work_that_was_damaged_while_it_lay_there_is_done_again(
@@ -258,7 +260,7 @@ def test_work_that_was_damaged_while_it_lay_there_is_done_again(
         prepared(texts, tmp_path / "cut")
 
     assert in_child(crash) == CRASHED
-    harm(tmp_path / ".unfinished-cut")
+    harm(tmp_path / hidden(UNFINISHED, "cut"))
     assert hashes(prepared(texts, tmp_path / "cut")) == hashes(whole)
 
 

@@ -7,6 +7,7 @@ file does not tell is taken as its program has it, said, and can be said otherwi
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -110,7 +111,9 @@ def imported_from_hub(source: str) -> Path:
     name = source.removeprefix("hub:").replace("/", "--").replace("@", "--")
     out = files.home() / "models" / f"{name}--imported"
     if files.damage(out) is not None:
-        files.remove(out)
+        files.remove_sealed(out)
+        if os.path.lexists(out):
+            files.set_aside(out, "is not the model that was imported")
         import_model(source, out)
     return out
 

@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 
 from hornbook.base import files
-from hornbook.base.console import warn
+from hornbook.base.console import command, warn
 from hornbook.base.errors import UserError
 from hornbook.base.settings import build
 from hornbook.model.config import ModelConfig
@@ -221,6 +221,17 @@ def resolve(path: Path, at: str = "best") -> Path:
     return first_good(path, candidates)
 
 
+def is_run(folder: Path) -> bool:
+    """Whether Hornbook wrote the record that lies in a folder."""
+    try:
+        record = files.read_json(folder / RUN)
+    except UserError:
+        return False
+    data = record.get("data")
+    told = {"run_id", "config"} <= record.keys() and isinstance(data, dict) and "fingerprint" in data
+    return told and not (folder / RUN).is_symlink()
+
+
 def config_of_run(run: Path) -> ModelConfig:
     """What a run trains, which it knows before its first checkpoint."""
     try:
@@ -238,15 +249,17 @@ def data_of_run(run: Path) -> Path:
 
 
 def first_good(run: Path, candidates: list[Path], wrong_with: Callable[[Path], str | None] = files.damage) -> Path:
-    """The first checkpoint that nothing is wrong with; each before it is named in one line."""
+    """The first checkpoint that nothing is wrong with; each before it is named in one line, and so is what lies in it
+    and is not ours."""
     for folder in candidates:
         wrong = wrong_with(folder)
         if wrong is None:
+            files.name_strangers(folder)
             return folder
         warn(f"{folder}: {wrong}; taking the next one")
     if candidates:
         raise UserError(f"{run}: every checkpoint is damaged; train again into another --out")
-    raise UserError(f"{run}: has no checkpoint yet; begin it anew: hornbook train --out {run}")
+    raise UserError(f"{run}: has no checkpoint yet; begin it anew: {command('train', '--out', run)}")
 
 
 def checkpoint_folders(run: Path) -> list[Path]:
@@ -265,8 +278,13 @@ def kept_folders(run: Path) -> list[Path]:
 
 
 def _folders_of_steps(folder: Path) -> list[Path]:
-    found = [each for each in folder.glob("step-*") if each.name.removeprefix("step-").isdigit()]
+    found = [each for each in folder.glob("step-*") if each.name.removeprefix("step-").isdigit() and _is_of_ours(each)]
     return sorted(found, key=step_of, reverse=True)
+
+
+def _is_of_ours(folder: Path) -> bool:
+    """Not what somebody had put into a checkpoint and stayed when that was let go of."""
+    return not folder.is_dir() or any((folder / name).exists() for name in (files.MANIFEST, CONFIG, WEIGHTS))
 
 
 def step_of(checkpoint: Path) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from hornbook.base import files
+from hornbook.base import files, ours
 from hornbook.base.errors import UserError
 from hornbook.base.room import LARGER_DISK, Room
 from hornbook.base.unfinished import AGAIN, BinaryWriter
@@ -138,7 +138,8 @@ class ShardWriter:
 
     def _ask_for_room(self, size: int, bytes_of_text: int) -> None:
         """For these ids; and once, by what they are, for those of all the text that is not written yet."""
-        final = str(self._folder.with_name(self._folder.name.removeprefix(files.UNFINISHED)))
+        told = ours.read_hidden(self._folder.name)
+        final = str(self._folder if told is None else self._folder.with_name(told.name))
         if self._text_bytes is not None and bytes_of_text:
             left = self._text_bytes - sum(split.bytes_of_text for split in self.splits.values())
             self._room.ask(size / bytes_of_text * left, final, LARGER_DISK)
