@@ -209,6 +209,38 @@ def test_a_full_disk_keeps_what_was_finished(
     assert hashes(prepared(texts, tmp_path / "cut")) == hashes(whole)
 
 
+def test_what_will_not_fit_on_the_disk_is_not_begun(
+    texts: Path, tmp_path: Path, small_files: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = sum(path.stat().st_size for path in texts.iterdir())
+    monkeypatch.setattr(files, "free_bytes", lambda _: 2 * size)  # of which a twentieth of the disk stays free
+    with pytest.raises(MachineError, match=r"cut: .* more bytes do not fit on the disk.*larger disk"):
+        prepared(texts, tmp_path / "cut", "byte")
+    assert [path.name for path in tmp_path.iterdir()] == ["texts"]
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["leaves nothing", "keeps what was finished"])
+def test_preparation_stops_before_the_disk_is_full_and(
+    begun: bool, texts: Path, tmp_path: Path, small_files: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = prepared(texts, tmp_path / "whole")
+    asked = 0
+
+    def others_fill_the_disk(_: Path) -> int:
+        nonlocal asked
+        asked += 1
+        return 10**12 if asked < (30 if begun else 6) else 1_000
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "free_bytes", others_fill_the_disk)
+        where = r"\.unfinished-\w+-cut: .* or delete this folder" if begun else r"cut: .* choose a larger disk"
+        with pytest.raises(MachineError, match=where):
+            prepared(texts, tmp_path / "cut")
+    left = {path.name for path in tmp_path.iterdir()} - {"texts", "whole"}
+    assert left == ({hidden(UNFINISHED, "cut")} if begun else set())
+    assert hashes(prepared(texts, tmp_path / "cut")) == hashes(whole)
+
+
 @pytest.mark.parametrize(
     "harm",
     [

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +26,7 @@ from hornbook.model.folder import checkpoint_folders
 from hornbook.model.gpt import GPT
 from hornbook.shards.format import Shards, TokenArray
 from hornbook.shards.prepare import ShardsConfig, open_or_prepare, prepare
+from hornbook.text import readers
 from hornbook.text.readers import source_from_path
 from hornbook.text.tokenizer import TokenizerConfig
 from hornbook.train import loop
@@ -389,6 +392,29 @@ def test_data_cleared_away_are_prepared_again_unless_the_text_has_changed(short_
     text.write_text(text.read_text() + " and another cat")
     with pytest.raises(UserError, match="not the data that this run began with"):
         resume(run, {"train": {"steps": 4}})
+
+
+def test_a_run_from_standard_input_whose_data_were_cleared_away_asks_for_the_text_again(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pipe(text: bytes) -> None:
+        readers._standard_input.cache_clear()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+
+    monkeypatch.setenv("HORNBOOK_HOME", str(tmp_path / "home"))
+    run, text = tmp_path / "run", short_text.read_bytes()
+    pipe(text)
+    fit(override(tiniest(short_text), {"data": "-"}), run)
+    shutil.rmtree(tmp_path / "home")
+    pipe(b"")
+    with pytest.raises(UserError, match=r"gone from the cache; pipe it in again: cat TEXT \| hornbook resume RUN \("):
+        resume(run, {"train": {"steps": 4}})
+    pipe(b"other " * 1000)
+    with pytest.raises(UserError, match="not the data that this run began with"):
+        resume(run, {"train": {"steps": 4}})
+    pipe(text)
+    assert resume(run, {"train": {"steps": 4}}).step == 4
+    readers._standard_input.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["train-00000.bin", "val-00000.bin", "tokenizer.json"])

@@ -31,6 +31,7 @@ from hornbook.base.settings import Settings
 from hornbook.base.unfinished import empty_unfinished, finish_folder, remove_abandoned, unfinished_folder
 from hornbook.shards.format import FORMAT_VERSION, MANIFEST, Shards, is_shards, listed
 from hornbook.shards.splits import Measured, Piece, SplitRule, measure
+from hornbook.shards.twins import Twins, find_twins
 from hornbook.shards.writer import STATE, ShardWriter, read_state, write_state
 from hornbook.text.corpora import find_source
 from hornbook.text.documents import AS_IT_COMES, TextConfig
@@ -45,6 +46,8 @@ TOKENS_PER_SHARD = 100_000_000
 YARDSTICK_BYTES = 8_000_000
 LEAST_YARDSTICK_BYTES = 1000  # of less text, a compressor's own heads and tables are most of what it writes
 LONG_LEARNING_SECONDS = 10.0
+SHARE_OF_TWINS_TO_WARN_OF = 0.01
+SPLIT_RULE = 2  # counted up where the same text with the same knobs is split in another way than before
 LEAST_TO_LEARN_FROM = 10_000
 LEARNING_SHOWN_EVERY_SECONDS = 0.5
 
@@ -143,6 +146,8 @@ def report(manifest: dict[str, Any]) -> Iterator[str]:
         f"{duration(facts['seconds'])} in all, encoded by {facts['encoder']}"
     )
     yield from changed_in_reading(manifest)
+    if (twins := Twins(**facts.get("twins", {}))).documents:
+        yield told_of(twins)
 
 
 def changed_in_reading(manifest: dict[str, Any]) -> Iterator[str]:
@@ -151,10 +156,17 @@ def changed_in_reading(manifest: dict[str, Any]) -> Iterator[str]:
     counts = {
         "characters replaced": reading.get("replaced_characters", 0),
         "records passed over": reading.get("skipped_records", 0),
-        "documents dropped that another split has": manifest.get("report", {}).get("duplicates", 0),
+        "documents dropped whose text is held back": manifest.get("report", {}).get("duplicates", 0),
     }
     if any(counts.values()):
         yield ", ".join(f"{number:,} {what}" for what, number in counts.items() if number)
+
+
+def told_of(twins: Twins) -> str:
+    return (
+        f"of {twins.compared:,} validation documents compared, {twins.documents:,} ({twins.share:.0%}) are in the "
+        "training text too, but for small changes"
+    )
 
 
 def too_little(shards: Shards) -> str | None:
@@ -200,14 +212,24 @@ class _Preparation:
         if fast and tokenizer.has_gpt2_pieces and not has_gigatoken():
             self._progress.note("gigatoken is not installed; going on with tokenizers, which is slower")
         encoder = fastest_encoder if fast else SlowEncoder
-        writer = ShardWriter(self._place, tokenizer, encoder, TOKENS_PER_SHARD, state)
+        known = self._measured.text_bytes if self._measured.whole and not self._measured.ids else None
+        writer = ShardWriter(self._place, tokenizer, encoder, TOKENS_PER_SHARD, state, known)
         try:
             with garbage_sought_among_new_objects():
                 self._pump(writer)
-            writer.finish()
-            return self._manifest(tokenizer, writer)
+            with Background(finishes=True) as beside:
+                finishing = beside.submit(writer.finish)  # mostly the disk's work
+                twins = self._twins(tokenizer, writer)
+            finishing.result()
+            return self._manifest(tokenizer, writer, twins)
         finally:
             writer.abandon()
+
+    def _twins(self, tokenizer: Tokenizer, writer: ShardWriter) -> Twins:
+        twins = find_twins(writer.ids_of("val"), writer.ids_of("train"), tokenizer.end_of_text)
+        if twins.share >= SHARE_OF_TWINS_TO_WARN_OF:
+            warn(f"{told_of(twins)}: validation will look better than it is; leave such copies out of the text")
+        return twins
 
     def _learn(self, state: dict[str, Any]) -> Tokenizer:
         began = time.monotonic()
@@ -280,7 +302,7 @@ class _Preparation:
                 batch, size = [], 0
         yield batch, items, size
 
-    def _manifest(self, tokenizer: Tokenizer, writer: ShardWriter) -> dict[str, Any]:
+    def _manifest(self, tokenizer: Tokenizer, writer: ShardWriter, twins: Twins) -> dict[str, Any]:
         splits: dict[str, Any] = {
             name: {
                 "tokens": split.tokens,
@@ -317,6 +339,7 @@ class _Preparation:
             | {
                 "bytes_per_token": totals["bytes_of_text"] / max(totals["tokens"], 1),
                 "duplicates": self._rule.duplicates,
+                "twins": {"documents": twins.documents, "compared": twins.compared},
                 "encoder": writer.encoder.name if totals["tokens"] else None,
                 "seconds": seconds,
                 "bytes_per_second": totals["bytes_of_text"] / max(seconds, 1e-9),
@@ -331,7 +354,7 @@ def _key(signature: str, tokenizer: TokenizerConfig, shards: ShardsConfig) -> st
     knobs = tokenizer.model_dump()
     if tokenizer.kind == "file":  # what is in it counts, not where it lies
         knobs["file"] = train_tokenizer(tokenizer, [], 0).fingerprint
-    parts = [FORMAT_VERSION, signature, knobs, shards.model_dump()]
+    parts = [FORMAT_VERSION, SPLIT_RULE, signature, knobs, shards.model_dump()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

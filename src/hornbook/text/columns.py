@@ -120,7 +120,7 @@ def _seekable(input: Input) -> Iterator[Path]:
         return
     with contextlib.ExitStack() as stack:
         try:
-            path, _ = stack.enter_context(spooled(input.blocks()))
+            path, _ = stack.enter_context(spooled(input.blocks(), str(input.path)))
         except UserError as error:
             raise Trouble(str(error)) from None
         yield path

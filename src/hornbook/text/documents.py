@@ -94,9 +94,11 @@ class Input(NamedTuple):
     name: str
     config: TextConfig
     tally: Tally
+    late: list[Trouble] | None = None
+    """Trouble that is told when all is read, since nothing is lost by it."""
 
     def blocks(self) -> Iterator[bytes]:
-        return read_blocks(self.path)
+        return read_blocks(self.path, self.late)
 
     def bytes_if_small(self) -> bytes | None:
         """All of a file that is one block; None where it is to be read block by block."""

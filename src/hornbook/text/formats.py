@@ -26,6 +26,7 @@ from hornbook.text.streams import (
     read_lines,
     read_text_blocks,
     text_begins,
+    until_trouble,
     with_plain_line_ends,
     without_escaped_bytes,
     without_lone_surrogates,
@@ -90,11 +91,13 @@ def read_text_file(input: Input) -> Iterator[Found]:
         as_read = "\r" not in text and input.tally.replaced == replaced
         yield Document(input.name, with_plain_line_ends(text), utf8=data if as_read else None)
         return
-    cutter = Cutter()
-    for text in read_text_blocks(input.text_blocks(), input.config.errors, input.tally):
+    cutter, troubles = Cutter(), list[Trouble]()
+    texts = read_text_blocks(input.text_blocks(), input.config.errors, input.tally)
+    for text in until_trouble(texts, troubles):
         for piece in cutter.add(text):
             yield Document(input.name, piece, ends=False)
     yield Document(input.name, cutter.end())
+    yield from troubles
 
 
 def read_jsonl(input: Input) -> Iterator[Found]:
@@ -171,8 +174,8 @@ def read(input: Input) -> Iterator[Found]:
 
 def _as_one(found: Iterable[Found], name: str) -> Iterator[Found]:
     """All records of a file as one document, each on a line of its own."""
-    cutter = Cutter()
-    for each in found:
+    cutter, troubles = Cutter(), list[Trouble]()
+    for each in until_trouble(found, troubles):
         if isinstance(each, Trouble) or each.ids is not None:
             yield each
         else:
@@ -180,3 +183,4 @@ def _as_one(found: Iterable[Found], name: str) -> Iterator[Found]:
                 yield Document(name, piece, ends=False)
     if last := cutter.end():
         yield Document(name, last)
+    yield from troubles

@@ -38,6 +38,10 @@ MARKUP = {".rtf", ".xml", ".svg"}
 MARK_BYTES = 3  # a byte-order mark, of which no text is left
 
 
+class NothingPipedInError(UserError):
+    """Standard input was to be the text, and there is none."""
+
+
 @dataclass(frozen=True)
 class Source:
     """Text that is there: a name, its files in the order in which they are read, and how."""
@@ -79,7 +83,8 @@ class Source:
             tally.skipped += mine.skipped
             tally.first_skipped = tally.first_skipped or mine.first_skipped
         if not found:
-            where = self.files[0] if len(self.files) == 1 else self.root
+            where: str | Path = self.files[0] if len(self.files) == 1 else self.root
+            where = self.name if self.content is not None else where
             if mine.skipped:
                 raise UserError(f"{where}: no record could be read; the first of {mine.skipped}: {mine.first_skipped}")
             raise UserError(f"{where}: empty; there is no text to learn from")
@@ -247,8 +252,10 @@ def _name_below(path: Path, folder: Path) -> str:
 
 def _with_its_end(path: Path, name: str, config: TextConfig, tally: Tally) -> Iterator[Found]:
     """What a file holds; trouble that ends it comes last, like that of a record."""
+    late: list[Trouble] = []
     try:
-        yield from read(Input(path, name, config, tally))
+        yield from read(Input(path, name, config, tally, late))
+        yield from late
     except Trouble as trouble:
         yield trouble
 
@@ -257,11 +264,17 @@ def _with_its_end(path: Path, name: str, config: TextConfig, tally: Tally) -> It
 def _standard_input() -> tuple[Path, str]:
     """Standard input as a file, since preparing reads a text more than once; it goes when the process ends."""
     if sys.stdin is None or sys.stdin.isatty():
-        raise UserError("-: nothing is piped in; for example: cat FILE | hornbook prepare -")
+        raise NothingPipedInError("-: nothing is piped in; for example: cat FILE | hornbook prepare -")
     stream = sys.stdin.buffer
     first = stream.read(BLOCK)
+    if not first:
+        raise NothingPipedInError("-: nothing came through the pipe; for example: cat FILE | hornbook prepare -")
     rest = iter(lambda: stream.read(BLOCK), b"")
     stack = contextlib.ExitStack()
-    path, digest = stack.enter_context(spooled(itertools.chain([first], rest), ending_by_magic(first)))
+    blocks = itertools.chain([first], rest)
+    try:
+        path, digest = stack.enter_context(spooled(blocks, STANDARD_INPUT, ending_by_magic(first)))
+    except UserError as error:
+        raise UserError(f"{STANDARD_INPUT}: {error}") from None
     atexit.register(stack.close)
     return path, digest

@@ -27,7 +27,7 @@ from hornbook.shards.format import Shards
 from hornbook.shards.loader import Loader
 from hornbook.shards.order import SampleOrder
 from hornbook.shards.prepare import changed_in_reading, open_or_prepare, too_little
-from hornbook.text.readers import name_of
+from hornbook.text.readers import STANDARD_INPUT, NothingPipedInError, name_of
 from hornbook.text.tokenizer import TokenizerConfig
 from hornbook.train import loop
 from hornbook.train.checkpoint import (
@@ -113,8 +113,9 @@ def resume(folder: Path, changes: Mapping[str, Any] | None = None, progress: Pro
     try:
         shards = Shards.open(Path(record["data"]["folder"])).checked(say=progress.note)
     except UserError as error:  # the cache was cleared, or is damaged; the same text gives the same tokens
-        progress.note(f"{error.mistakes[0].partition('; ')[0]}; looking for the text")
-        shards = open_or_prepare(config.data, _tokenizer_at_hand(config, folder), config.shards, progress, config.text)
+        where = "standard input" if config.data == STANDARD_INPUT else "the text"
+        progress.note(f"{error.mistakes[0].partition('; ')[0]}; looking for {where}")
+        shards = _prepared_again(config, folder, progress)
         record["data"]["folder"] = str(shards.folder.resolve())
     if shards.fingerprint != fingerprint:
         raise UserError(f"{shards.folder}: not the data that this run began with; train on it into another --out")
@@ -131,6 +132,16 @@ def resume(folder: Path, changes: Mapping[str, Any] | None = None, progress: Pro
         refuse_other_settings(checkpoint, config)
         record["config"] = config.model_dump()
         return _train(config, folder, record, shards, machine, checkpoint, progress, before)
+
+
+def _prepared_again(config: RunConfig, folder: Path, progress: Progress) -> Shards:
+    try:
+        return open_or_prepare(config.data, _tokenizer_at_hand(config, folder), config.shards, progress, config.text)
+    except NothingPipedInError:
+        raise UserError(
+            f"{folder}: its text came by standard input and is gone from the cache; pipe it in again: "
+            "cat TEXT | hornbook resume RUN (hornbook prepare - --out FOLDER keeps it)"
+        ) from None
 
 
 def begun(folder: Path) -> RunConfig | None:
