@@ -150,8 +150,10 @@ def _far_too_much(fields: dict[str, Any], known: set[str]) -> Iterator[tuple[str
         if isinstance(value, dict) and len(value) > MOST_NAMES:
             yield name, f"an object of {len(value):,} names"
     prompt = fields.get("prompt")
-    if isinstance(prompt, list) and len(prompt) > TEXTS and not isinstance(prompt[0], int):
-        yield "prompt", f"more than {TEXTS} texts, which this server takes at most"
+    if isinstance(prompt, list) and len(prompt) > TEXTS:
+        most, what = (PROMPT_TOKENS, "ids") if isinstance(prompt[0], int) else (TEXTS, "texts")
+        if len(prompt) > most:
+            yield "prompt", f"more than {most:,} {what}, which this server takes at most"
 
 
 @dataclass
