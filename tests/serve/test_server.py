@@ -133,6 +133,7 @@ def test_another_address_than_loopback_needs_a_key(command: Callable[..., Comman
         (["."], "neither a model"),
         (["{toy}", "{toy}"], "served already"),
         (["{toy}", "--rows", "0"], "--rows: "),
+        (["{toy}", "--loaded", "0"], "--loaded: "),
         (["{toy}", "--key", "a\nb"], "--key: "),
         (["{toy}", "--port", "70000"], "--port 70000: should be from 0 to 65535"),
         (["{toy}", "--host", "no such host"], "--host"),

@@ -17,6 +17,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hornbook.base.errors import UserError
@@ -301,6 +302,24 @@ def _processor_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def free_memory_bytes(device: str) -> int | None:
+    """What can be taken at this moment, also of a container's share; None where nobody tells."""
+    import torch
+
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(device)[0])
+    found = []
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found.append(1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))))
+    with contextlib.suppress(OSError, StopIteration, ValueError):  # "max", where a container may have all
+        group = Path("/sys/fs/cgroup")
+        most, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        lines = (group / "memory.stat").read_text().splitlines()
+        found.append(most - used + int(next(line.split()[1] for line in lines if line.startswith("inactive_file "))))
+    return max(min(found), 0) if found else _main_memory() or None
 
 
 def _main_memory() -> int:

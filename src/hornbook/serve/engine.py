@@ -73,7 +73,8 @@ class Engine:
         self._closing = self._ending = False
         self._failures, self._failed_at = 0, 0.0
         self._pace, self._paced_from = 1.0, time.monotonic()  # seconds from one job's end to the next one's
-        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        # Its memory is taken here, so that where there is not enough, whoever loads the model is told.
+        self._thread = threading.Thread(target=self._work, args=(self._new_batch(),), name="engine", daemon=True)
         self._thread.start()
 
     @property
@@ -136,9 +137,8 @@ class Engine:
         self._thread.join(wait_seconds)
         return not self._thread.is_alive()
 
-    def _work(self) -> None:
+    def _work(self, batch: Batch) -> None:
         try:
-            batch = self._new_batch()
             while self._take_in(batch):
                 try:
                     self._step(batch)
