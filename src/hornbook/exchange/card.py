@@ -17,7 +17,7 @@ from hornbook.base import files
 from hornbook.base.console import count, duration, warn
 from hornbook.base.errors import UserError
 from hornbook.base.logs import read_log
-from hornbook.exchange.gguf_models import ARCHITECTURES
+from hornbook.exchange.gguf import ARCHITECTURES
 from hornbook.model.config import ModelConfig
 from hornbook.model.folder import RUN, SNAPSHOTS, load_config, step_of
 from hornbook.model.shapes import shape_of
