@@ -1,5 +1,7 @@
 # make demo    set up, train for three minutes, look at the result
-# make test    set up, check style and types, run every test
+# make test    set up, check style and types, run the tests
+# make test-long     the tests that take long by nature, and all others with more examples; PART=long: the former alone
+# make test-plain    the tests of what is computed, on this processor as if it were a plain one: AVX2, no bf16, no int8
 # make test-space    start the app of a Space, with gradio in an environment of its own
 #
 # PYTHON=python3.12        another Python (3.11 or newer)
@@ -7,15 +9,28 @@
 
 PYTHON ?= python3
 TORCH_INDEX ?=
+PART ?=
 BIN := .venv/bin
 
-.PHONY: demo test test-space check clean
+# What is computed, and so may depend on the processor.
+NUMBERS := tests/model tests/train tests/infer tests/base/test_machine.py \
+	$(addprefix tests/exchange/test_,card.py gguf_models.py hub_models.py references.py systems.py transformers.py with_code.py)
+PLAIN := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
+
+.PHONY: demo test test-long test-plain test-space check clean
 
 demo: .venv/ready-to-run
 	$(BIN)/hornbook train demo
 
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
+	OMP_NUM_THREADS=1 $(PYTEST)
+
+test-long: .venv/ready-to-test
+	OMP_NUM_THREADS=1 HORNBOOK_LONG=1 $(PYTEST) -m "$(PART)" --timeout 1800
+
+test-plain: .venv/ready-to-test
+	OMP_NUM_THREADS=1 $(PLAIN) $(PYTEST) $(NUMBERS)
 
 # gradio 6 wants a pillow older than the one that draws our curves, so its environment looks into ours for the rest.
 test-space: .venv/ready-to-test

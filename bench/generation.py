@@ -8,7 +8,8 @@ among the figures): a rule such as top-p costs what it has to leave out. The pro
 
 Each round, every contestant has its turn, in both ways of choosing a token: the likeliest, and drawn at temperature
 0.8 with top-p 0.95. A turn is one text by itself; of hornbook also `--streams` texts in one batch. transformers serves
-as many one by one, which takes as long for each as for one. Both may use two processors.
+as many one by one, which takes as long for each as for one. Both may use two processors. A number type that the
+processor lacks is passed over, by its name.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from typing import Any
 import torch
 import transformers
 
+from hornbook.base.machine import cpu_multiplies_int8
 from hornbook.infer.config import SamplerConfig
 from hornbook.infer.decode import Growing, grow
 from hornbook.infer.quantize import prepare_to_speak
@@ -85,9 +87,17 @@ def rate(work: Callable[..., None], *arguments: Any, tokens: int) -> float:
     return tokens / (time.perf_counter() - began)
 
 
+def number_types() -> list[str]:
+    """Those that this processor has instructions for; the others are named."""
+    lacking = [] if cpu_multiplies_int8() else ["int8"]
+    for name in lacking:
+        print(f"passed over: {name}, for which this processor has no instructions", flush=True)
+    return [name for name in ("float32", "bfloat16", "int8") if name not in lacking]
+
+
 def measure(folder: Path, number_of_rounds: int, tokens: int, streams: int) -> dict[str, Any]:
     types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
-    ours = {name: prepare_to_speak(load_model(folder, "cpu", dtype), name) for name, dtype in types.items()}
+    ours = {name: prepare_to_speak(load_model(folder, "cpu", types[name]), name) for name in number_types()}
     theirs = {
         name: transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, name)).eval()
         for name in ("float32", "bfloat16")

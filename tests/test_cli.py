@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 
 from hornbook import cli
+from hornbook.base.output import visible
+from yardstick import within
 
 SIZES = {"n-layer": 1, "n-embd": 32, "n-head": 2, "context": 32}
 SMALL = [f"--model.{name}={size}" for name, size in SIZES.items()] + ["--train.steps=4"]
@@ -33,13 +38,17 @@ def trained(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_help_answers_at_once_and_does_not_import_torch() -> None:
     code = "import sys, hornbook.cli as c; c.main(['--help']); print('torch' in sys.modules, 'pydantic' in sys.modules)"
-    times = []
+    times, plain = [], []
     for _ in range(3):
         began = time.perf_counter()
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        times.append(time.perf_counter() - began)
+        helped = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "import argparse, json, re"], check=True)
+        times.append(helped - began)
+        plain.append(time.perf_counter() - helped)
     assert done.stdout.endswith("False False\n")
-    assert min(times) < 0.5
+    # Half a second, unless Python alone takes more than the tenth of one that it takes on an idle processor.
+    assert min(times) < max(0.5, 5 * min(plain)), (times, plain)
 
 
 def test_settings_recipes_and_corpora_do_not_wait_for_torch() -> None:
@@ -50,9 +59,12 @@ def test_settings_recipes_and_corpora_do_not_wait_for_torch() -> None:
     assert "--train.batch-tokens" in done.stdout
 
 
-def test_training_tells_what_was_reached_and_what_to_try_next(text_file: Path, tmp_path: Path) -> None:
-    done = run("train", "--data", str(text_file), *SMALL, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_training_tells_what_was_reached_and_what_to_try_next(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "--data", str(text_file), *SMALL]) == 0
+    told = capsys.readouterr().out
     for part in (
         "sizes chosen",
         "validation loss",
@@ -62,28 +74,48 @@ def test_training_tells_what_was_reached_and_what_to_try_next(text_file: Path, t
         "continuation 3 of 3",
         "next:",
     ):
-        assert part in done.stdout
+        assert part in told
     folder = tmp_path / "runs" / text_file.stem
     assert (folder / "loss.png").is_file()
     assert (folder / "perplexity.png").is_file()
     # What it says to try next is a command that works.
-    suggestion = next(line.split() for line in done.stdout.splitlines() if line.startswith("  hornbook resume"))
-    done = run(*suggestion[1:3], "--train.steps", "5", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-
-
-def test_a_second_run_takes_the_next_free_name(text_file: Path, tmp_path: Path) -> None:
-    for _ in range(2):
-        done = run("train", "--data", str(text_file), *SMALL, cwd=tmp_path)
-    assert f"this is a new run, runs/{text_file.stem}-2" in done.stdout.replace("\\", "/")
+    suggestion = next(line.split() for line in told.splitlines() if line.startswith("  hornbook resume"))
+    assert cli.main([*suggestion[1:3], "--train.steps", "5"]) == 0
+    # And a second run takes the next free name.
+    assert cli.main(["train", "--data", str(text_file), *SMALL]) == 0
+    assert f"this is a new run, runs/{text_file.stem}-2" in capsys.readouterr().out.replace("\\", "/")
     assert (tmp_path / "runs" / f"{text_file.stem}-2" / "checkpoints").is_dir()
 
 
-def test_train_refuses_a_finished_run_and_names_resume(trained: Path, text_file: Path) -> None:
-    done = run("train", "--data", str(text_file), "--out", str(trained), *SMALL)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert f"hornbook resume {trained}" in done.stderr
+@pytest.mark.parametrize(
+    ("file", "name"), [(b"e\x1bf\tg\xe9 (" + "长".encode() * 75, "e_f_g_ (" + "长" * 30), (b"...", "text")], ids=str
+)
+def test_a_text_of_any_name_on_a_screen_of_any_kind(
+    file: bytes, name: str, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Controls, bytes that are no UTF-8, too long, and nothing but dots; where the screen has the letters of ASCII."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / os.fsdecode(file + b".txt")).write_bytes(text_file.read_bytes())
+    screen = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", screen)
+    words = ["--data", os.fsdecode(file + b".txt"), "--sample.prompts", '["é"]', *SMALL]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert cli.main(["train", *words]) == 0
+        assert cli.main(["resume", f"runs/{name}", "--train.steps", "5"]) == 0
+    assert [each.name for each in (tmp_path / "runs").iterdir()] == [name]
+    assert (tmp_path / "runs" / name / "checkpoints").is_dir()
+    told = screen.buffer.getvalue().decode("ascii").replace("?", "")  # type: ignore[attr-defined]
+    assert visible(told) == told
+
+
+def test_train_refuses_a_finished_run_and_names_resume(
+    trained: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["train", "--data", str(text_file), "--out", str(trained), *SMALL]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert f"hornbook resume {trained}" in error
 
 
 def test_generate_eval_verify_and_report_on_a_run(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,14 +155,16 @@ def test_eval_scores_a_text_from_outside(trained: Path, tmp_path: Path, capsys: 
     assert json.loads(capsys.readouterr().out)["bits_per_byte"] > 0
 
 
-def test_prepare_then_train_on_the_shards(text_file: Path, tmp_path: Path) -> None:
-    done = run("prepare", str(text_file), "--out", "shards", "--tokenizer.kind", "char", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "next:  hornbook train --data shards" in done.stdout
-    done = run("train", "--data", "shards", *SMALL, "--tokenizer.vocab-size", "none", "--json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["ended"] == "done"
-    assert "validation loss" in done.stderr
+def test_prepare_then_train_on_the_shards(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["prepare", str(text_file), "--out", "shards", "--tokenizer.kind", "char"]) == 0
+    assert "next:  hornbook train --data shards" in capsys.readouterr().out
+    assert cli.main(["train", "--data", "shards", *SMALL, "--tokenizer.vocab-size", "none", "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["ended"] == "done"
+    assert "validation loss" in said.err
 
 
 def mistakes(tmp_path: Path) -> dict[str, list[str]]:
@@ -160,6 +194,10 @@ def mistakes(tmp_path: Path) -> dict[str, list[str]]:
         "nothing to verify": ["verify", str(tmp_path / "folder")],
         "unknown option": ["generate", str(tmp_path), "--temprature", "1"],
         "out of range": ["generate", str(tmp_path), "--max-tokens", "0"],
+        "too large a seed": ["train", "--seed", "99999999999999999999"],
+        "too large a batch": ["train", "--train.batch-tokens", "99999999999999999999"],
+        "too many threads": ["train", "--train.threads", "100000"],
+        "a prompt of no text": ["train", "--sample.prompts", "\udcff"],
     }
 
 
@@ -167,15 +205,25 @@ def test_each_mistake_is_one_line_that_says_the_mend(tmp_path: Path, capsys: pyt
     import torch  # noqa: F401  # the two seconds below do not count its import
 
     for name, words in mistakes(tmp_path).items():
-        began = time.monotonic()
-        code = cli.main([*words, "--out", str(tmp_path / "out")] if words[0] == "train" else words)
-        elapsed = time.monotonic() - began
+        with within(2):
+            code = cli.main([*words, "--out", str(tmp_path / "out")] if words[0] == "train" else words)
         error = capsys.readouterr().err
         assert code == 2, f"{name}: {code} {error}"
         assert error.startswith("error: "), f"{name}: {error}"
         assert error.count("\n") == 1, f"{name}: {error}"
         assert len(error) <= len("error: ") + 201, f"{name}: {error}"
-        assert elapsed < 2, f"{name}: {elapsed:.1f} s"
+
+
+def test_a_folder_whose_name_is_no_text_is_refused_before_it_costs_anything(
+    text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "caf\udce9")
+    assert cli.main(["train", "--data", str(text_file), "--out", out, *SMALL]) == 2
+    assert "not UTF-8" in capsys.readouterr().err
+    assert not os.path.exists(out)
+    os.mkdir(out)
+    assert cli.main(["prepare", str(text_file), "--out", out]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_all_mistakes_in_a_config_are_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +12,23 @@ import nbformat
 import pytest
 
 from hornbook.base.settings import described
+from hornbook.cli import COMMANDS, main
 from hornbook.train.config import RunConfig
 
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="module")
-def executed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def test_notebook_shows_curves_inline_and_lets_the_model_speak(tmp_path: Path) -> None:
     notebook = nbformat.read(ROOT / "docs" / "first-model.ipynb", as_version=4)
-    folder = tmp_path_factory.mktemp("notebook")
-    nbclient.NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(folder)}}).execute()
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
-
-
-def test_notebook_shows_curves_inline_and_lets_the_model_speak(executed: list[dict[str, Any]]) -> None:
+    nbclient.NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    executed: list[dict[str, Any]] = [cell for cell in notebook.cells if cell.cell_type == "code"]
     outputs = [output for cell in executed for output in cell["outputs"]]
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
     assert len(pictures) == 3
     printed = "".join(output["text"] for output in outputs if output["output_type"] == "stream")
     assert "def " in printed
     assert "validation loss" in printed
-
-
-def test_notebook_progress_is_one_line_that_moves(executed: list[dict[str, Any]]) -> None:
+    # Progress is one line that moves.
     training = executed[1]["outputs"]
     live = [output for output in training if output["output_type"] == "display_data"]
     assert len(live) == 1
@@ -49,8 +42,6 @@ def test_every_knob_is_documented_with_its_default() -> None:
 
 
 def test_documents_name_only_commands_and_files_that_exist() -> None:
-    from hornbook.cli import COMMANDS
-
     for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
         text = document.read_text()
         for command in re.findall(r"^\s*(?:\.venv/bin/)?hornbook (\w+)", text, flags=re.MULTILINE):
@@ -65,23 +56,19 @@ def readme_commands() -> list[str]:
     return re.findall(r"^hornbook .*$", section, flags=re.MULTILINE)
 
 
-def test_readme_commands_run(text_file: Path, tmp_path: Path) -> None:
+def test_readme_commands_run(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Each as it stands, but for the text's path and a length that a test can wait for."""
     commands = readme_commands()
     assert {words.split()[1] for words in commands} >= {"train", "resume", "generate", "eval", "report"}
     (tmp_path / "my-text.txt").write_bytes(text_file.read_bytes())
+    monkeypatch.chdir(tmp_path)
     for command in commands:
         words = command.partition("#")[0].strip()
         if words.startswith("hornbook train"):
             words += " --train.steps 4 --model.n-layer 1"
         elif words.startswith("hornbook resume"):
             words = re.sub(r"--train\.\S+ \S+", "--train.steps 6", words)
-        done = subprocess.run(
-            f"{sys.executable} -m hornbook.cli {words.removeprefix('hornbook ')}",
-            shell=True,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+        code = main(shlex.split(words.removeprefix("hornbook ")))
+        assert code == 0, f"{command}\n{capsys.readouterr()}"

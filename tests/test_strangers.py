@@ -9,7 +9,8 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,22 +36,31 @@ from hornbook.train.start import fit, resume
 EXAMPLES = 12 * int(os.environ.get("HORNBOOK_SOAK", "1"))
 BYTE = TokenizerConfig(kind="byte")
 KINDS = ("staged", "discarded", "replaced", "unfinished", "partial", "spooled")
-NAMES = [
-    *("a.txt", "notes", "step-00000001", "step-00000002", "step-00000003", "step-00000009", "checkpoints", "snapshots"),
-    *("run.json", "metrics.jsonl", "samples.jsonl", "loss.png", "perplexity.png", "comparison.png", ".lock"),
-    *("manifest.json", "MANIFEST.json", "config.json", "model.safetensors", "tokenizer.json", "train-00000.bin"),
-    *(".DS_Store", "Thumbs.db", "._model.safetensors", "place", "shards", "verified.json", "unfinished.json"),
-    *(f".{kind}-{owner}{name}" for kind in KINDS for owner in ("", "1-", "p1-00000000-") for name in ("place", "x")),
-]
-# A file by its bytes, a folder by what is in it, a link by whether it leads to a file, to a folder or nowhere.
-Tree = bytes | str | dict[str, Any]
+LOOKALIKES = [f".{kind}-{owner}place" for kind in KINDS for owner in ("", "1-", "p1-00000000-", "00000000-")]
+SHARDS = ("manifest.json", "train-00000.bin", "tokenizer.json", "notes.txt", ".DS_Store", "inner/a")
+MODEL = ("MANIFEST.json", "config.json", "model.safetensors", "Thumbs.db", "._model.safetensors")
+STEPS = [f"{kept}/step-0000000{step}" for kept in ("checkpoints", "snapshots") for step in (1, 2, 3, 4, 8)]
+RUN = ("run.json", "metrics.jsonl", "samples.jsonl", "loss.png", "perplexity.png", ".lock", "checkpoints", "snapshots")
+IN_STEPS = [f"{step}/{name}" for step in STEPS for name in ("a", "Thumbs.db", "MANIFEST.json")]
+CACHE = ("verified.json", "shards", "shards/text", "spool/1-0", "tokenizers", "models")
+# What stands at a path: a file by its bytes, or a link by whether it leads to a file, to a folder or nowhere.
 leaves = st.one_of(
     st.binary(max_size=9),
     st.sampled_from([b"{}", b"[]", b'{"run_id": "mine"}', b'{"sha256": ""}', b"\x89PNG\r\n\x1a\n"]),
     st.sampled_from(["file", "folder", "nowhere"]),
 )
-trees = st.recursive(leaves, lambda inner: st.dictionaries(st.sampled_from(NAMES), inner, max_size=4), max_leaves=8)
-folders = st.dictionaries(st.sampled_from(NAMES), trees, max_size=4)
+
+
+def trees(*likely: str) -> st.SearchStrategy[dict[str, bytes | str]]:
+    """Below `place`: much of what a command would write itself. Beside it, or in it, names like those of leftovers."""
+    names = st.sampled_from([f"place/{name}" for name in likely])
+    others = [*LOOKALIKES, *(f"{name}/a" for name in LOOKALIKES), "place", "place/a", "comparison.png"]
+    others += [f"place/{name}" for name in (*SHARDS, *MODEL, *LOOKALIKES, f"checkpoints/{LOOKALIKES[0]}")]
+    return st.builds(
+        lambda one, two: one | two,
+        st.dictionaries(names, leaves, max_size=4),
+        st.dictionaries(st.sampled_from(others), leaves, max_size=4),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +71,7 @@ def made(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "older.txt").write_text("an older text " * 50)
     fit(config(root), root / "run")
     shutil.copytree(root / "run", root / "killed", ignore=shutil.ignore_patterns("checkpoints"))
+    shutil.copytree(root / "killed", root / "logs", ignore=shutil.ignore_patterns("snapshots"))
     shutil.copytree(root / "run" / "checkpoints" / "step-00000002", root / "model")
     prepare(source_from_path(root / "older.txt"), BYTE, ShardsConfig(), root / "shards")
     return root
@@ -79,63 +90,76 @@ def config(made: Path, **knobs: Any) -> RunConfig:
     )
 
 
+def prepared(made: Path, place: Path) -> Shards:
+    return prepare(source_from_path(made / "text.txt"), BYTE, ShardsConfig(), place)
+
+
 def at_home(made: Path, place: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HORNBOOK_HOME", str(place))
         open_or_prepare(str(made / "text.txt"), BYTE, ShardsConfig())
 
 
-# What each command is given to write into, besides what others have put there.
-COMMANDS: dict[str, tuple[str, Callable[[Path, Path], object]]] = {
-    "prepare": ("", lambda made, place: prepare(source_from_path(made / "text.txt"), BYTE, ShardsConfig(), place)),
-    "prepare again": (
-        "shards",
-        lambda made, place: prepare(source_from_path(made / "text.txt"), BYTE, ShardsConfig(), place),
+@dataclass(frozen=True)
+class Command:
+    write: Callable[[Path, Path], object]
+    likely: tuple[str, ...]
+    own: str = ""
+    """What of ours it is given to write into, besides what others have put there."""
+
+
+COMMANDS = {
+    "prepare": Command(lambda made, place: prepared(made, place), SHARDS),
+    "prepare again": Command(lambda made, place: prepared(made, place), SHARDS, "shards"),
+    "prepare into the cache": Command(lambda made, place: at_home(made, place), CACHE),
+    "train": Command(lambda made, place: fit(config(made), place), (*RUN, *STEPS)),
+    "train again": Command(lambda made, place: fit(config(made), place), (*RUN, *STEPS), "killed"),
+    "resume": Command(lambda made, place: resume(place, {"train": {"steps": 5}}), (*STEPS, *IN_STEPS), "run"),
+    "report": Command(
+        lambda made, place: (draw(place), compare([place, made / "run"], place.parent / "comparison.png")), RUN, "logs"
     ),
-    "prepare into the cache": ("", at_home),
-    "train": ("", lambda made, place: fit(config(made), place)),
-    "train again": ("killed", lambda made, place: fit(config(made), place)),
-    "resume": ("run", lambda made, place: resume(place, {"train": {"steps": 4}})),
-    "report": (
-        "run",
-        lambda made, place: (draw(place), compare([place, made / "run"], place.parent / "comparison.png")),
-    ),
-    "import": ("", lambda made, place: import_model(str(made / "model"), place)),
-    "export to hf": ("", lambda made, place: export_model(made / "model", "hf", place)),
-    "export to gguf": ("", lambda made, place: export_model(made / "model", "gguf", place, dtype="f32")),
-    "export to pt": ("", lambda made, place: export_model(made / "model", "pt", place)),
+    "import": Command(lambda made, place: import_model(str(made / "model"), place), MODEL),
+    "export to hf": Command(lambda made, place: export_model(made / "model", "hf", place), MODEL),
+    "export to gguf": Command(lambda made, place: export_model(made / "model", "gguf", place, dtype="f32"), MODEL),
+    "export to pt": Command(lambda made, place: export_model(made / "model", "pt", place), MODEL),
 }
 
 
-def plant(tree: Tree, path: Path, elsewhere: Path) -> None:
+def plant(tree: Mapping[str, bytes | str], root: Path, elsewhere: Path) -> None:
     """Where something stands already, nothing is put over it."""
-    if isinstance(tree, dict):
-        if not os.path.lexists(path) or (path.is_dir() and not path.is_symlink()):
-            path.mkdir(exist_ok=True)
-            for name, inner in tree.items():
-                plant(inner, path / name, elsewhere)
-    elif not os.path.lexists(path):
-        path.write_bytes(tree) if isinstance(tree, bytes) else path.symlink_to(elsewhere / tree)
+    for name, leaf in tree.items():
+        path = root / name
+        with contextlib.suppress(FileExistsError, NotADirectoryError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not os.path.lexists(path) and elsewhere not in path.resolve().parents:
+                path.write_bytes(leaf) if isinstance(leaf, bytes) else path.symlink_to(elsewhere / leaf)
 
 
-def look(root: Path) -> dict[str, bytes | str]:
-    """Every file and link. What was set aside has its name still: that is told, and nothing is lost."""
+def look(root: Path) -> set[tuple[str, bytes | str]]:
+    """Every file and link. What was set aside counts by the name it had: that is told, and nothing is lost."""
     return {
-        re.sub(r"\.set-aside(-\d+)?", "", path.relative_to(root).as_posix()): os.readlink(path)
-        if path.is_symlink()
-        else path.read_bytes()
+        (
+            re.sub(r"\.set-aside(-\d+)?", "", path.relative_to(root).as_posix()),
+            os.readlink(path) if path.is_symlink() else path.read_bytes(),
+        )
         for path in root.rglob("*")
         if path.is_symlink() or path.is_file()
     }
 
 
+@pytest.fixture(autouse=True)
+def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a picture shows takes time, and does not matter here."""
+    end = b"\0\0\0\0IEND\xaeB`\x82"
+    picture = b"\x89PNG\r\n\x1a\n" + bytes(50) + end
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda _, path, **__: path.write_bytes(picture))
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(inside=trees, beside=folders)
-def test_no_file_of_others_is_removed_or_changed(
-    command: str, inside: Tree, beside: dict[str, Tree], made: Path, tmp_path: Path
-) -> None:
-    own, write = COMMANDS[command]
+@given(data=st.data())
+def test_no_file_of_others_is_removed_or_changed(command: str, data: st.DataObject, made: Path, tmp_path: Path) -> None:
+    it = COMMANDS[command]
     root = tmp_path / "root"
     shutil.rmtree(root, ignore_errors=True)
     (root / "elsewhere" / "folder").mkdir(parents=True)
@@ -143,23 +167,22 @@ def test_no_file_of_others_is_removed_or_changed(
         (root / "elsewhere" / name).write_bytes(name.encode())
     place = root / "work" / "place"
     place.parent.mkdir()
-    if own:
-        shutil.copytree(made / own, place)
-    before = set(look(root)) - {f"elsewhere/{name}" for name in ("file", "folder/file")}
-    plant(beside | {"place": inside}, place.parent, root / "elsewhere")
-    theirs = {name: each for name, each in look(root).items() if name not in before}
+    if it.own:
+        shutil.copytree(made / it.own, place)
+    before = {each for each in look(root) if not each[0].startswith("elsewhere")}
+    plant(data.draw(trees(*it.likely)), place.parent, root / "elsewhere")
+    theirs = look(root) - before
     with contextlib.suppress(HornbookError):
         try:
-            write(made, place)
+            it.write(made, place)
         except OSError as error:
             if error.errno not in PATH_ERRORS:
                 raise
-    left = look(root)
-    assert {name: left.get(name) for name in theirs} == theirs
+    assert theirs - look(root) == set()
 
 
 NOT_OURS: dict[str, Callable[[Path, Path], object]] = {
-    "a folder of documents": lambda place, made: plant({"a": {"thesis.txt": b"mine"}}, place, made),
+    "a folder of documents": lambda place, made: plant({"a/thesis.txt": b"mine"}, place, made),
     "a file": lambda place, made: place.write_bytes(b"mine"),
     "a link to a folder": lambda place, made: place.symlink_to(made),
     "a link to a file": lambda place, made: place.symlink_to(made / "text.txt"),
@@ -194,7 +217,7 @@ def test_prepare_does_not_take_the_place_of_its_text(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     text = (made / "text.txt").read_bytes()
-    plant({"thesis": {"1.txt": text, "2.txt": text}, "thesis.txt": text}, tmp_path, made)
+    plant({"thesis/1.txt": text, "thesis/2.txt": text, "thesis.txt": text}, tmp_path, made)
     before = look(tmp_path)
     for name in ("thesis", "thesis.txt", "."):
         assert main(["prepare", name, "--out", name]) == 2
@@ -211,36 +234,45 @@ def test_prepare_takes_a_place_that_is_free_or_its_own(there: str, made: Path, t
         shutil.copytree(made / "shards", place)
     if there == "damaged shards":
         os.truncate(place / "train-00000.bin", 1)
-    shards = prepare(source_from_path(made / "text.txt"), BYTE, ShardsConfig(), place)
+    shards = prepared(made, place)
     assert (shards.damage(), shards.manifest["name"]) == (None, "text")
     assert [path.name for path in tmp_path.iterdir()] == ["place"]
 
 
 @pytest.mark.parametrize("name", ["run.json", "metrics.jsonl", "samples.jsonl", "checkpoints", "snapshots"])
 def test_train_refuses_a_folder_where_others_have_what_it_would_write(name: str, made: Path, tmp_path: Path) -> None:
-    plant({"run": {name: {"a": b"mine"} if "." not in name else b"mine"}}, tmp_path, made)
+    plant({f"run/{name}" if "." in name else f"run/{name}/a": b"mine"}, tmp_path, made)
     before = look(tmp_path)
     with pytest.raises(UserError, match=rf"{name}: not known to be written by Hornbook; choose another --out"):
         fit(config(made), tmp_path / "run")
     assert look(tmp_path) == before
 
 
+def test_train_writes_through_no_link(made: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(made / "killed", tmp_path / "run")
+    (run / "metrics.jsonl").rename(tmp_path / "kept")
+    (run / "metrics.jsonl").symlink_to(tmp_path / "kept")
+    before = look(tmp_path)
+    with pytest.raises(UserError, match=r"metrics\.jsonl: not known to be written by Hornbook"):
+        fit(config(made), run)
+    assert look(tmp_path) == before
+
+
 def test_train_writes_beside_what_others_have_put_into_its_folder(made: Path, tmp_path: Path) -> None:
-    plant({"run": {"run.toml": b"mine", "loss.png": b"drawn by hand", "notes": {"a": b"mine"}}}, tmp_path, made)
+    plant({"run/run.toml": b"mine", "run/loss.png": b"drawn by hand", "run/notes/a": b"mine"}, tmp_path, made)
     before = look(tmp_path)
     fit(config(made), tmp_path / "run")
     assert [path.name for path in draw(tmp_path / "run")] == ["loss-2.png", "perplexity.png"]
     assert [path.name for path in draw(tmp_path / "run")] == ["loss-2.png", "perplexity.png"]
-    assert look(tmp_path).items() >= before.items()
+    assert look(tmp_path) >= before
 
 
 def test_names_that_only_look_like_leftovers_stay(made: Path, tmp_path: Path) -> None:
-    lookalikes = {name: {"a": b"mine"} for name in NAMES if name.startswith(".") and name not in (".DS_Store", ".lock")}
-    plant(lookalikes, tmp_path, made)
+    plant({f"{name}/a": b"mine" for name in LOOKALIKES}, tmp_path, made)
     before = look(tmp_path)
     left = [hidden(kind, "x") for kind in ("discarded", "unfinished")] + [str(Hidden("staged", "x", 2**22 + 1))]
     for name in left:
-        plant({"a": b"ours"}, tmp_path / name, made)
+        plant({f"{name}/a": b"ours"}, tmp_path, made)
     files.remove_leftovers(tmp_path)
     assert look(tmp_path) == before
 
@@ -249,12 +281,12 @@ def test_preparations_at_once_leave_each_others_work_alone(made: Path, tmp_path:
     """In the folder that all share, one is about to replace shards, another has its folder in the making."""
     replaced, staged = hidden("replaced", "x"), str(Hidden("staged", "y", os.getppid()))
     for name in (replaced, staged):
-        plant({"a": b"another's"}, tmp_path / name, made)
+        plant({f"{name}/a": b"another's"}, tmp_path, made)
     before = look(tmp_path)
     files.remove_leftovers(tmp_path, shared=True)
     assert look(tmp_path) == before
     files.restore_replaced(tmp_path / "x")
-    assert look(tmp_path).keys() == {"x/a", f"{staged}/a"}
+    assert {name for name, _ in look(tmp_path)} == {"x/a", f"{staged}/a"}
 
 
 def test_what_two_processes_delete_at_once_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -495,6 +495,23 @@ def test_a_file_where_a_folder_should_be_is_the_users_mistake(tmp_path: Path) ->
             files.make_folder(path)
 
 
+@pytest.mark.parametrize(("place", "mend"), [("home/shards", "set HORNBOOK_HOME to another"), ("out", "another --out")])
+def test_where_nothing_may_be_written_the_advice_is_for_that_place(
+    place: str, mend: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def forbidden(kind: str, path: Path, act: Callable[[], Any]) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setenv("HORNBOOK_HOME", str(tmp_path / "home"))
+    path = tmp_path / place / "it"
+    path.parent.mkdir(parents=True)
+    monkeypatch.setattr(files, "_step", forbidden)
+    with pytest.raises(UserError, match=f"it: no permission to write here; .*{mend}"):
+        files.make_folder(path)
+    with pytest.raises(MachineError, match=f"it: no permission to write here; .*{mend}"):
+        files.write_bytes(path, NEW)
+
+
 def test_a_hash_is_the_hash_that_others_compute(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")  # FIPS 180-2, appendix B.1
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

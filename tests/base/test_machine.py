@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from hornbook.base.errors import UserError
 from hornbook.base.machine import (
     attention_backend,
     choose_machine,
+    cpu_multiplies_int8,
     fast_float_modes,
     garbage_sought_among_new_objects,
     mix_seed,
@@ -43,6 +45,7 @@ def torch_reports(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         name: str = "NVIDIA H100 80GB HBM3",
         mps: bool = False,
         cpu_bf16: str | None = None,
+        held_to: str = "",
     ) -> None:
         properties = SimpleNamespace(name=name, total_memory=80 * GIGABYTE)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda is not None)
@@ -52,6 +55,7 @@ def torch_reports(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
         for report in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
             monkeypatch.setattr(torch.cpu, report, lambda found=report == cpu_bf16: found, raising=False)
+        monkeypatch.setenv("ATEN_CPU_CAPABILITY", held_to)
 
     return fake
 
@@ -68,6 +72,7 @@ def torch_reports(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         ({}, "cpu", "float32"),
         ({"cpu_bf16": "_is_avx512_bf16_supported"}, "cpu", "bfloat16"),
         ({"cpu_bf16": "_is_amx_tile_supported"}, "cpu", "bfloat16"),
+        ({"cpu_bf16": "_is_amx_tile_supported", "held_to": "avx2"}, "cpu", "float32"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
@@ -79,6 +84,14 @@ def test_the_fastest_device_and_its_numbers(
     assert (machine.device, machine.dtype) == (device, dtype)
     assert machine.torch_device == torch.device(device)
     assert machine.torch_dtype == getattr(torch, dtype)
+
+
+def test_without_avx512_a_processor_computes_in_float32() -> None:
+    """As it is, without any report made up; in make test-plain, of every processor."""
+    if torch.backends.cpu.get_cpu_capability() in ("AVX2", "DEFAULT"):
+        assert (choose_machine("cpu").dtype, cpu_multiplies_int8()) == ("float32", False)
+    else:
+        assert os.environ.get("ATEN_CPU_CAPABILITY") not in ("avx2", "default")
 
 
 def test_what_is_asked_for_is_taken(torch_reports: Callable[..., None]) -> None:
@@ -213,6 +226,23 @@ def test_tiny_numbers_are_flushed_to_zero_while_a_run_is_at_work_and_not_after()
         assert torch.get_float32_matmul_precision() == "high"
     assert torch.tensor([1e-40]).mul(1.0).item() > 0
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_who_flushes_them_anyway_goes_on_to() -> None:
+    torch.set_flush_denormal(True)
+    try:
+        with fast_float_modes():
+            pass
+        assert torch.tensor([1e-40]).mul(1.0).item() == 0
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def test_more_threads_than_a_process_survives_are_refused() -> None:
+    before = torch.get_num_threads()
+    with pytest.raises(UserError, match=r"--train\.threads: 100,000, .* take at most \d+, or leave the knob out"):
+        choose_machine("cpu", threads=100_000)
+    assert torch.get_num_threads() == before
 
 
 def test_memory_is_told_in_bytes() -> None:

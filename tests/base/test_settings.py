@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
+from effort import examples
 from hornbook.base.errors import LONGEST_LINE, UserError
 from hornbook.base.settings import Settings, build, described, from_file, from_words, knobs, merge, nearest, spoken
 
@@ -271,7 +272,7 @@ def as_words(settings: Settings, joined: bool, prefix: str = "") -> Iterator[str
         yield from [f"{word}={text}"] if joined or text.startswith("--") else [word, text]
 
 
-@settings(max_examples=150, deadline=None)
+@examples(1_500)
 @given(breads, st.booleans())
 def test_any_settings_written_as_words_are_read_back(bread: Bread, joined: bool) -> None:
     assert build(Bread, from_words(Bread, list(as_words(bread, joined)))) == bread
@@ -287,7 +288,7 @@ junk = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@examples(1_500)
 @given(st.dictionaries(st.sampled_from(list(Bread.model_fields)) | st.text(max_size=5), junk, max_size=4))
 def test_any_tree_is_settings_or_short_lines(tree: dict[str, Any]) -> None:
     with contextlib.suppress(ValidationError):

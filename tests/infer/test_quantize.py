@@ -14,6 +14,7 @@ from torch import nn
 from hornbook import cli
 from hornbook.base.console import Progress
 from hornbook.base.errors import UserError
+from hornbook.base.machine import cpu_multiplies_int8, cpu_packs_bf16
 from hornbook.infer.config import SamplerConfig
 from hornbook.infer.decode import Growing, grow
 from hornbook.infer.evaluate import evaluate
@@ -23,11 +24,9 @@ from hornbook.model.gpt import GPT
 from hornbook.train.config import RunConfig
 from hornbook.train.start import fit
 
-needs_vnni = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="this processor has no VNNI")
-needs_bf16 = pytest.mark.skipif(
-    not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),
-    reason="this processor is slow at bfloat16",
-)
+pytestmark = pytest.mark.xdist_group("quantize")  # one training
+needs_vnni = pytest.mark.skipif(not cpu_multiplies_int8(), reason="this processor has no VNNI")
+needs_bf16 = pytest.mark.skipif(not cpu_packs_bf16(), reason="this processor is slow at bfloat16")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("dtype", "at_most"),
-    [pytest.param("int8", 0.01, marks=needs_vnni), pytest.param("bfloat16", 0.01, marks=needs_bf16)],
+    [pytest.param("int8", 0.01, marks=needs_vnni), ("bfloat16", 0.01)],
 )
 def test_perplexity_moves_by_less_than_a_hundredth(run: Path, dtype: str, at_most: float) -> None:
     exact = evaluate(run, None, device="cpu")["perplexity"]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from effort import long
 from hornbook.base.machine import choose_machine
 from hornbook.model.compile import compiled_or_eager
 from hornbook.model.gpt import GPT
@@ -118,6 +119,7 @@ print(torch.equal(compiled_or_eager(model, (1, 16))(ids), model(ids)))
 """
 
 
+@long
 def test_a_machine_without_a_compiler_goes_on_eager(tmp_path: Path) -> None:
     bare = {name: value for name, value in os.environ.items() if name not in ("CXX", "CC", "PATH")}
     bare |= {"PATH": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}

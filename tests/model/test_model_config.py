@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from effort import examples
 from hornbook.base.errors import UserError
 from hornbook.model.config import ModelConfig, classic, modern
 from hornbook.model.gpt import GPT
@@ -50,7 +51,7 @@ def configs(draw: st.DrawFn) -> ModelConfig:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@examples(1_000)
 @given(configs())
 def test_the_parameter_count_is_that_of_the_built_model(config: ModelConfig) -> None:
     assert config.n_params() == parameters_of(config)

@@ -55,11 +55,14 @@ def start() -> Iterator[Callable[..., Running]]:
             host: str = "127.0.0.1",
             key: str | None = None,
             load: Callable[[Path], Speaker] | None = None,
+            unread_bytes: int | None = None,
             **limits: Any,
         ) -> Running:
             models = Models(folders, ServeConfig(**limits), Tally(), load or (lambda folder: Speaker(folder, "cpu")))
             models.load_first()
             listener = socket.create_server((host, 0))
+            if unread_bytes:  # what the system keeps for a client that does not read
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, unread_bytes)
             server = build_server(models, host, key)
             thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
             thread.start()

@@ -22,7 +22,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serving import Endless, Running, Slow
 
+from effort import LONG
 from hornbook.infer.speaker import Speaker
+from yardstick import within
 
 COMPLETIONS = "/v1/completions"
 PLAIN = {"temperature": 1.0, "top_p": None}
@@ -185,10 +187,8 @@ def test_what_is_not_the_right_json_is_refused(running: Running, content: bytes)
     ],
 )
 def test_a_million_mistakes_are_told_as_soon_as_a_few(running: Running, body: dict[str, Any]) -> None:
-    with running.client() as client:
-        began = time.monotonic()
+    with running.client() as client, within(3):  # client and server are one process here
         answer = client.post(COMPLETIONS, json=body)
-        assert time.monotonic() - began < 3
     assert answer.status_code == 400
     assert len(answer.content) < 5000
 
@@ -258,6 +258,7 @@ def test_metrics_count_what_was_done(start: Callable[..., Running], toy: Path) -
     with fresh.client() as client:
         for _ in range(3):
             client.post(COMPLETIONS, json={"prompt": "abcd", "max_tokens": 7, "temperature": 0})
+        assert fresh.every_request_ended_once()
         text = client.get("/metrics").text
     assert 'hornbook_requests_total{outcome="complete"} 3\n' in text
     assert "hornbook_prompt_tokens_total 12\n" in text
@@ -382,20 +383,26 @@ def test_whoever_leaves_frees_row_and_place(start: Callable[..., Running], toy: 
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         leave = threading.Event()
         for each in occupied:
-            pool.submit(post_and_vanish, slow.port, endless, lambda _: (each.set(), leave.wait(30)))  # noqa: B023
+            pool.submit(post_and_vanish, slow.port, endless, lambda _: (each.set(), leave.wait(300)))  # noqa: B023
         assert slow.settles(lambda: engine.rows_in_use == 2)
         for _ in range(10):
             post_and_vanish(slow.port, endless, lambda _: slow.settles(lambda: engine.waiting == 1))
             assert slow.settles(lambda: engine.waiting == 0)
         leave.set()
     assert slow.settles(lambda: engine.is_idle)
-    assert {name: number for name, number in slow.outcomes().items() if number} == {"cancelled": 52}
     assert slow.every_request_ended_once()
+    assert {name: number for name, number in slow.outcomes().items() if number} == {"cancelled": 52}
 
 
 def test_a_client_that_does_not_read_hurts_nobody(start: Callable[..., Running], toy: Path) -> None:
     hasty = start(
-        toy, load=lambda folder: Endless(folder, 0.0), rows=4, reader_seconds=1.0, max_tokens=100_000, numbers=10**7
+        toy,
+        load=lambda folder: Endless(folder, 0.0),
+        unread_bytes=4096,
+        rows=4,
+        reader_seconds=1.0,
+        max_tokens=100_000,
+        numbers=10**7,
     )
     body = {"prompt": "ab", "max_tokens": 100_000, "stream": True, "logprobs": 20, "repetition_penalty": 5.0}
     content = json.dumps(body).encode()
@@ -408,10 +415,11 @@ def test_a_client_that_does_not_read_hurts_nobody(start: Callable[..., Running],
         )
         engine = hasty.models.loaded[0][1]
         assert hasty.settles(lambda: engine.rows_in_use == 1)
+        answered_meanwhile = 0
         while engine.rows_in_use:
-            began = time.monotonic()
             assert client.post(COMPLETIONS, json={"prompt": "a", "max_tokens": 5}).status_code == 200
-            assert time.monotonic() - began < 2
+            answered_meanwhile += engine.rows_in_use
+        assert answered_meanwhile, "they waited until the silent one was given up"
         assert hasty.settles(lambda: hasty.outcomes()["cancelled"] == 1)
 
 
@@ -448,7 +456,7 @@ def one_of_many(port: int, seed: int, draw: random.Random) -> tuple[str, dict[st
     timeout = httpx2.Timeout(60, read=draw.random() * 0.2 if leaves else 60)
     try:
         with (
-            httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=timeout) as client,
+            httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=timeout, verify=False) as client,
             client.stream("POST", COMPLETIONS, json=body) as answer,
         ):
             if answer.status_code != 200:
@@ -468,15 +476,21 @@ def one_of_many(port: int, seed: int, draw: random.Random) -> tuple[str, dict[st
 
 
 def test_64_clients_of_whom_a_third_vanish(start: Callable[..., Running], toy: Path, toy_speaker: Speaker) -> None:
+    """Until each of what may become of a request has become of some, or for a minute."""
     busy = start(toy, load=lambda folder: Slow(folder, 0.004), rows=8, queue=32)
     process = psutil.Process()
     seen: list[tuple[str, dict[str, Any] | None]] = []
     sizes: list[tuple[int, int]] = []
-    last = time.monotonic() + 10
+    last = time.monotonic() + 60
+
+    def goes_on() -> bool:
+        counts = Counter(status for status, _ in seen)
+        enough = not LONG and min(counts["200"], counts["429"], counts["left"]) > 30
+        return time.monotonic() < last and not enough
 
     def client(number: int) -> None:
         draw, own = random.Random(number), 0
-        while time.monotonic() < last:
+        while goes_on():
             seen.append(one_of_many(busy.port, number * 1000 + own, draw))
             own += 1
 
@@ -487,13 +501,14 @@ def test_64_clients_of_whom_a_third_vanish(start: Callable[..., Running], toy: P
             time.sleep(0.5)
         for each in clients:
             each.result()
+
     assert busy.settles(lambda: busy.models.loaded[0][1].is_idle)
+    assert busy.every_request_ended_once()
     counts, outcomes = Counter(status for status, _ in seen), busy.outcomes()
     assert min(counts["200"], counts["429"], counts["left"]) > 20, counts
     assert outcomes["full"] >= counts["429"]  # one that left may have been refused before
     assert outcomes["complete"] >= counts["200"]
     assert outcomes["failed"] == outcomes["closing"] == 0
-    assert busy.every_request_ended_once()
     assert sum(outcomes.values()) <= len(seen)  # who left while connecting never came
     assert sum(outcomes.values()) >= len(seen) - counts["left"]
     for answer in [each for _, each in seen if each][:: max(counts["200"] // 200, 1)]:

@@ -44,6 +44,7 @@ FLAGS = [
     "--disable-sync",
 ]
 SIZES = {"phone": {"width": 390, "height": 844}, "desktop": {"width": 1280, "height": 800}}
+pytestmark = pytest.mark.xdist_group("page")  # one browser, one server, one training
 SERVED = ["grown", "young", "plain"]
 PROMPT = "def f(x):\n"
 
@@ -54,6 +55,7 @@ def browser() -> Iterator[Browser]:
     if chromium is None:
         message = "no chromium here: on Debian, apt install chromium"
         pytest.fail(message) if os.environ.get("HORNBOOK_CHROMIUM_REQUIRED") else pytest.skip(message)
+    expect.set_options(timeout=60_000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         yield browser
@@ -109,7 +111,7 @@ def open_page(browser: Browser, site: str) -> Iterator[Open]:
         )  # fmt: skip
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(60_000)
         page.on("console", lambda each: each.type == "log" or refused(each) or wrong.append(each.text))
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", lambda request: request.url.startswith(site + "/") or wrong.append(request.url))
@@ -485,15 +487,19 @@ def test_a_model_without_a_run_has_no_youth_to_show(site: str, open_page: Open) 
 
 def test_a_run_that_has_kept_nothing_yet_says_so(site: str, open_page: Open) -> None:
     page = open_page()
-    begun = httpx2.get(f"{site}/api/models").json()[0] | {"training": True, "points": []}
+    begun = httpx2.get(f"{site}/api/models").json()[0] | {
+        "training": True,
+        "points": [],
+        "silent": "it has no checkpoint yet",
+    }
     page.route("**/api/models", lambda route: route.fulfill(json=[begun]))
     page.reload()
-    expect(page.locator("#state")).to_contain_text("No checkpoint yet")
+    expect(page.locator("#state")).to_contain_text("no checkpoint yet")
     expect(page.get_by_role("button", name="Write")).to_be_disabled()
     expect(page.locator("#live")).to_be_visible()
     assert violations(page) == []
     page.unroute("**/api/models")  # its next look finds some
-    expect(page.get_by_role("button", name="Write")).to_be_enabled(timeout=15_000)
+    expect(page.get_by_role("button", name="Write")).to_be_enabled(timeout=60_000)
     expect(page.locator("#state")).to_be_empty()
     write(page)
 
@@ -510,7 +516,7 @@ def test_a_run_that_trains_is_shown_as_it_is_now(runs: Path, open_page: Open) ->
         metrics.write({"step": 49, "val_loss": 1.5})
         samples.write({"step": 49, "prompt": "so it", "text": " goes on"})
         shutil.copytree(young / "snapshots" / "step-00000008", young / "snapshots" / "step-00000049")
-        expect(page.locator("#live")).to_contain_text("training, step 49", timeout=15_000)
+        expect(page.locator("#live")).to_contain_text("training, step 49", timeout=60_000)
         expect(page.locator("#curve-text")).to_contain_text("validation loss 1.5")
         expect(page.get_by_text("so it goes on")).to_be_visible()
         expect(page.locator("#point-text")).to_contain_text("Step 49")
@@ -521,6 +527,6 @@ def test_a_run_that_trains_is_shown_as_it_is_now(runs: Path, open_page: Open) ->
         page.get_by_label("Snapshot of the run").fill("0")  # leaves the newest
         wait(page)
         assert asked[1]["model"] == "young@1"
-    expect(page.locator("#live")).to_be_hidden(timeout=15_000)
+    expect(page.locator("#live")).to_be_hidden(timeout=60_000)
     for log in (metrics, samples):
         log.close()

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from effort import examples
 from hornbook.base.errors import LONGEST_LINE, UserError
 from hornbook.shards import prepare as preparing
 from hornbook.shards.format import Shards, TokenArray, is_shards
@@ -24,7 +25,7 @@ def shards(many_texts: Path, prepared: Prepare, monkeypatch: pytest.MonkeyPatch)
     return prepared(many_texts, val_fraction=0.2)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(1_500)
 @given(st.lists(st.lists(st.integers(0, 999), min_size=1, max_size=9), min_size=1, max_size=6), st.data())
 def test_reading_across_files_is_reading_their_concatenation(parts: list[list[int]], data: st.DataObject) -> None:
     tokens = TokenArray([np.array(part, dtype="<u2") for part in parts])

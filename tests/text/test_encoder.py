@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from effort import examples
 from hornbook.text import encoder as encoding
 from hornbook.text.encoder import EncoderFailed, SlowEncoder, fastest_encoder, framed
 from hornbook.text.tokenizer import END_OF_TEXT, Tokenizer, TokenizerConfig, train_tokenizer
@@ -68,7 +71,7 @@ def test_words_are_not_remembered_for_ever(trained: dict[str, Tokenizer], monkey
     assert 5 <= len(set(map(id, begun))) <= 10  # 20 batches of 700 to 900 bytes
 
 
-@settings(max_examples=500, deadline=None)
+@examples(2_000)
 @given(texts=any_documents)
 @pytest.mark.parametrize("kind", ["bpe", "byte"])
 def test_fast_ids_are_those_of_tokenizers(kind: str, texts: list[str], trained: dict[str, Tokenizer]) -> None:
@@ -92,6 +95,54 @@ def test_long_documents_have_the_same_ids(trained: dict[str, Tokenizer], some_te
     fast, slow = fastest_encoder(tokenizer).encode(documents), SlowEncoder(tokenizer).encode(documents)
     np.testing.assert_array_equal(fast[0], slow[0])
     np.testing.assert_array_equal(fast[1], slow[1])
+
+
+LETTERS = st.sampled_from(["ACGT", "a", "ab", "é", "ab日", "日本", "\n", " \n", "=", "-_", "7"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(parts=st.lists(st.tuples(LETTERS, st.integers(1, 9_000), st.integers(0, 9)), max_size=4))
+def test_words_without_end_have_the_ids_that_they_have_whole(parts: list[tuple[str, int, int]], strange: Any) -> None:
+    tokenizer, fast = strange
+    text = "".join("".join(random.Random(seed).choices(letters, k=size)) + " end, " for letters, size, seed in parts)
+    documents = [b"before", text.encode(), b"", text[:5_000].encode(), b"after"]
+    found, slow = fast._encode(documents), SlowEncoder(tokenizer).encode(documents)
+    np.testing.assert_array_equal(found[0], slow[0])
+    np.testing.assert_array_equal(found[1], slow[1])
+
+
+def test_words_without_end_are_encoded_in_stretches(strange: Any) -> None:
+    _, fast = strange
+    for letters in ("ACGT", "日本", "ab日"):
+        text = "".join(random.Random(7).choices(letters, k=20_000)).encode()
+        fast._inner.longest = 0
+        fast._encode([text])
+        assert 0 < fast._inner.longest < 3 * encoding.STRETCH
+
+
+class Measuring:
+    """Notes the longest document that it was given."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner, self.longest = inner, 0
+
+    def encode_batch(self, documents: list[bytes], parallel: bool) -> Any:
+        self.longest = max(self.longest, *map(len, documents))
+        return self._inner.encode_batch(documents, parallel=parallel)
+
+
+@pytest.fixture(scope="module")
+def strange() -> Iterator[tuple[Tokenizer, Any]]:
+    """A vocabulary of texts that are one word, and its encoder with short stretches."""
+    pytest.importorskip("gigatoken")
+    chance = random.Random(7)
+    texts = ["".join(chance.choices(letters, k=30_000)) for letters in ("ACGT", "ab日", "日本", "aé", "\n", "=-")]
+    tokenizer = train_tokenizer(TokenizerConfig(vocab_size=900), texts, 1)
+    fast: Any = fastest_encoder(tokenizer)
+    fast._inner = Measuring(fast._inner)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(encoding, "STRETCH", 1_024)
+        yield tokenizer, fast
 
 
 def test_without_gigatoken_tokenizers_does_it(trained: dict[str, Tokenizer], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +186,7 @@ def test_an_encoder_that_differs_or_fails_is_found_out(
         encoder.encode(documents)
 
 
-@settings(max_examples=300, deadline=None)
+@examples(2_000)
 @given(
     documents=st.lists(
         st.tuples(st.lists(st.integers(0, 999), max_size=9), st.booleans(), st.booleans()), min_size=1, max_size=9

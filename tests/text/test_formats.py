@@ -8,7 +8,7 @@ import io
 import json
 import lzma
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow
@@ -19,6 +19,8 @@ from pyarrow import parquet
 
 from hornbook.base.errors import UserError
 from hornbook.text import streams
+from hornbook.text.documents import TextConfig
+from hornbook.text.formats import FORMATS
 from hornbook.text.readers import source_from_path
 from hornbook.text.streams import PIECE, Tally
 
@@ -213,27 +215,36 @@ def test_what_could_be_read_of_a_damaged_file_counts_and_the_rest_is_passed_over
         "words that go on and on in one line, ",
     ],
 )
-def test_a_long_text_comes_in_pieces_whose_ids_are_those_of_the_whole(part: str, tmp_path: Path) -> None:
+def test_a_long_text_comes_in_pieces_whose_ids_are_those_of_the_whole(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    piece = streams.BLOCK  # a smaller file is read whole
+    monkeypatch.setattr(streams, "PIECE", piece)
     splitter = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    text = part * (2 * PIECE // len(part) + 1000)
+    text = part * (2 * piece // len(part) + 1000)
     for ending, compress in (("", bytes), (".bz2", bz2.compress)):
         path = tmp_path / f"a.txt{ending}"
         path.write_bytes(compress(text.encode()))
         documents = list(source_from_path(path).documents())
         assert [document.ends for document in documents] == [False, False, True]
         assert "".join(document.text for document in documents) == text
-        assert max(len(document.text) for document in documents) <= PIECE
+        assert max(len(document.text) for document in documents) <= piece
     end = 0
     for document in documents[:2]:
         end += len(document.text)
         halves = [text[end - 200 : end], text[end : end + 200]]
-        whole = [piece for piece, _ in splitter.pre_tokenize_str("".join(halves))]
-        assert whole == [piece for half in halves for piece, _ in splitter.pre_tokenize_str(half)]
+        whole = [word for word, _ in splitter.pre_tokenize_str("".join(halves))]
+        assert whole == [word for half in halves for word, _ in splitter.pre_tokenize_str(half)]
 
 
 def test_one_line_without_an_end_is_cut_too(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a" * (PIECE + 5))
     assert [len(text) for text in texts_of(tmp_path / "a.txt")] == [PIECE, 5]
+
+
+def test_every_format_can_be_said() -> None:
+    (choices, _) = get_args(TextConfig.model_fields["format"].annotation)
+    assert list(get_args(choices)) == list(FORMATS)
 
 
 def test_the_format_may_be_said_where_the_name_does_not(tmp_path: Path) -> None:
@@ -244,24 +255,28 @@ def test_the_format_may_be_said_where_the_name_does_not(tmp_path: Path) -> None:
 
 def test_parquet_is_read_by_rows_whatever_its_strings_are_called(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
-    for kind in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()):
-        table = pyarrow.table({"text": pyarrow.array(TEXTS, kind)})
-        parquet.write_table(table, path, row_group_size=2, compression="zstd")
-        assert texts_of(path) == TEXTS
+    kinds = [pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()]
+    words = [pyarrow.dictionary(index, kind) for index in (pyarrow.int8(), pyarrow.int32()) for kind in kinds[:2]]
+    for kind in [*kinds, *words]:
+        table = pyarrow.table({"text": pyarrow.array(TEXTS * 2, pyarrow.string()).cast(kind)})
+        parquet.write_table(table, path, row_group_size=4, compression="zstd")
+        assert texts_of(path) == TEXTS * 2
     path.write_bytes(as_parquet(["a", None, "c"]))
-    with pytest.raises(UserError, match="row 2: column 'text' should hold text, not null"):
+    null = r"row 2: column 'text' should hold text, not null; --text\.bad-records skip passes it over"
+    with pytest.raises(UserError, match=null):
         texts_of(path)
     assert texts_of(path, bad_records="skip") == ["a", "c"]
 
 
-@pytest.mark.parametrize("compression", COMPRESS)
-@pytest.mark.parametrize("options", [{}, {"compression": "gzip", "chunks": (1000,)}])
+@pytest.mark.parametrize(
+    ("compression", "options"), [*((each, {}) for each in COMPRESS), ("", {"compression": "gzip", "chunks": (1000,)})]
+)
 def test_an_hdf5_array_of_tokens_is_given_as_it_is(compression: str, options: dict[str, Any], tmp_path: Path) -> None:
-    ids = np.random.default_rng(1).integers(0, 50257, 1_500_000).tolist()
+    ids = np.random.default_rng(1).integers(0, 50257, 1_500_000)
     path = tmp_path / f"pile_train.h5{compression}"
     path.write_bytes(COMPRESS[compression](as_hdf5(ids, **options)))
     documents = list(source_from_path(path).documents())
-    assert np.concatenate([document.ids for document in documents]).tolist() == ids
+    assert np.array_equal(np.concatenate([document.ids for document in documents]), ids)
     assert [document.ends for document in documents] == [False, True]
 
 

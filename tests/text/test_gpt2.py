@@ -2,21 +2,22 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import time
 from pathlib import Path
 
 import pytest
 import tiktoken
-from hypothesis import given, settings
+from hypothesis import given
 from texts_at_hand import any_text, real_texts
 from transformers import AutoTokenizer
 
 import hostile
+from effort import examples, long
 from hornbook.base.errors import MachineError, UserError
 from hornbook.text import gpt2 as ranking
 from hornbook.text.encoder import SlowEncoder, fastest_encoder
 from hornbook.text.gpt2 import RANKS, RANKS_SHA256, gpt2_ranks, merges_of
 from hornbook.text.tokenizer import END_OF_TEXT, Tokenizer, TokenizerConfig, train_tokenizer
+from yardstick import within
 
 # As tiktoken publishes it for r50k_base.
 PIECES = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
@@ -42,7 +43,7 @@ def judge(ranks_file: Path) -> tiktoken.Encoding:
     return tiktoken.Encoding("r50k", pat_str=PIECES, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: 50256})
 
 
-@settings(max_examples=2000, deadline=None)
+@examples(5_000)
 @given(text=any_text)
 def test_any_text_has_tiktokens_ids_and_comes_back(text: str, gpt2: Tokenizer, judge: tiktoken.Encoding) -> None:
     ids = gpt2.encode(text)
@@ -131,13 +132,12 @@ def test_merges_are_kept_and_a_damaged_copy_is_made_again(
         assert kept.read_bytes() == data
 
 
-@pytest.mark.parametrize("unit", ["a", " ", "\n", "!", "é", "7", "日"])
+@pytest.mark.parametrize("unit", ["a", "\n", "日", *(pytest.param(each, marks=long) for each in " !é7")])
 def test_a_megabyte_of_one_character_takes_under_a_second(unit: str, gpt2: Tokenizer) -> None:
     text = unit * (1_000_000 // len(unit.encode()))
     for encode in (gpt2.encode, lambda text: fastest_encoder(gpt2).encode([text.encode()])):
-        began = time.process_time()
-        encode(text)
-        assert time.process_time() - began < 1  # of the processor: others may be at work on the machine
+        with within(1):
+            encode(text)
 
 
 @pytest.fixture

@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import given
 from texts_at_hand import any_text, real_texts
 from tokenizers import Regex, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
+from effort import examples
 from hornbook.shards.format import Shards
 from hornbook.shards.prepare import ShardsConfig, prepare
 from hornbook.text.encoder import Encoder, fastest_encoder
@@ -61,7 +62,7 @@ def judged(some_text: str) -> Both:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=2000, deadline=None)
+@examples(5_000)
 @given(text=any_text)
 def test_any_text_has_the_ids_of_the_judge(kind: str, text: str, judged: Both) -> None:
     tokenizer, encoder, judge = judged[kind]
@@ -122,7 +123,7 @@ def documents(shards: Shards, split: str, opens: bool) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_prepared_of_real_text_are_the_ids_of_the_judge(kind: str, test_data: Path, tmp_path: Path) -> None:
-    """All of the test data, and 12 MB of the standard library, through a preparation."""
+    """Megabytes of it, through a preparation."""
     folder = tmp_path / "texts"
     folder.mkdir()
     texts = [text for text in real_texts(test_data) if "\r" not in text]

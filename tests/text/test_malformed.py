@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import random
-import resource
 import subprocess
 import sys
-import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +12,12 @@ from pathlib import Path
 import pytest
 from formats_at_hand import COMPRESS, as_csv, as_hdf5, as_json, as_jsonl, as_parquet, texts_of, zstd
 
+from effort import long
 from hornbook import cli
 from hornbook.base.errors import LONGEST_LINE, UserError
 from hornbook.text.readers import source_from_path
 from hornbook.text.streams import LARGEST_RECORD, Tally
+from yardstick import within
 
 LONG = b"a" * (LARGEST_RECORD + 10)
 NOT_UTF8 = [
@@ -114,11 +114,9 @@ BAD_ROWS = [
 
 def told(path: Path) -> str:
     """The one line in which the trouble is told, within two seconds."""
-    began = time.process_time()
-    with pytest.raises(UserError) as caught:
+    with within(2), pytest.raises(UserError) as caught:
         for _ in source_from_path(path).documents():
             pass
-    assert time.process_time() - began < 2
     assert len(caught.value.mistakes) == 1
     line = caught.value.mistakes[0]
     assert len(line) <= LONGEST_LINE
@@ -188,6 +186,14 @@ def test_what_is_no_text_at_all_is_told(bad: bytes, ending: str, tmp_path: Path)
         told(packed)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+@pytest.mark.parametrize("end", ["le", "be"])
+def test_a_text_in_another_unicode_is_told_with_how_to_convert_it(encoding: str, end: str, tmp_path: Path) -> None:
+    path = tmp_path / "data.txt"
+    path.write_bytes(f"\ufeffzwölf\n{'more ' * 50_000}".encode(f"{encoding}-{end}"))
+    assert f"{encoding.upper()}, not UTF-8 text; convert it: iconv -f {encoding} -t utf-8" in told(path)
+
+
 @pytest.mark.parametrize("bad", NOT_UTF8, ids=range(len(NOT_UTF8)))
 def test_a_text_that_is_not_utf8_is_told_with_its_line_however_far_in(bad: bytes, tmp_path: Path) -> None:
     path = tmp_path / "data.txt"
@@ -223,8 +229,33 @@ def test_a_compressed_file_that_was_cut_off_or_changed_is_told(compression: str,
         noticed += bool(line)
         assert not line or path.name in line
     assert noticed >= 50
-    path.write_bytes(data + b"garbage")
-    told(path)
+
+
+@pytest.mark.parametrize("compression", list(COMPRESS)[1:])
+@pytest.mark.parametrize("name", ["data.txt", "data.jsonl", "data.parquet"])
+def test_what_is_sound_of_a_compressed_file_is_kept_when_that_is_asked(
+    name: str, compression: str, tmp_path: Path
+) -> None:
+    path, compress = tmp_path / f"{name}{compression}", COMPRESS[compression]
+    texts = [random.Random(number).randbytes(50_000).hex() for number in range(20)]
+    plain = {".txt": "\n".join(texts).encode(), ".jsonl": as_jsonl(texts).rstrip(b"\n"), ".parquet": as_parquet(texts)}
+    data, tally = plain[Path(name).suffix], Tally()
+    expected = ["\n".join(texts)] if name == "data.txt" else texts
+    for number, other in enumerate(
+        (b"other data", b"\0\0\0?", compress(b"")[:1] + b"x", b"\0" * 5000 + b"PK"), start=1
+    ):
+        path.write_bytes(compress(data[:70_000]) + bytes(4) + compress(data[70_000:]) + other)
+        assert "other data follows" in (line := told(path))
+        assert "--text.bad-records skip" in line
+        assert texts_of(path, tally, bad_records="skip") == expected
+        assert tally.skipped == number
+    path.write_bytes(compress(data)[: len(data) // 3])
+    assert "--text.bad-records skip" in (line := told(path))
+    assert "cut off" in line
+    if name != "data.parquet":
+        found = texts_of(path, bad_records="skip")
+        assert expected[0].startswith(found[0]) if name == "data.txt" else found == texts[: len(found)]
+        assert sum(map(len, found)) > 100_000
 
 
 def test_a_parquet_file_that_was_cut_off_or_changed_is_told(tmp_path: Path) -> None:
@@ -298,14 +329,13 @@ ONE_OF_EACH = [
 ]
 
 
-@pytest.mark.parametrize(("name", "data"), ONE_OF_EACH)
-def test_a_real_command_ends_at_once(name: str, data: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "data"), [pytest.param(*each, marks=() if each[0] == "data.parquet" else long) for each in ONE_OF_EACH]
+)
+def test_a_real_command_ends_like_that_too(name: str, data: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(data)
     command = [sys.executable, "-m", "hornbook.cli", "prepare", str(tmp_path / name)]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=100)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime - before.ru_utime < 3  # start-up and imports included
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")

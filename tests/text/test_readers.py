@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from effort import examples
 from hornbook.base.errors import UserError
 from hornbook.text import documents as reading
 from hornbook.text.documents import Document, TextConfig
@@ -42,9 +43,9 @@ def names(source: Source) -> list[str]:
 
 
 def test_a_folder_is_its_text_files_in_a_fixed_order(tmp_path: Path) -> None:
-    wanted = ["B.md", "a.txt", "a/z.py", "b/a.md", "b/c/d.txt", "ä.txt"]
+    wanted = ["B.md", "a.txt", "a/z.py", "b/a.md", "b/c/d.txt", "noending", "ä.txt"]
     texts = dict.fromkeys(wanted, "text")
-    passed_over = ["c.bin", "noending", ".hidden.txt", ".git/x.py", "__pycache__/x.py", "b/node_modules/x.md"]
+    passed_over = ["c.bin", ".hidden.txt", ".git/x.py", "__pycache__/x.py", "b/node_modules/x.md"]
     first = lay_out(tmp_path / "first", texts | dict.fromkeys(passed_over, "text"))
     second = lay_out(tmp_path / "second", dict(reversed(texts.items())))
     assert names(source_from_path(first)) == names(source_from_path(second)) == sorted(wanted)
@@ -83,7 +84,7 @@ def test_files_that_are_sure_to_be_documents_are_those_that_become_one(tmp_path:
         assert not list(other.files_that_are_documents())
 
 
-@settings(max_examples=300, deadline=None)
+@examples(2_000)
 @given(data=hostile_bytes, errors=st.sampled_from(["strict", "replace"]))
 def test_a_small_file_reads_as_a_large_one_does(data: bytes, errors: str) -> None:
     """A file of one block is read at once, and others block by block."""
@@ -162,7 +163,7 @@ def test_a_missing_path_and_a_folder_without_text_are_told(tmp_path: Path) -> No
     with pytest.raises(UserError, match="no such file"):
         source_from_path(tmp_path / "none")
     lay_out(tmp_path, {"a.bin": "x"})
-    with pytest.raises(UserError, match=r"no \.txt"):
+    with pytest.raises(UserError, match=r"no file of text in it; not read: 1 \.bin"):
         source_from_path(tmp_path)
 
 
@@ -228,7 +229,7 @@ def test_a_folder_is_its_texts_or_its_records_whichever_are_more(
         tmp_path / "data", {"README.md": "short", "train.jsonl": '{"text": "long enough"}', "b.csv": "text\nc"}
     )
     assert names(source_from_path(data)) == ["b.csv line 2", "train.jsonl line 1"]
-    assert "README.md" in capsys.readouterr().err
+    assert "2 files are read; not read: 1 .md (to read .md: a pattern in quotes)" in capsys.readouterr().err
     sources = lay_out(
         tmp_path / "sources", {"a.rs": "fn main() { /* long */ }", "b.c": "int x;", "table.csv": "n,m\n1,2"}
     )

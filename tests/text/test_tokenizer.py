@@ -1,15 +1,15 @@
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from effort import examples, long
 from hornbook.base.errors import UserError
 from hornbook.text.tokenizer import (
     END_OF_TEXT,
@@ -20,6 +20,7 @@ from hornbook.text.tokenizer import (
     train_tokenizer,
     vocab_size_for,
 )
+from yardstick import within
 
 TRICKY = [
     "",
@@ -109,7 +110,7 @@ def test_a_saved_tokenizer_gives_the_same_ids_here_in_transformers_and_in_tokeni
     )
 
 
-@settings(max_examples=100, deadline=None)
+@examples(1_000)
 @given(text=any_text)
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_any_text_has_the_same_ids_in_transformers(
@@ -127,7 +128,7 @@ def test_transformers_knows_the_special_tokens_and_the_length(
     assert (len(judge), judge.model_max_length) == (trained[kind].vocab_size, 64)
 
 
-@settings(max_examples=2000, deadline=None)
+@examples(20_000)
 @given(text=any_text)
 @pytest.mark.parametrize("kind", ["byte", "bpe"])
 def test_any_text_comes_back_unchanged(kind: str, text: str, trained: dict[str, Tokenizer]) -> None:
@@ -140,7 +141,7 @@ def test_tricky_text_comes_back_unchanged(any_text_tokenizer: Tokenizer) -> None
     assert [any_text_tokenizer.decode(any_text_tokenizer.encode(text)) for text in TRICKY] == TRICKY
 
 
-@settings(max_examples=2000, deadline=None)
+@examples(20_000)
 @given(data=st.binary(max_size=80))
 def test_any_bytes_come_back_unchanged_from_a_byte_tokenizer(data: bytes, trained: dict[str, Tokenizer]) -> None:
     ids = trained["byte"].encode_bytes(data)
@@ -148,13 +149,13 @@ def test_any_bytes_come_back_unchanged_from_a_byte_tokenizer(data: bytes, traine
     assert trained["byte"].decode_bytes(ids) == data
 
 
-@settings(max_examples=100, deadline=None)
+@examples(1_000)
 @given(text=any_text)
 def test_the_ids_of_a_byte_tokenizer_are_the_bytes(text: str, trained: dict[str, Tokenizer]) -> None:
     assert trained["byte"].encode(text) == list(text.encode())
 
 
-@settings(max_examples=100, deadline=None)
+@examples(1_000)
 @given(data=st.data())
 def test_a_char_tokenizer_gives_back_what_its_alphabet_can_write(data: st.DataObject) -> None:
     alphabet = data.draw(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20))
@@ -194,12 +195,11 @@ def test_special_tokens_have_no_text(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode([tokenizer.end_of_text, *ids, tokenizer.end_of_text]) == "one"
 
 
-@pytest.mark.parametrize("unit", ["a", " ", "\n", "!", "é", "7"])
+@pytest.mark.parametrize("unit", ["a", "\n", "é", *(pytest.param(each, marks=long) for each in " !7")])
 def test_a_megabyte_of_one_character_is_no_trap(unit: str, tokenizer: Tokenizer) -> None:
     text = unit * (1_000_000 // len(unit.encode()))
-    began = time.process_time()
-    ids = tokenizer.encode(text)
-    assert time.process_time() - began < 1  # of the processor: others may be at work on the machine
+    with within(1):
+        ids = tokenizer.encode(text)
     assert 0 < len(ids) <= 1_000_000
 
 
@@ -215,7 +215,7 @@ def test_a_stream_of_text_gives_what_decoding_at_once_gives(kind: str, trained: 
         assert all("\ufffd" not in piece for piece in pieces) or "\ufffd" in text
 
 
-@settings(max_examples=200, deadline=None)
+@examples(2_000)
 @given(numbers=st.lists(st.integers(0, 2**16), max_size=40))
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_a_stream_of_any_ids_gives_what_decoding_at_once_gives(

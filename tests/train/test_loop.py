@@ -158,7 +158,7 @@ def test_a_run_stops_when_its_minutes_are_over(short_text: Path, tmp_path: Path)
     outcome = fit(tiniest(short_text, train=QUIET | {"steps": None, "minutes": 0.02}), run)
     seconds = [entry["seconds"] for entry in metrics(run) if "loss" in entry]
     assert seconds[-1] >= 1.2 >= seconds[-2]
-    assert outcome.seconds < 3
+    assert (outcome.reason, outcome.step) == ("done", len(seconds))
     assert resume(run).reason == "nothing left to do"
 
 

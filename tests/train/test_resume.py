@@ -6,6 +6,7 @@ Each case is killed twice; HORNBOOK_SOAK=100 repeats it a hundred times.
 from __future__ import annotations
 
 import os
+import pty
 import random
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 import torch
 from trial import all_of, good_checkpoints, knob_words, leftovers, metrics, tiniest
 
+from effort import long
 from hornbook.base.files import read_json
 from hornbook.base.machine import choose_machine
 from hornbook.model.folder import checkpoint_folders
@@ -63,7 +65,8 @@ def sixty_steps(text: Path, optimizer: str, dtype: str) -> RunConfig:
 
 @pytest.mark.parametrize("round_", range(ROUNDS))
 @pytest.mark.parametrize(
-    ("optimizer", "dtype"), [("muon", "float32"), ("adamw", "float32"), ("muon", "bfloat16")], ids=str
+    ("optimizer", "dtype"),
+    [("muon", "float32"), pytest.param("adamw", "float32", marks=long), pytest.param("muon", "bfloat16", marks=long)],
 )
 def test_a_run_killed_at_random_steps_is_the_uninterrupted_run_bit_for_bit(
     optimizer: str, dtype: str, round_: int, short_text: Path, tmp_path: Path, child: Start
@@ -96,7 +99,7 @@ def test_a_run_killed_at_random_steps_is_the_uninterrupted_run_bit_for_bit(
     assert leftovers(run) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=long)])
 def test_a_signal_saves_the_finished_step_and_leaves(
     number: signal.Signals, short_text: Path, tmp_path: Path, child: Start
 ) -> None:
@@ -121,3 +124,30 @@ def test_a_signal_saves_the_finished_step_and_leaves(
     assert good_checkpoints(run)[0] == step
     assert read_json(checkpoint_folders(run)[0] / "state.json")["step"] == step
     assert f"stopped at step {step}, all of it saved; go on with: hornbook resume {run}" in output
+
+
+@pytest.mark.parametrize("lost", ["terminal", "reader"])
+def test_a_run_outlives_those_who_listen(lost: str, short_text: Path, tmp_path: Path) -> None:
+    """A closed terminal ends it, with all of it saved; a pipe that nobody reads any more does not even do that."""
+    run = tmp_path / "run"
+    config = sixty_steps(short_text, "muon", "float32")
+    if lost == "terminal":
+        config = config.with_(train={"steps": 100_000, "save_every_steps": None}, schedule={"kind": "constant"})
+    ours, theirs = pty.openpty() if lost == "terminal" else os.pipe()
+    command = [sys.executable, "-m", "hornbook.cli", "train", *knob_words(config), f"--out={run}"]
+    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=os.environ | {"MPLBACKEND": "agg"})
+    try:
+        os.close(theirs)
+        assert os.read(ours, 1)
+        wait_until(process, run, 2)
+        os.close(ours)
+        if lost == "terminal":
+            process.send_signal(signal.SIGHUP)
+        assert process.wait(60) == (130 if lost == "terminal" else 0)
+    finally:
+        process.kill()
+        process.wait()
+    step = metrics(run)[-1]["step"]
+    assert good_checkpoints(run)[0] == step
+    assert step == STEPS or lost == "terminal"
+    assert (run / "loss.png").is_file()

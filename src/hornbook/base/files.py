@@ -38,6 +38,7 @@ TRIES_TO_LOCK = 10
 _DISK_ERRORS = {
     errno.ENOSPC: "the disk is full; make room",
     errno.EDQUOT: "the disk quota is used up; make room",
+    errno.EFBIG: "a file may not become so large here; raise the limit (ulimit -f), or choose another disk",
     errno.EIO: "the disk fails; choose another",
     errno.EROFS: "the disk is read-only; {elsewhere}",
     errno.EACCES: "no permission to write here; allow it, or {elsewhere}",
@@ -76,7 +77,18 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    if not is_utf8(text):  # a file's name need not be; in JSON's own spelling it comes back as it was
+        text = json.dumps(value, indent=2)
+    write_text(path, text + "\n")
+
+
+def is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def make_folder(path: Path) -> Path:
@@ -315,11 +327,19 @@ def disk_trouble_named(path: Path, go_on: str = "go on (hornbook resume RUN)") -
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
             what = _DISK_ERRORS[error.errno].format(elsewhere=elsewhere(path))
-        elif "No space left on device" in str(error) or f"os error {errno.ENOSPC}" in str(error):
-            what = _DISK_ERRORS[errno.ENOSPC]
+        elif (number := _named_by_a_library(str(error))) is not None:
+            what = _DISK_ERRORS[number].format(elsewhere=elsewhere(path))
         else:
             raise
         raise MachineError(f"{path}: {what}, then {go_on}: what was saved before is intact") from error
+
+
+def _named_by_a_library(text: str) -> int | None:
+    """The trouble that a library has put into words of its own."""
+    for number in (errno.ENOSPC, errno.EFBIG):
+        if os.strerror(number) in text or f"os error {number})" in text:
+            return number
+    return None
 
 
 def _staging_for(final: Path) -> Path:

@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -40,6 +41,9 @@ PEAK_TFLOPS = {
     "T4": 65.0,
     "V100": 125.0,
 }
+MOST_THREADS = 256
+# Asks more urgently each time; SIGHUP does not.
+BY_HAND = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,15 @@ def share_the_cores() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 
+def signals_to_end() -> list[signal.Signals]:
+    """By which a process is asked to end: Ctrl-C, SIGTERM, and SIGHUP of a terminal that is closed, unless it was
+    started so as to outlive that (`nohup`)."""
+    asked = [*BY_HAND]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # Windows has none
+        asked.append(signal.SIGHUP)
+    return asked
+
+
 def cores_to_use() -> int:
     """Those of the machine that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -91,6 +104,7 @@ def choose_machine(device: str | None = None, dtype: str | None = None, threads:
     import torch
 
     if threads is not None:
+        _check_threads(threads)
         torch.set_num_threads(threads)
     kind = device or _best_device()
     _check_device(kind)
@@ -117,14 +131,21 @@ def fast_float_modes() -> Iterator[None]:
     """TF32 for what stays in fp32 on CUDA; tiny numbers flushed to zero on CPU, where they are many times slower."""
     import torch
 
-    precision = torch.get_float32_matmul_precision()
+    precision, flushes = torch.get_float32_matmul_precision(), _flushes_denormals()
     torch.set_float32_matmul_precision("high")
     torch.set_flush_denormal(True)
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(precision)
-        torch.set_flush_denormal(False)
+        torch.set_flush_denormal(flushes)
+
+
+def _flushes_denormals() -> bool:
+    """Which torch can be told, but does not tell."""
+    import torch
+
+    return bool(torch.tensor(5e-324, dtype=torch.float64) * 1 == 0)
 
 
 def keep_freed_memory(one_heap: bool = False) -> None:
@@ -199,6 +220,16 @@ def _best_device() -> str:
     return "cpu"
 
 
+def _check_threads(threads: int) -> None:
+    """More than the cores may be asked for, as by a run that goes on from a larger machine; but every thread takes
+    memory, and tens of thousands end the process without a word."""
+    if threads > (most := max(MOST_THREADS, cores_to_use())):
+        raise UserError(
+            f"--train.threads: {threads:,}, and {cores_to_use()} of the machine's cores are ours to use; take at most "
+            f"{most}, or leave the knob out"
+        )
+
+
 def _check_device(kind: str) -> None:
     import torch
 
@@ -217,10 +248,33 @@ def _bf16_is_fast(kind: str) -> bool:
 
     if kind.startswith("cuda"):
         return bool(torch.cuda.get_device_capability(kind)[0] >= 8)
-    if kind == "cpu":
-        reports = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        return any(getattr(torch.cpu, report, lambda: False)() for report in reports)
-    return False
+    return kind == "cpu" and _cpu_has("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+
+
+def cpu_packs_bf16() -> bool:
+    """Whether oneDNN multiplies matrices in bf16 that it has laid out in its own order."""
+    import torch
+
+    return not _is_held_to_avx2() and bool(
+        torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+
+
+def cpu_multiplies_int8() -> bool:
+    return _cpu_has("_is_vnni_supported")
+
+
+def _cpu_has(*reports: str) -> bool:
+    """Whether torch reports one of these of the processor, and may use it."""
+    import torch
+
+    return not _is_held_to_avx2() and any(getattr(torch.cpu, report, lambda: False)() for report in reports)
+
+
+def _is_held_to_avx2() -> bool:
+    """Torch's own switch for its kernels, beside which its reports go on telling what the processor could do. Heeded
+    here, it makes a plain processor of any (make test-plain)."""
+    return os.environ.get("ATEN_CPU_CAPABILITY") in ("avx2", "default")
 
 
 def _can_compile(kind: str) -> bool:

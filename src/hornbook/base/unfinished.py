@@ -19,7 +19,7 @@ from hornbook.base import files, ours
 from hornbook.base.errors import UserError
 
 KEEP_SECONDS = 7 * 24 * 3600
-_AGAIN = "run the same command again"
+AGAIN = "run the same command again"
 
 
 @contextlib.contextmanager
@@ -85,20 +85,20 @@ class Partial:
 
     def begin(self, notes: dict[str, Any]) -> None:
         self.discard()
-        with files.disk_trouble_named(self.final, _AGAIN), files.opened(self._notes, "wb") as file:
+        with files.disk_trouble_named(self.final, AGAIN), files.opened(self._notes, "wb") as file:
             files.append(file, self._notes, json.dumps(notes).encode())
 
     @contextlib.contextmanager
     def appending(self) -> Iterator[Callable[[bytes], None]]:
         with (
-            files.disk_trouble_named(self.final, _AGAIN),
+            files.disk_trouble_named(self.final, AGAIN),
             files.open_to_write(self.path, "ab", buffering=0) as file,
         ):
             yield lambda data: files.append(file, self.path, data)
 
     def finish(self) -> None:
         """All pieces are there, and proven to be the right ones."""
-        with files.disk_trouble_named(self.final, _AGAIN):
+        with files.disk_trouble_named(self.final, AGAIN):
             files.sync_file(self.path)
             files.remove(self._notes)
             files.rename(self.path, self.final)
@@ -117,7 +117,7 @@ def unfinished_folder(final: Path, state: str, wait: Callable[[], object] = lamb
     has it: another is told so by `wait`, and gets its turn when the first one is done."""
     files.make_folder(final.parent)
     place = final.with_name(ours.hidden(ours.UNFINISHED, final.name))
-    with files.disk_trouble_named(final, _AGAIN), _turn_in(place, wait):
+    with files.disk_trouble_named(final, AGAIN), _turn_in(place, wait):
         files.remove_leftovers(place)
         files.restore_replaced(final)
         try:

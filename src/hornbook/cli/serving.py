@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from hornbook.base.output import going_on
 from hornbook.cli.words import parse, parser_of
 
 
+@going_on()
 def serve(words: list[str]) -> int:
     parser = parser_of(
         "serve",

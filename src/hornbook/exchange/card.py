@@ -2,7 +2,8 @@
 
 In: a model folder, and the run that it lies in, where it lies in one.  Out: `README.md` (a model card: a head for the
 hub's machines, the rest for people), `app.py` with `requirements.txt` for a Space, and the run's `loss.png`. Every
-sentence follows from the model and its run; of a folder without a run the card says no more than the folder does.
+sentence follows from the model and its run; of a folder without a run the card says no more than the folder does. Names
+are what somebody called a file: they stand there as letters, and mean nothing to Markdown or HTML.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from typing import Any
 
 from hornbook.base import files
 from hornbook.base.console import count, duration, warn
-from hornbook.base.errors import UserError
+from hornbook.base.errors import UserError, folded
 from hornbook.base.logs import read_log
+from hornbook.base.output import visible
 from hornbook.exchange.gguf import ARCHITECTURES
 from hornbook.model.config import ModelConfig
 from hornbook.model.folder import RUN, SNAPSHOTS, load_config, step_of
@@ -31,6 +33,8 @@ NEEDED = "torch>=2.11\ntransformers>=5,<6\ngradio>=6,<7\n"
 MANY_TIMES = 2.0  # so often read, a text is remembered in part rather than learned from
 LARGE = 7e9
 MOST_SAMPLES, LINES_OF_A_SAMPLE = 3, 20
+# Of Markdown, with what a backslash takes its meaning; of HTML and links, which a number does.
+MARKUP, MARKED = re.compile(r"[\\`*_\[\]#|~$]"), re.compile(r"[<>&]|(?<=\w)@(?=\w)|(?<=www)\.|:(?=//)")
 PLAIN = re.compile(r"[\w ,.'?!-]+")  # as it stands, between the quotes of a shell or of Python
 
 
@@ -55,7 +59,7 @@ def write_card(folder: Path, staging: Path, dtype: str, with_code: bool) -> None
 
 def _card(known: Known, dtype: str, with_code: bool, pictured: bool) -> str:
     lines = [
-        *("---", _head(known, with_code), "---", "", f"# {known.name}", ""),
+        *("---", _head(known, with_code), "---", "", f"# {letters(known.name)}", ""),
         *_first_words(known),
         *_model(known, dtype),
         *_data(known),
@@ -66,6 +70,12 @@ def _card(known: Known, dtype: str, with_code: bool, pictured: bool) -> str:
         *_use(known, with_code),
     ]
     return "\n".join(lines)
+
+
+def letters(name: object) -> str:
+    """A name in Markdown, inside a line: each of its letters as it is, whatever they mean together."""
+    bare = MARKED.sub(lambda found: f"\0{ord(found[0])};", folded(str(name)))
+    return MARKUP.sub(r"\\\g<0>", bare).replace("\0", "&#")
 
 
 @dataclass(frozen=True)
@@ -169,10 +179,11 @@ def _first_words(known: Known) -> Iterator[str]:
     if known.record is None:
         yield f"{about}, exported with Hornbook. It continues text. How it was trained is not known here."
     elif _from_scratch(known):
-        yield f"{about}, trained from nothing on {known.data} with Hornbook. It continues text."
+        yield f"{about}, trained from nothing on {letters(known.data)} with Hornbook. It continues text."
     else:
         start = Path(str(known.config["start_from"])).name
-        yield f"{about}, which began with the weights of {start} and was trained on {known.data} with Hornbook."
+        begun = f"which began with the weights of {letters(start)} and was trained on {letters(known.data)}"
+        yield f"{about}, {begun} with Hornbook."
     yield ""
 
 
@@ -204,9 +215,9 @@ def _data(known: Known) -> Iterator[str]:
     try:
         corpus, _ = find_corpus(str(known.config["data"]))
         origin = f"From {corpus.origin}; " if corpus.local is None else ""
-        yield f"`{known.config['data']}`: {corpus.about}. {origin}licence: {corpus.licence}."
+        yield f"The corpus {letters(known.config['data'])}: {corpus.about}. {origin}licence: {corpus.licence}."
     except UserError:
-        yield f"{known.data}, a text of the owner's."
+        yield f"From {letters(known.data)}, a text of the owner's."
     yield ""
     if known.manifest is not None:
         rows = []
@@ -214,8 +225,8 @@ def _data(known: Known) -> Iterator[str]:
             if facts := known.manifest["splits"].get(name):
                 size = f"{count(float(facts['bytes_of_text']))}B of text, {facts['tokens']:,} tokens"
                 rows.append((meaning, f"{size}, {facts['documents']:,} documents"))
-        rows.append(("held back by", known.manifest["split_rule"]))
-        rows.append(("tokenizer", f"{known.manifest['tokenizer']}, {known.manifest['vocab_size']:,} entries"))
+        rows.append(("held back by", letters(known.manifest["split_rule"])))
+        rows.append(("tokenizer", f"{letters(known.manifest['tokenizer'])}, {known.manifest['vocab_size']:,} entries"))
         yield from _table("", rows)
 
 
@@ -224,11 +235,13 @@ def _training(known: Known) -> Iterator[str]:
         return
     config, machine = known.config, known.record.get("machine", {})
     train, optim, schedule = config["train"], config["optim"], config["schedule"]
-    rows = [("recipe", f"`{config['recipe']}`"), ("steps", f"{known.step:,}")]
+    rows = [("recipe", letters(config["recipe"])), ("steps", f"{known.step:,}")]
     if known.trained is not None:
         times = f", {known.times_read:.1f} times its text" if known.times_read else ""
         rows.append(("tokens read", f"{known.trained['tokens']:,}{times}"))
-        rows.append(("time", f"{duration(known.trained['seconds'])} on {machine.get('name', 'an unknown machine')}"))
+        rows.append(
+            ("time", f"{duration(known.trained['seconds'])} on {letters(machine.get('name', 'an unknown machine'))}")
+        )
     rates = f"learning rate {optim['lr']:g}" + (
         f", of matrices {optim['matrix_lr']:g}" if optim["kind"] == "muon" else ""
     )
@@ -237,9 +250,9 @@ def _training(known: Known) -> Iterator[str]:
         ("optimizer", f"{optim['kind']}, {rates}, weight decay {optim['weight_decay']:g}"),
         ("schedule", f"{schedule['kind']}, {schedule['warmup_steps']} steps of warmup"),
         ("dropout", f"{known.model.dropout:g}"),
-        ("computed in", f"{machine.get('dtype', 'unknown')}, weights in float32"),
+        ("computed in", f"{letters(machine.get('dtype', 'unknown'))}, weights in float32"),
         ("seed", str(config["seed"])),
-        ("torch", str(machine.get("torch", "unknown"))),
+        ("torch", letters(machine.get("torch", "unknown"))),
     ]
     yield from _table("## The training", rows)
 
@@ -255,7 +268,7 @@ def _evaluation(known: Known, pictured: bool) -> Iterator[str]:
         return
     part = known.config["train"].get("eval_batches") is not None
     tokens = f"{known.manifest['splits']['val']['tokens']:,} tokens" if known.manifest else "the text"
-    on = f"{'a part of ' if part else ''}{tokens} of {known.data}"
+    on = f"{'a part of ' if part else ''}{tokens} of {letters(known.data)}"
     yield f"On {on} that it was not trained on, at step {known.step:,}:"
     yield ""
     rows = [(kind, f"{value:.4f}" if kind != "perplexity" else f"{value:.2f}") for kind, value in measures]
@@ -271,7 +284,7 @@ def _samples(known: Known) -> Iterator[str]:
         return
     yield from ["## What it says", "", f"At step {known.step:,}, the first that was drawn, not the best:", ""]
     for each in known.samples[:MOST_SAMPLES]:
-        lines = f"{each['prompt']}{each['text']}".splitlines()
+        lines = visible(f"{each['prompt']}{each['text']}").splitlines()
         yield from (f"    {line}" for line in lines[:LINES_OF_A_SAMPLE])
         yield ""
 
@@ -289,7 +302,7 @@ def _limits(known: Known) -> Iterator[str]:
         yield f"{small}: expect less of it."
     yield f"- It sees {model.context:,} tokens at once, and knows nothing of what came before them."
     if _from_scratch(known):
-        yield f"- All that it knows is from {known.data}: its language, its subjects, and its faults."
+        yield f"- All that it knows is from {letters(known.data)}: its language, its subjects, and its faults."
     if known.times_read is not None and known.times_read >= MANY_TIMES:
         yield (
             f"- It read its text {known.times_read:.1f} times over, and may recite from it word for word: "
@@ -337,5 +350,5 @@ def _goes_to_gguf(known: Known) -> bool:
 def _table(heading: str, rows: list[tuple[str, str]]) -> Iterator[str]:
     yield from [heading, ""] if heading else []
     yield from ["| | |", "| --- | --- |"]
-    yield from (f"| {name} | {value.replace('|', chr(92) + '|')} |" for name, value in rows)
+    yield from (f"| {name} | {value} |" for name, value in rows)
     yield ""

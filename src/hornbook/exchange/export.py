@@ -86,8 +86,9 @@ def _to_torch(folder: Path, out: Path, dtype: str) -> None:
     model = load_model(folder)
     _check_range(model.state_dict(), dtype)
     state = model.to(PLAIN[dtype]).state_dict()
-    with files.staged_file(out) as staging:
-        torch.save({STATE: dict(state), OUR_CONFIG: model.config.model_dump(mode="json")}, staging)
+    # Given a path, torch puts its name into the file, and takes none without an ending.
+    with files.staged_file(out) as staging, files.open_to_write(staging, "wb") as file:
+        torch.save({STATE: dict(state), OUR_CONFIG: model.config.model_dump(mode="json")}, file)
 
 
 def _check_range(state: dict[str, torch.Tensor], dtype: str) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from hornbook.base.errors import UserError
+from hornbook.base.machine import cpu_multiplies_int8, cpu_packs_bf16
 from hornbook.model.attention import Attention
 from hornbook.model.gpt import GPT
 
@@ -25,12 +26,12 @@ ROWS_EXPECTED = 16  # of a bf16 product; in the order for 1, one token takes fou
 def prepare_to_speak(model: GPT, dtype: str) -> GPT:
     """`dtype`: int8, of a model in float32, or the number type that it is in. Where a processor has no instructions for
     it, bfloat16 is left as it is, and int8 refused."""
-    knows_bf16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    knows_bf16 = cpu_packs_bf16()
     is_on_cpu = model.embedding.weight.device.type == "cpu"
     if dtype == "int8":
         if not is_on_cpu:
             raise UserError("--dtype int8: is for CPUs; use bfloat16 here, or --device cpu")
-        if not torch.cpu._is_vnni_supported():
+        if not cpu_multiplies_int8():
             raise UserError("--dtype int8: this processor has no instructions for it (VNNI); use bfloat16 or float32")
         if knows_bf16:  # with many texts, reading keys and values costs as much as reading the weights
             model.cache_dtype = torch.bfloat16

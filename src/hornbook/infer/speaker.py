@@ -69,7 +69,7 @@ class Speaker:
     ) -> Iterator[tuple[Continuation, str]]:
         """The continuations of many prompts, each with what was added to it, as it comes; `rows` are computed at
         once."""
-        yield from self._grown(self._begun(prompts, **options), rows)
+        return self._grown(self._begun(prompts, **options), rows)  # wrong options are told before anything is said
 
     def generate_batch(self, prompts: Sequence[str], *, rows: int = ROWS, **options: Any) -> list[Continuation]:
         """The continuations of many prompts, all at once, in the order of the prompts."""

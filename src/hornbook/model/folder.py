@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 
 from hornbook.base import files
-from hornbook.base.console import warn
+from hornbook.base.console import command, warn
 from hornbook.base.errors import UserError
 from hornbook.base.settings import build
 from hornbook.model.config import ModelConfig
@@ -214,8 +214,7 @@ def is_run(folder: Path) -> bool:
     except UserError:
         return False
     data = record.get("data")
-    told = {"run_id", "config"} <= record.keys() and isinstance(data, dict) and "fingerprint" in data
-    return told and not (folder / RUN).is_symlink()
+    return {"run_id", "config"} <= record.keys() and isinstance(data, dict) and "fingerprint" in data
 
 
 def config_of_run(run: Path) -> ModelConfig:
@@ -245,7 +244,7 @@ def first_good(run: Path, candidates: list[Path], wrong_with: Callable[[Path], s
         warn(f"{folder}: {wrong}; taking the next one")
     if candidates:
         raise UserError(f"{run}: every checkpoint is damaged; train again into another --out")
-    raise UserError(f"{run}: has no checkpoint yet; begin it anew: hornbook train --out {run}")
+    raise UserError(f"{run}: has no checkpoint yet; begin it anew: {command('train', '--out', run)}")
 
 
 def checkpoint_folders(run: Path) -> list[Path]:

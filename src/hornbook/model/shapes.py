@@ -17,7 +17,7 @@ from hornbook.model.layouts import QKV, Layout, rotated_back, transposed
 
 Description = Mapping[str, Any]
 # Their name for an activation, and ours; of two of theirs, the first is written.
-ACTIVATIONS = {
+THEIR_ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu": "gelu",
@@ -84,7 +84,7 @@ def _refuse(description: Description, usual: Mapping[str, Any]) -> None:
 def _fits_gpt2(config: ModelConfig) -> bool:
     heads = config.kv_heads == config.n_head and config.width_of_head * config.n_head == config.n_embd
     parts = (config.norm, config.norm_weight, config.positions, config.qk_norm)
-    plain = config.activation in ACTIVATIONS.values() and not config.embedding_norm and config.logit_cap is None
+    plain = config.activation in THEIR_ACTIVATIONS.values() and not config.embedding_norm and config.logit_cap is None
     return parts == ("layernorm", True, "learned", "none") and plain and heads
 
 
@@ -96,7 +96,7 @@ def _describe_gpt2(config: ModelConfig) -> dict[str, Any]:
         "n_layer": config.n_layer,
         "n_head": config.n_head,
         "n_inner": config.width_of_mlp,
-        "activation_function": next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.activation),
+        "activation_function": next(theirs for theirs, ours in THEIR_ACTIVATIONS.items() if ours == config.activation),
         "layer_norm_epsilon": config.norm_eps,
         "embd_pdrop": config.drops("embedding"),
         "attn_pdrop": config.drops("attention"),
@@ -107,8 +107,8 @@ def _describe_gpt2(config: ModelConfig) -> dict[str, Any]:
 def _read_gpt2(description: Description) -> dict[str, Any]:
     context, width, layers, heads = _need(description, "n_positions", "n_embd", "n_layer", "n_head")
     activation = description.get("activation_function", "gelu_new")
-    if not isinstance(activation, str) or activation not in ACTIVATIONS:
-        raise UserError(f"activation_function is {activation!r}; known are {', '.join(ACTIVATIONS)}")
+    if not isinstance(activation, str) or activation not in THEIR_ACTIVATIONS:
+        raise UserError(f"activation_function is {activation!r}; known are {', '.join(THEIR_ACTIVATIONS)}")
     _refuse(
         description,
         {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
@@ -125,7 +125,7 @@ def _read_gpt2(description: Description) -> dict[str, Any]:
         "mlp_width": description.get("n_inner") or None,
         "norm": "layernorm",
         "norm_eps": description.get("layer_norm_epsilon", 1e-5),
-        "activation": ACTIVATIONS[activation],
+        "activation": THEIR_ACTIVATIONS[activation],
         "positions": "learned",
         "qk_norm": "none",
         "biases": ["norm", "qkv", "out", "mlp"],

@@ -11,7 +11,7 @@ import math
 import os
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,8 +114,9 @@ def compare(runs: list[Path], out: Path) -> Path:
     share."""
     figure, axes = _figure()
     drops: dict[float, str] = {}  # in the run's own colour, unless several share it
-    for color, run in zip(PALETTE * (len(runs) // len(PALETTE) + 1), runs, strict=False):
-        curves = Curves.read(run)
+    every = [Curves.read(run) for run in runs]
+    names, fonts = _drawable(curves.name for curves in every)
+    for color, name, curves in zip(PALETTE * (len(runs) // len(PALETTE) + 1), names, every, strict=False):
         tokens = [step * curves.tokens_per_step for step in curves.val_steps]
         axes.plot(
             tokens,
@@ -124,7 +125,7 @@ def compare(runs: list[Path], out: Path) -> Path:
             linewidth=1.8,
             marker="o",
             markersize=3.5,
-            label=curves.name,
+            label=name,
         )
         for place in (step * curves.tokens_per_step for step in curves.drops):
             drops[place] = DROP if place in drops else color
@@ -132,7 +133,7 @@ def compare(runs: list[Path], out: Path) -> Path:
     axes.set_xlabel("tokens seen")
     axes.set_ylabel("validation loss (nats per token)")
     axes.xaxis.set_major_formatter(_token_format())
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, prop={"family": fonts})
     return _save(figure, out)
 
 
@@ -213,7 +214,8 @@ def _figure() -> tuple[Figure, Axes]:
 
 
 def _label(axes: Axes, curves: Curves, height: str) -> None:
-    axes.set_title(curves.name, loc="left", fontsize=10, color="#555555")
+    [title], fonts = _drawable([curves.name])
+    axes.set_title(title, loc="left", fontsize=10, color="#555555", fontfamily=fonts)
     axes.set_xlabel("step")
     axes.set_ylabel(height)
     axes.set_xlim(0, max(curves.steps[-1], 1))
@@ -229,6 +231,12 @@ def _label(axes: Axes, curves: Curves, height: str) -> None:
     above.set_xlabel("tokens seen")
     above.xaxis.set_major_formatter(_token_format())
     axes.legend(loc="best", frameon=False)
+
+
+def _drawable(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    from hornbook.report.fonts import drawable  # with it comes matplotlib
+
+    return drawable(names)
 
 
 def _token_format() -> Any:

@@ -9,7 +9,6 @@ nobody wants them any more.
 from __future__ import annotations
 
 import math
-import sys
 import threading
 import time
 import traceback
@@ -18,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hornbook.base.errors import one_line
+from hornbook.base.output import tell
 from hornbook.infer.continuation import Continuation
 from hornbook.infer.decode import Batch, Chosen, Growing
 from hornbook.infer.speaker import Speaker
@@ -234,7 +234,7 @@ class Engine:
     def _fail(self, error: BaseException) -> None:
         """What was computed together ends together; what waits gets a new batch, unless errors go on."""
         traceback.print_exception(error)
-        print(f"error: {one_line(f'{type(error).__name__}: {error}')}", file=sys.stderr, flush=True)
+        tell(f"error: {one_line(f'{type(error).__name__}: {error}')}")
         self._tally.count("engine_failures")
         with self._changed:
             self._failures, self._failed_at = self._failures + 1, time.monotonic()

@@ -84,6 +84,7 @@ class Models:
         self._load = load
         self._engines: dict[Identity, Engine] = {}  # the one asked for last stands last
         self._changing = threading.Lock()
+        self._has_spoken = {served.name for served in self.served.values() if served.kept or not served.is_run}
         self._resolved: dict[str, tuple[tuple[Identity, ...], Identity]] = {}
         self._loader = ThreadPoolExecutor(1, "loader")
         self._waiting = 0  # for a model to be loaded
@@ -155,6 +156,16 @@ class Models:
         if is_left:
             engine.end(0)
 
+    def why_silent(self, served: Served) -> str | None:
+        """What is the matter with a model of which there is nothing to speak with."""
+        if not (served.path / (RUN if served.is_run else CONFIG)).is_file():
+            return f"{served.name}: its folder was deleted or moved since the server began; put it back and ask again"
+        if not served.is_run or served.kept:
+            return None
+        if served.name in self._has_spoken:
+            return f"{served.name}: its checkpoints were deleted; ask again when it has trained for a while"
+        return f"{served.name} has no checkpoint yet; ask again when it has trained for a while"
+
     def load_first(self) -> None:
         """So that a broken model is told at the start, and the first answer comes soon."""
         served = next(iter(self.served.values()))
@@ -194,8 +205,9 @@ class Models:
         if (engine := self._at_hand(served, at)) is not None:
             return engine
         kept = served.identities()
-        if not kept:
-            raise UserError(f"{served.name} has no checkpoint yet; ask again when it has trained for a while")
+        if (silence := self.why_silent(served)) is not None:
+            raise UserError(silence)
+        self._has_spoken.add(served.name)
         folder = resolve(served.path, at)
         identity = Identity.of(folder)
         with self._changing:

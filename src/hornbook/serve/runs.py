@@ -43,6 +43,7 @@ def add_runs(app: FastAPI, models: Models) -> None:
                 "context": config and config.context,
                 "vocab_size": config and config.known_vocab_size,
                 "training": watch is not None and watch.training,
+                "silent": models.why_silent(served),
             }
             described.append(entry | {"points": [] if watch is None else watch.points()})
         return described

@@ -12,7 +12,6 @@ import errno
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +22,8 @@ import uvicorn
 
 from hornbook.base.console import say
 from hornbook.base.errors import UserError
+from hornbook.base.machine import BY_HAND, signals_to_end
+from hornbook.base.output import settle
 from hornbook.infer.speaker import Speaker, machine_to_speak
 from hornbook.serve.app import build_app
 from hornbook.serve.config import ServeConfig
@@ -31,7 +32,6 @@ from hornbook.serve.guard import Guard, is_loopback
 from hornbook.serve.models import Models
 from hornbook.serve.tally import Tally
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LARGEST_PORT = 65_535
 LAST_STEP_SECONDS = 5.0
 LOOK_EVERY_SECONDS = 0.05
@@ -44,6 +44,8 @@ class Server(uvicorn.Server):
         self.threads_are_gone = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit and sig not in BY_HAND:
+            return
         self.force_exit = self.should_exit
         self.should_exit = True
 
@@ -53,7 +55,7 @@ class Server(uvicorn.Server):
         if threading.current_thread() is not threading.main_thread():  # where signals never come
             yield
             return
-        before = {each: signal.signal(each, self.handle_exit) for each in SIGNALS}
+        before = {each: signal.signal(each, self.handle_exit) for each in signals_to_end()}
         try:
             yield
         finally:
@@ -112,7 +114,7 @@ def serve(
         server.run([listener])
     if not server.threads_are_gone:
         # A thread in the middle of a step cannot be stopped, and Python would crash if it ended under it.
-        sys.stdout.flush()
+        settle()
         os._exit(0)
 
 

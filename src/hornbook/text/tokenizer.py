@@ -23,6 +23,7 @@ from hornbook.base import files
 from hornbook.base.errors import UserError
 from hornbook.base.settings import Settings
 from hornbook.text.gpt2 import byte_letters, gpt2_ranks, merges_of
+from hornbook.text.sample import LETTERS_OR_DIGITS, learnable
 from hornbook.text.wordpiece import WORDPIECE_END, WORDPIECE_UNKNOWN, train_wordpiece
 
 if TYPE_CHECKING:
@@ -310,7 +311,7 @@ def train_bpe(texts: Iterable[str], _config: TokenizerConfig, vocab_size: int) -
         initial_alphabet=sorted(byte_letters()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(learnable(texts, LETTERS_OR_DIGITS), trainer)
     return tokenizer
 
 
