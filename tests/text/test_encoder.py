@@ -100,7 +100,7 @@ def test_long_documents_have_the_same_ids(trained: dict[str, Tokenizer], some_te
 LETTERS = st.sampled_from(["ACGT", "a", "ab", "é", "ab日", "日本", "\n", " \n", "=", "-_", "7"])
 
 
-@settings(max_examples=60, deadline=None)
+@examples(200)
 @given(parts=st.lists(st.tuples(LETTERS, st.integers(1, 9_000), st.integers(0, 9)), max_size=4))
 def test_words_without_end_have_the_ids_that_they_have_whole(parts: list[tuple[str, int, int]], strange: Any) -> None:
     tokenizer, fast = strange
