@@ -19,7 +19,7 @@ from system_files import KEPT_IN, written
 
 from hornbook.base.errors import UserError
 from hornbook.exchange.doors import import_model
-from hornbook.exchange.names import LAYOUTS
+from hornbook.exchange.programs import PROGRAMS
 from hornbook.exchange.tensorflow import read_checkpoint
 from hornbook.model.folder import load_model
 
@@ -86,8 +86,8 @@ def two_conventions(state: Weights) -> None:
 
 
 def of_two_programs(state: Weights) -> None:
-    mark = next(layout.mark for layout in LAYOUTS if layout.mark not in state)
-    state[mark] = np.ones((61, 24), np.float32)
+    marks = [program.layout.name("embedding") for program in PROGRAMS]
+    state[next(mark for mark in marks if mark not in state)] = np.ones((61, 24), np.float32)
 
 
 def nothing(state: Weights) -> None:

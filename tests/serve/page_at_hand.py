@@ -52,7 +52,7 @@ def complete(site: str, **request: Any) -> dict[str, Any]:
 
 
 def until(true: Callable[[], bool]) -> None:
-    for _ in range(200):
+    for _ in range(1200):
         if true():
             return
         time.sleep(0.05)

@@ -20,7 +20,7 @@ from hornbook.base.console import Progress
 from hornbook.base.errors import UserError
 from hornbook.base.hub import AbsentError, fetch_from_hub
 from hornbook.base.settings import build
-from hornbook.exchange import names
+from hornbook.exchange import programs
 from hornbook.exchange.tensorflow import read_checkpoint
 from hornbook.exchange.torchfile import find_weights, read_torch
 from hornbook.model.config import ModelConfig
@@ -28,8 +28,8 @@ from hornbook.model.folder import (
     CONFIG,
     INDEX,
     WEIGHTS,
-    check_plausible,
     load_config,
+    mistakes_in,
     model_of,
     read_tensors,
     read_weights,
@@ -38,6 +38,7 @@ from hornbook.model.folder import (
     type_of,
 )
 from hornbook.model.gpt import GPT
+from hornbook.model.shapes import layout_of
 from hornbook.text.merges import PAIRS_OF_FILES, find_tokenizer
 from hornbook.text.tokenizer import TOKENIZER_FILES, Tokenizer, TokenizerConfig, train_tokenizer
 
@@ -190,15 +191,21 @@ def _from_folder(folder: Path, knobs: Mapping[str, Any]) -> Found:
         weights = find_weights(read_torch(path), path)
     else:
         weights = read_weights(folder)
-    return Found(f"a Hugging Face folder of type {kind or 'hornbook'}", model_of(config, kind, weights, path), folder)
+    return Found(
+        f"a Hugging Face folder of type {kind or 'hornbook'}", model_of(config, layout_of(kind), weights, path), folder
+    )
 
 
 def _from_openai(folder: Path, checkpoint: Path, knobs: Mapping[str, Any]) -> Found:
     path = folder / HPARAMS
     said = files.read_json(path)
     _refuse_what_is_told(path, knobs)
-    weights = dict(read_checkpoint(checkpoint))
-    return _converted(names.OPENAI, weights, _told(said, HPARAMETERS, path), checkpoint, folder, [])
+    # Matrices have an axis of one before theirs.
+    weights = {
+        name: tensor[0] if tensor.ndim == 3 and len(tensor) == 1 else tensor
+        for name, tensor in read_checkpoint(checkpoint).items()
+    }
+    return _converted(programs.OPENAI, weights, _told(said, HPARAMETERS, path), checkpoint, folder, [])
 
 
 def _from_file(path: Path, knobs: Mapping[str, Any]) -> Found:
@@ -210,9 +217,10 @@ def _from_file(path: Path, knobs: Mapping[str, Any]) -> Found:
         weights = find_weights(tree, path)
     if "blocks.0.attention.query.weight" in weights:
         return _ours(tree, weights, knobs, path)
-    layout = names.layout_of(weights)
-    if layout is None:
+    program = programs.program_of(weights)
+    if program is None:
         raise UserError(_unknown(weights, path))
+    weights = programs.learned(program, weights)
     notes: list[str] = []
     said: dict[str, Any] = {}
     arguments = tree.get("model_args")
@@ -220,40 +228,34 @@ def _from_file(path: Path, knobs: Mapping[str, Any]) -> Found:
         said = _told(arguments, ARGUMENTS, path)
         if "n_head" in said and knobs.get("n_head", said["n_head"]) != said["n_head"]:
             raise UserError(f"{path}: its model_args say {said['n_head']} heads; leave --n-head out")
-    heads = names.heads_in(layout, weights)
+    heads = programs.heads_in(program, weights)
     if heads is not None:
         if knobs.get("n_head", heads) != heads:
             raise UserError(f"{path}: has {heads} heads; leave --n-head out")
         said["n_head"] = heads
-        if not names.has_projection(layout, weights) and "attention_scale" not in knobs:
+        if not programs.has_projection(program, weights) and "attention_scale" not in knobs:
             said["attention_scale"] = "width"
             notes.append("scores are scaled by the width of the stream, as published; --attention-scale head if later")
     elif "n_head" not in said and "n_head" not in knobs:
-        said["n_head"] = _assumed_heads(layout, weights, path, notes)
-    if layout.knobs["activation"] == "gelu" and "activation" not in knobs:
+        said["n_head"] = _assumed_heads(program, weights, path, notes)
+    if program.knobs["activation"] == "gelu" and "activation" not in knobs:
         notes.append(
-            "bent by the exact GELU, as its program does; --activation gelu_tanh for its files before May 2023"
+            "activation: the exact GELU, as in its program; --activation gelu_tanh for its files before May 2023"
         )
-    return _converted(layout, weights, {**said, **knobs}, path, path.parent, notes)
+    return _converted(program, weights, {**said, **knobs}, path, path.parent, notes)
 
 
 def _converted(
-    layout: names.Layout,
+    program: programs.Program,
     weights: Mapping[str, Any],
     said: Mapping[str, Any],
     path: Path,
     folder: Path,
     notes: list[str],
 ) -> Found:
-    try:
-        learned = names.without_buffers(layout, weights)
-        config = names.config_of(layout, learned, said)
-        check_plausible(config, learned, path)
-        ours = names.to_ours(layout, config, learned)
-    except UserError as error:
-        known = [each if str(path) in each else f"{path}: {each}" for each in error.mistakes]
-        raise UserError(*known) from None
-    return Found(f"weights of {layout.program}", model_of(config, None, ours, path), folder, notes)
+    with mistakes_in(path):
+        config = programs.config_of(program, weights, said)
+    return Found(f"weights of {program.name}", model_of(config, program.layout, dict(weights), path), folder, notes)
 
 
 def _told(said: Mapping[str, Any], arguments: Mapping[str, str], path: Path) -> dict[str, Any]:
@@ -269,16 +271,17 @@ def _refuse_what_is_told(path: Path, knobs: Mapping[str, Any]) -> None:
         raise UserError(f"{path}: tells what the model is; leave --{knob.replace('_', '-')} out")
 
 
-def _assumed_heads(layout: names.Layout, weights: Mapping[str, Any], path: Path, notes: list[str]) -> int:
+def _assumed_heads(program: programs.Program, weights: Mapping[str, Any], path: Path, notes: list[str]) -> int:
     """No tensor shows how many heads its matrices are cut into."""
-    width = names.width_of(layout, weights)
-    if layout is names.WIKITEXT:
+    with mistakes_in(path):
+        _, width = programs.matrix(program, weights, "embedding")
+    if program is programs.WIKITEXT:
         for near in (path.parent / CONFIG, path.parent / "config" / CONFIG, path.parent.parent / "config" / CONFIG):
             heads = _heads_in_config(near)
             if heads:
                 notes.append(f"{heads} heads, from {near}")
                 return heads
-    if width % HEAD_WIDTH or layout.program == names.NOTEBOOK:
+    if width % HEAD_WIDTH or program is programs.NOTEBOOK:
         raise UserError(f"{path}: does not tell the number of heads; name it: --n-head {max(width // HEAD_WIDTH, 1)}")
     heads = width // HEAD_WIDTH
     notes.append(f"{heads} heads of width {HEAD_WIDTH}, as is usual; the file does not tell, --n-head says otherwise")
@@ -296,12 +299,10 @@ def _ours(tree: Mapping[Any, Any], weights: Mapping[str, Any], knobs: Mapping[st
     if not isinstance(held, dict):
         raise UserError(f"{path}: weights of Hornbook without their config; hornbook export --to pt writes both")
     _refuse_what_is_told(path, knobs)
-    try:
+    with mistakes_in(path):
         config = build(ModelConfig, held)
-    except UserError as error:
-        raise UserError(*(f"{path}: {mistake}" for mistake in error.mistakes)) from None
     learned = dict(weights)
-    if config.tied and names.are_the_same(learned.get("head.weight"), learned.get("embedding.weight")):
+    if config.tied and programs.are_the_same(learned.get("head.weight"), learned.get("embedding.weight")):
         del learned["head.weight"]
     return Found("weights of Hornbook", model_of(config, None, learned, path), path.parent)
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from hornbook.base import files
 from hornbook.base.errors import UserError
+from hornbook.text.description import LARGEST, LONGEST_ENTRY
 from hornbook.text.gpt2 import byte_letters
 from hornbook.text.tokenizer import END_OF_TEXT, TOKENIZER_FILES, Tokenizer, byte_level_bpe
 
 PAIRS_OF_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
-LARGEST = 64 << 20
 
 
 def find_tokenizer(folder: Path) -> Tokenizer | None:
@@ -41,6 +41,8 @@ def _from_merges(vocabulary: Path, merges: Path) -> Tokenizer:
     strange = next((token for token in ids if token != END_OF_TEXT and not letters.issuperset(token)), None)
     if strange is not None:
         raise UserError(f"{vocabulary}: {strange[:40]!r} is no token of GPT-2's, which are made of letters for bytes")
+    if (longest := max(map(len, ids))) > LONGEST_ENTRY:
+        raise UserError(f"{vocabulary}: has an entry of {longest:,} characters, and at most {LONGEST_ENTRY:,} are read")
     try:
         lines = merges.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:

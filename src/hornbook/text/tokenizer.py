@@ -22,6 +22,7 @@ from pydantic import Field
 from hornbook.base import files
 from hornbook.base.errors import UserError
 from hornbook.base.settings import Settings
+from hornbook.text.description import LARGEST, LONGEST_ENTRY, PROBE, panics_untold, tamed
 from hornbook.text.gpt2 import byte_letters, gpt2_ranks, merges_of
 from hornbook.text.sample import LETTERS_OR_DIGITS, learnable
 from hornbook.text.wordpiece import WORDPIECE_END, WORDPIECE_UNKNOWN, train_wordpiece
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<|unknown|>"
 WORDPIECE_ENTRIES = 40_000
-# Of a wrong one of these, the library makes a panic that tells its trace on standard error.
-PREFIXED_PAIRS = (r'"type"\s*:\s*"BPE"', r'"continuing_subword_prefix"\s*:\s*"(?!")')
 # What ends a document, or stands between two, here and in vocabularies of other models.
 ENDS = (END_OF_TEXT, WORDPIECE_END, "<|end_of_text|>", "<|bos|>")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -196,10 +195,14 @@ class Tokenizer:
 
         path = folder if folder.is_file() else folder / TOKENIZER_FILES[0]
         try:
-            text = files.read_small(path)
-            if all(re.search(part, text) for part in PREFIXED_PAIRS):
-                raise ValueError("byte pairs with a prefix")
-            return cls(tokenizers.Tokenizer.from_str(text))
+            if path.stat().st_size > LARGEST:
+                raise UserError("too large for a tokenizer; is it the right file?")
+            description = tamed(files.read_small(path))
+            with panics_untold():
+                tokenizer = cls(tokenizers.Tokenizer.from_str(description))
+                tokenizer.encode_batch([PROBE, *PROBE])
+            tokenizer._check_entries()
+            return tokenizer
         except FileNotFoundError:
             raise UserError(f"{folder}: has no {TOKENIZER_FILES[0]}") from None
         except (KeyboardInterrupt, SystemExit, MemoryError):
@@ -208,6 +211,13 @@ class Tokenizer:
             raise UserError(f"{path}: {error.mistakes[0].removeprefix(f'{path}: ')}") from None
         except BaseException as error:  # tokenizers raises plain Exceptions, and a panic in its Rust is not even one
             raise UserError(f"{path}: not a tokenizer ({error})") from None
+
+    def _check_entries(self) -> None:
+        entries = self._inner.get_vocab()
+        if sorted(entries.values()) != list(range(self.vocab_size)):
+            raise UserError("should give each entry an id, from 0 on without a gap")
+        if (longest := max(map(len, entries))) > LONGEST_ENTRY:
+            raise UserError(f"has an entry of {longest:,} characters, and at most {LONGEST_ENTRY:,} are read")
 
     def encodes_like(self, other: Tokenizer) -> bool:
         """Whether the two make the same ids of the same text, though their files may differ in other things."""
