@@ -34,7 +34,7 @@ def warn(text: str) -> None:
 
 def note(text: str) -> None:
     """What is good to know, beside what was asked for."""
-    print(f"note: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    tell(f"note: {folded(text)}")
 
 
 def in_notebook() -> bool:

@@ -11,7 +11,6 @@ import contextlib
 import json
 import math
 import os
-import sys
 import tempfile
 import threading
 from binascii import a2b_base64
@@ -19,6 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from hornbook.base.errors import UserError
+from hornbook.base.output import tell
 
 LARGEST = 64 << 20
 # Bytes of one entry. Vocabularies have rows of up to 512 signs; one token must not make a text of megabytes.
@@ -101,4 +101,4 @@ def panics_untold() -> Iterator[None]:
             os.dup2(kept, 2)
             said.seek(0)
             if not panicked and (data := said.read()):
-                print(data.decode(errors="replace"), end="", file=sys.stderr, flush=True)
+                tell(data.decode(errors="replace").rstrip("\n"))
