@@ -19,3 +19,9 @@ def rounding(terms: int, dtype: torch.dtype = torch.float32) -> float:
     added in several lanes it is less.
     """
     return 4 * math.sqrt(terms) * torch.finfo(dtype).eps / 2
+
+
+def rounding_of_logits(logits: torch.Tensor, n_layer: int, width: int) -> float:
+    """Absolute, of a model in fp32: each layer sums four times in turn (queries, what is attended to, up and down),
+    then the head does, none over more than four widths; errors one after another add up as a random walk, too."""
+    return float(logits.abs().max()) * math.sqrt(4 * n_layer + 1) * rounding(4 * width)

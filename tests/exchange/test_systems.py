@@ -14,6 +14,7 @@ from system_files import KEPT_IN, copied, written
 from hornbook.exchange.doors import import_model
 from hornbook.model.folder import load_model
 from hornbook.model.gpt import GPT
+from rounding import rounding_of_logits
 
 FORMS = [*KEPT_IN, "shakespeare-124m huggingface", "shakespeare-124m openai"]
 SIZES = [
@@ -48,7 +49,8 @@ def test_logits_are_those_of_the_system(form: str, sizes: Sizes, letters: Letter
         ours = model.logits(torch.from_numpy(ids)).numpy()
     theirs = logits(system, state, sizes, ids)
     assert theirs.std() > 0.5
-    assert np.abs(ours - theirs).max() < 1e-5
+    within = rounding_of_logits(torch.from_numpy(theirs), sizes.n_layer, sizes.n_embd)
+    assert np.abs(ours - theirs).max() < within < 1e-4
     assert model.config.n_params() == n_params(system, sizes)
 
 

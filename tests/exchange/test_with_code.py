@@ -20,6 +20,7 @@ from hornbook.model.config import ModelConfig
 from hornbook.model.folder import load_model, save_model
 from hornbook.model.gpt import GPT
 from hornbook.text.tokenizer import Tokenizer
+from rounding import rounding_of_logits
 
 Letters = Callable[[int], Path]
 VOCAB = 41
@@ -126,9 +127,12 @@ def test_transformers_computes_what_we_do(case: str, letters: Letters, tmp_path:
     ids = some_ids(20)
     wanted = ours.logits(ids)
     assert wanted.std() > 0.1
-    assert (theirs(ids).logits - wanted).abs().max() < 1e-5
+    within = rounding_of_logits(wanted, ours.config.n_layer, ours.config.n_embd)
+    assert (theirs(ids).logits - wanted).abs().max() < within < 1e-4
     labels = theirs(ids, labels=ids).loss
-    assert labels == pytest.approx(F.cross_entropy(wanted[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).item(), abs=1e-5)
+    assert labels == pytest.approx(
+        F.cross_entropy(wanted[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).item(), abs=within
+    )
     assert torch.equal(spoken(theirs, ids[:, :6], 14), continued(ours, ids[:, :6], 14))
 
 
@@ -143,7 +147,9 @@ def test_beyond_the_context_the_last_tokens_count_and_padding_does_not(
     assert torch.equal(spoken(theirs, ids, 9), continued(ours, ids, 9))
     padded = torch.cat((torch.zeros(1, 2, dtype=torch.long), ids[:, :7]), dim=1)
     mask = torch.tensor([[0, 0] + [1] * 7])
-    assert (theirs(padded, attention_mask=mask).logits[:, 2:] - ours.logits(ids[:, :7])).abs().max() < 1e-5
+    wanted = ours.logits(ids[:, :7])
+    within = rounding_of_logits(wanted, ours.config.n_layer, ours.config.n_embd)
+    assert (theirs(padded, attention_mask=mask).logits[:, 2:] - wanted).abs().max() < within < 1e-4
     with pytest.raises(ValueError, match="21 tokens; the model sees 20"):
         theirs(some_ids(21))
 

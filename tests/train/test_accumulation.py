@@ -13,6 +13,7 @@ from hornbook.model.config import classic, modern
 from hornbook.train import loop
 from hornbook.train.config import RunConfig
 from hornbook.train.start import fit
+from rounding import rounding
 
 SEQUENCES = 8
 
@@ -60,7 +61,8 @@ def test_micro_batches_add_up_to_the_gradients_of_the_one_large_batch(
         assert loss == pytest.approx(whole_loss, rel=1e-6)
         for one, other in zip(whole, cut, strict=True):
             assert one.any()
-            assert (one - other).abs().max() < 1e-6
+            # Sums over all tokens of the batch; the gradient of a key's bias cancels out to nothing, about 1e-11.
+            assert (one - other).norm() < rounding(SEQUENCES * 32) * max(float(one.norm()), 1e-6)
 
 
 def test_the_gradients_are_those_of_the_mean_loss_over_all_tokens(assembled: Callable[..., loop.Run]) -> None:
