@@ -23,8 +23,8 @@ from hornbook.base.errors import HornbookError, UserError
 from hornbook.base.ours import Hidden, hidden
 from hornbook.base.settings import merge
 from hornbook.cli import PATH_ERRORS, main
-from hornbook.exchange.doors import import_model
 from hornbook.exchange.export import export_model
+from hornbook.exchange.imports import import_model
 from hornbook.report.curves import compare, draw
 from hornbook.shards.format import Shards
 from hornbook.shards.prepare import ShardsConfig, open_or_prepare, prepare

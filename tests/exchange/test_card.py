@@ -177,6 +177,6 @@ def test_what_is_lost_of_a_run_is_left_out(
     elif lost == "the logs":
         assert "tokens read" not in rows(text)
     else:
-        assert "tells nothing of it" in capsys.readouterr().err
+        assert "says nothing of it" in capsys.readouterr().err
         assert "optimizer" not in rows(text)
     assert "## What it cannot do" in text

@@ -28,7 +28,7 @@ def import_foreign(words: list[str]) -> int:
     parser.add_argument("--ranks", metavar="FILE", help="GPT-2's vocabulary: a local copy of r50k_base.tiktoken")
     given = with_json(parser, words)
     from hornbook.base.console import command, say
-    from hornbook.exchange.doors import import_model
+    from hornbook.exchange.imports import import_model
 
     named = {name: getattr(given, name) for name in ("n_head", "activation", "attention_scale")}
     knobs = {name: value for name, value in named.items() if value is not None}

@@ -49,7 +49,7 @@ def write_card(folder: Path, staging: Path, dtype: str, with_code: bool) -> None
     except (KeyError, TypeError, ValueError, AttributeError, jinja2.TemplateError):
         if known.run is None:
             raise
-        warn(f"{known.run}: its {RUN} or its logs are damaged, so the model card tells nothing of it")
+        warn(f"{known.run}: its {RUN} or its logs are damaged, so the model card says nothing of it")
         text = _card(Known(known.name, known.model), dtype, with_code, pictured)
     files.write_text(staging / CARD, text)
     files.write_bytes(staging / APP, Path(__file__).with_name("space.py").read_bytes())
@@ -64,6 +64,7 @@ def _card(known: Known, dtype: str, with_code: bool, picture: str | None) -> str
     forms.filters["letters"] = letters
     return forms.from_string(Path(__file__).with_name(TEMPLATE).read_text("utf-8")).render(
         known=known,
+        times_read=known.times_read,
         model=known.model,
         config=known.config,
         manifest=known.manifest,

@@ -16,8 +16,8 @@ import torch
 from hornbook.base import files
 from hornbook.base.errors import UserError
 from hornbook.exchange.card import write_card
-from hornbook.exchange.doors import OUR_CONFIG, STATE
 from hornbook.exchange.gguf import DTYPES, export_gguf
+from hornbook.exchange.imports import OUR_CONFIG, STATE
 from hornbook.model.folder import CONFIG, load_model, resolve, save_model
 from hornbook.model.shapes import SHAPES, shape_of
 from hornbook.text.tokenizer import Tokenizer

@@ -1,7 +1,7 @@
 """How the files of other training programs name the parts of a GPT.
 
 In: tensors by their names.  Out: which program's they are, where it keeps what, and the ModelConfig that their shapes
-tell. A program is one entry in PROGRAMS.
+give. A program is one entry in PROGRAMS.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Program:
     ties: bool = False
     """A file without a head, or with the embedding in its place, has one matrix for both."""
     knobs: Mapping[str, Any] = field(default_factory=dict)
-    """What its files do not tell and its code does."""
+    """What its files do not say and its code does."""
 
 
 BOOK = Program(
@@ -183,7 +183,7 @@ def has_projection(program: Program, found: Found) -> bool:
 
 
 def config_of(program: Program, found: Found, knobs: Mapping[str, Any]) -> ModelConfig:
-    """What the tensors' shapes tell, with what they do not: `knobs`, n_head among them."""
+    """What follows from the tensors' shapes, with what does not: `knobs`, n_head among them."""
     layout = program.layout
     vocab_size, width = matrix(program, found, "embedding")
     context, _ = matrix(program, found, "positions")

@@ -100,9 +100,9 @@ def _refuse_sizes_without_weights(config: ModelConfig, folder: Path) -> None:
         raise UserError(f"{path}: no such file")
     there = sum(each.stat().st_size for each in folder.glob("*.safetensors") if each.is_file())
     wanted = config.n_params() * LEAST_BYTES_OF_A_NUMBER
-    if there < wanted // 2:  # of one that lacks only some tensors, these are told
+    if there < wanted // 2:  # of one that lacks only some tensors, these are named
         raise UserError(
-            f"{path}: {there:,} bytes, not a whole safetensors file of the model that {CONFIG} tells "
+            f"{path}: {there:,} bytes, not a whole safetensors file of the model that {CONFIG} describes "
             f"(at least {wanted:,} bytes)"
         )
 

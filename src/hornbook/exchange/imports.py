@@ -1,8 +1,8 @@
 """Other people's models come in.
 
 In: a file of torch.save, a Hugging Face folder or the name of one on the hub, a folder of OpenAI's.  Out: a model
-folder of ours, with a tokenizer. Which of them it is, the names of its tensors tell; its sizes, their shapes. What a
-file does not tell is taken as its program has it, said, and can be said otherwise.
+folder of ours, with a tokenizer. Which of them it is follows from the names of its tensors; its sizes, from their
+shapes. What a file does not say is taken as its program has it, noted, and can be given otherwise.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ GPT2_FILLED_UP = 50_304
 HEAD_WIDTH = 64
 PUBLISHED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 FILES_OF_WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
-# What a file of ours or its program may call the knobs that it tells.
+# What a file of ours or its program may call the knobs that it names.
 ARGUMENTS = {"n_layer": "n_layer", "n_head": "n_head", "n_embd": "n_embd", "block_size": "context"}
 ARGUMENTS |= {"vocab_size": "vocab_size", "dropout": "dropout"}
 HPARAMETERS = {"n_layer": "n_layer", "n_head": "n_head", "n_embd": "n_embd", "n_ctx": "context"}
@@ -78,8 +78,8 @@ class Imported:
 
     def as_dict(self) -> dict[str, Any]:
         """For a script to read."""
-        told = {"model": str(self.folder), "kind": self.kind, "notes": self.notes, "tokenizer": self.tokenizer}
-        return told | {"parameters": self.config.n_params(), "config": self.config.model_dump()}
+        result = {"model": str(self.folder), "kind": self.kind, "notes": self.notes, "tokenizer": self.tokenizer}
+        return result | {"parameters": self.config.n_params(), "config": self.config.model_dump()}
 
 
 def import_model(
@@ -91,7 +91,7 @@ def import_model(
     ranks: str | None = None,
 ) -> Imported:
     """Read a model from elsewhere and write it as a model folder. `knobs` are those of ModelConfig that the source
-    cannot tell: n_head, activation, attention_scale."""
+    does not say: n_head, activation, attention_scale."""
     if out.exists() or out.is_symlink():
         raise UserError(f"{out}: is there already; choose another OUT, or delete it")
     found = _read(source, knobs or {})
@@ -184,7 +184,7 @@ def _from_folder(folder: Path, knobs: Mapping[str, Any]) -> Found:
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder}: neither a Hugging Face folder (no {CONFIG}) nor one of OpenAI's (no {HPARAMS})")
     config = load_config(folder)
-    _refuse_what_is_told(folder / CONFIG, knobs)
+    _refuse_known(folder / CONFIG, knobs)
     kind, path = type_of(folder, config), folder / WEIGHTS
     if not path.is_file() and not (folder / INDEX).is_file() and (folder / OLDER_WEIGHTS).is_file():
         path = folder / OLDER_WEIGHTS
@@ -199,13 +199,13 @@ def _from_folder(folder: Path, knobs: Mapping[str, Any]) -> Found:
 def _from_openai(folder: Path, checkpoint: Path, knobs: Mapping[str, Any]) -> Found:
     path = folder / HPARAMS
     said = files.read_json(path)
-    _refuse_what_is_told(path, knobs)
+    _refuse_known(path, knobs)
     # Matrices have an axis of one before theirs.
     weights = {
         name: tensor[0] if tensor.ndim == 3 and len(tensor) == 1 else tensor
         for name, tensor in read_checkpoint(checkpoint).items()
     }
-    return _converted(programs.OPENAI, weights, _told(said, HPARAMETERS, path), checkpoint, folder, [])
+    return _converted(programs.OPENAI, weights, _knobs_in(said, HPARAMETERS, path), checkpoint, folder, [])
 
 
 def _from_file(path: Path, knobs: Mapping[str, Any]) -> Found:
@@ -225,7 +225,7 @@ def _from_file(path: Path, knobs: Mapping[str, Any]) -> Found:
     said: dict[str, Any] = {}
     arguments = tree.get("model_args")
     if isinstance(arguments, dict):
-        said = _told(arguments, ARGUMENTS, path)
+        said = _knobs_in(arguments, ARGUMENTS, path)
         if "n_head" in said and knobs.get("n_head", said["n_head"]) != said["n_head"]:
             raise UserError(f"{path}: its model_args say {said['n_head']} heads; leave --n-head out")
     heads = programs.heads_in(program, weights)
@@ -258,7 +258,7 @@ def _converted(
     return Found(f"weights of {program.name}", model_of(config, program.layout, dict(weights), path), folder, notes)
 
 
-def _told(said: Mapping[str, Any], arguments: Mapping[str, str], path: Path) -> dict[str, Any]:
+def _knobs_in(said: Mapping[str, Any], arguments: Mapping[str, str], path: Path) -> dict[str, Any]:
     """What a table beside the weights says of the knobs; ModelConfig looks at the values."""
     missing = next((name for name in arguments if name not in said and name != "dropout"), None)
     if missing is not None:
@@ -266,9 +266,9 @@ def _told(said: Mapping[str, Any], arguments: Mapping[str, str], path: Path) -> 
     return {knob: said[name] for name, knob in arguments.items() if name in said}
 
 
-def _refuse_what_is_told(path: Path, knobs: Mapping[str, Any]) -> None:
+def _refuse_known(path: Path, knobs: Mapping[str, Any]) -> None:
     for knob in knobs:
-        raise UserError(f"{path}: tells what the model is; leave --{knob.replace('_', '-')} out")
+        raise UserError(f"{path}: says what the model is; leave --{knob.replace('_', '-')} out")
 
 
 def _assumed_heads(program: programs.Program, weights: Mapping[str, Any], path: Path, notes: list[str]) -> int:
@@ -282,9 +282,9 @@ def _assumed_heads(program: programs.Program, weights: Mapping[str, Any], path: 
                 notes.append(f"{heads} heads, from {near}")
                 return heads
     if width % HEAD_WIDTH or program is programs.NOTEBOOK:
-        raise UserError(f"{path}: does not tell the number of heads; name it: --n-head {max(width // HEAD_WIDTH, 1)}")
+        raise UserError(f"{path}: does not say the number of heads; name it: --n-head {max(width // HEAD_WIDTH, 1)}")
     heads = width // HEAD_WIDTH
-    notes.append(f"{heads} heads of width {HEAD_WIDTH}, as is usual; the file does not tell, --n-head says otherwise")
+    notes.append(f"{heads} heads of width {HEAD_WIDTH}, as is usual; the file does not say, --n-head says otherwise")
     return heads
 
 
@@ -298,7 +298,7 @@ def _ours(tree: Mapping[Any, Any], weights: Mapping[str, Any], knobs: Mapping[st
     held = tree.get(OUR_CONFIG)
     if not isinstance(held, dict):
         raise UserError(f"{path}: weights of Hornbook without their config; hornbook export --to pt writes both")
-    _refuse_what_is_told(path, knobs)
+    _refuse_known(path, knobs)
     with mistakes_in(path):
         config = build(ModelConfig, held)
     learned = dict(weights)
