@@ -109,7 +109,7 @@ def copied(made: Path, text_file: Path, tmp_path: Path) -> Path:
 
 def refusal(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert cli.main(words) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: ")]
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith(("warning: ", "note: "))]
     (line,) = lines
     assert line.startswith("error: ")
     assert len(line) <= len("error: ") + LONGEST_LINE
