@@ -88,8 +88,10 @@ class Background:
                 self._changed.wait_for(lambda: self._waiting or self._done)
                 if not self._waiting:
                     return
-                self._at_work, act = self._waiting.popleft()
-            self._settle(self._at_work, act)
+                future, act = self._waiting.popleft()
+                self._at_work = future
+            self._settle(future, act)
+            del future, act  # what they hold may be large
 
     @staticmethod
     def _settle(future: Future[T], act: Callable[[], T]) -> None:

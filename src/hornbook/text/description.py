@@ -14,15 +14,16 @@ import os
 import tempfile
 import threading
 from binascii import a2b_base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from hornbook.base.errors import UserError
 from hornbook.base.output import tell
 
 LARGEST = 64 << 20
-# Bytes of one entry. Vocabularies have rows of up to 512 signs; one token must not make a text of megabytes.
-LONGEST_ENTRY = 1 << 16
+# Characters of one token. Vocabularies have rows of up to 512 signs; one token must not make a text of megabytes.
+LONGEST_TOKEN = 1 << 16
 # How many times as long a text may become before it is cut into entries. Llama's does twice; those that only put a
 # character into the forms of Unicode are not counted.
 MOST_GROWTH = 16
@@ -48,6 +49,14 @@ def tamed(text: str) -> str:
     if not 0 <= model.get("max_input_chars_per_word", 0) <= MOST_CHARACTERS_OF_A_WORD:
         raise UserError(f"takes words of more than {MOST_CHARACTERS_OF_A_WORD} characters apart; take another")
     return json.dumps(found | {"padding": None, "truncation": None})
+
+
+def check_entries(ids: Mapping[str, Any], where: Path) -> None:
+    """A vocabulary, once it is loaded: every number below its size is an id, and of a token of bounded length."""
+    if sorted(number for number in ids.values() if type(number) is int) != list(range(len(ids))):
+        raise UserError(f"{where}: should give each token an id, from 0 on without a gap")
+    if (longest := max(map(len, ids), default=0)) > LONGEST_TOKEN:
+        raise UserError(f"{where}: has a token of {longest:,} characters, and at most {LONGEST_TOKEN:,} are read")
 
 
 def _growth(part: Any) -> float:

@@ -22,7 +22,7 @@ from pydantic import Field
 from hornbook.base import files
 from hornbook.base.errors import UserError
 from hornbook.base.settings import Settings
-from hornbook.text.description import LARGEST, LONGEST_ENTRY, PROBE, panics_untold, tamed
+from hornbook.text.description import LARGEST, PROBE, check_entries, panics_untold, tamed
 from hornbook.text.gpt2 import byte_letters, gpt2_ranks, merges_of
 from hornbook.text.sample import LETTERS_OR_DIGITS, learnable
 from hornbook.text.wordpiece import WORDPIECE_END, WORDPIECE_UNKNOWN, train_wordpiece
@@ -201,7 +201,7 @@ class Tokenizer:
             with panics_untold():
                 tokenizer = cls(tokenizers.Tokenizer.from_str(description))
                 tokenizer.encode_batch([PROBE, *PROBE])
-            tokenizer._check_entries()
+            check_entries(tokenizer._inner.get_vocab(), path)
             return tokenizer
         except FileNotFoundError:
             raise UserError(f"{folder}: has no {TOKENIZER_FILES[0]}") from None
@@ -211,13 +211,6 @@ class Tokenizer:
             raise UserError(f"{path}: {error.mistakes[0].removeprefix(f'{path}: ')}") from None
         except BaseException as error:  # tokenizers raises plain Exceptions, and a panic in its Rust is not even one
             raise UserError(f"{path}: not a tokenizer ({error})") from None
-
-    def _check_entries(self) -> None:
-        entries = self._inner.get_vocab()
-        if sorted(entries.values()) != list(range(self.vocab_size)):
-            raise UserError("should give each entry an id, from 0 on without a gap")
-        if (longest := max(map(len, entries))) > LONGEST_ENTRY:
-            raise UserError(f"has an entry of {longest:,} characters, and at most {LONGEST_ENTRY:,} are read")
 
     def encodes_like(self, other: Tokenizer) -> bool:
         """Whether the two make the same ids of the same text, though their files may differ in other things."""
