@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 
 from hornbook import cli
+from hornbook.base.output import visible
 from yardstick import within
 
 SIZES = {"n-layer": 1, "n-embd": 32, "n-head": 2, "context": 32}
@@ -81,6 +85,28 @@ def test_training_tells_what_was_reached_and_what_to_try_next(
     assert cli.main(["train", "--data", str(text_file), *SMALL]) == 0
     assert f"this is a new run, runs/{text_file.stem}-2" in capsys.readouterr().out.replace("\\", "/")
     assert (tmp_path / "runs" / f"{text_file.stem}-2" / "checkpoints").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("file", "name"), [(b"e\x1bf\tg\xe9 (" + "长".encode() * 75, "e_f_g_ (" + "长" * 30), (b"...", "text")], ids=str
+)
+def test_a_text_of_any_name_on_a_screen_of_any_kind(
+    file: bytes, name: str, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Controls, bytes that are no UTF-8, too long, and nothing but dots; where the screen has the letters of ASCII."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / os.fsdecode(file + b".txt")).write_bytes(text_file.read_bytes())
+    screen = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", screen)
+    words = ["--data", os.fsdecode(file + b".txt"), "--sample.prompts", '["é"]', *SMALL]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert cli.main(["train", *words]) == 0
+        assert cli.main(["resume", f"runs/{name}", "--train.steps", "5"]) == 0
+    assert [each.name for each in (tmp_path / "runs").iterdir()] == [name]
+    assert (tmp_path / "runs" / name / "checkpoints").is_dir()
+    told = screen.buffer.getvalue().decode("ascii").replace("?", "")  # type: ignore[attr-defined]
+    assert visible(told) == told
 
 
 def test_train_refuses_a_finished_run_and_names_resume(
@@ -168,6 +194,10 @@ def mistakes(tmp_path: Path) -> dict[str, list[str]]:
         "nothing to verify": ["verify", str(tmp_path / "folder")],
         "unknown option": ["generate", str(tmp_path), "--temprature", "1"],
         "out of range": ["generate", str(tmp_path), "--max-tokens", "0"],
+        "too large a seed": ["train", "--seed", "99999999999999999999"],
+        "too large a batch": ["train", "--train.batch-tokens", "99999999999999999999"],
+        "too many threads": ["train", "--train.threads", "100000"],
+        "a prompt of no text": ["train", "--sample.prompts", "\udcff"],
     }
 
 
@@ -182,6 +212,18 @@ def test_each_mistake_is_one_line_that_says_the_mend(tmp_path: Path, capsys: pyt
         assert error.startswith("error: "), f"{name}: {error}"
         assert error.count("\n") == 1, f"{name}: {error}"
         assert len(error) <= len("error: ") + 201, f"{name}: {error}"
+
+
+def test_a_folder_whose_name_is_no_text_is_refused_before_it_costs_anything(
+    text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "caf\udce9")
+    assert cli.main(["train", "--data", str(text_file), "--out", out, *SMALL]) == 2
+    assert "not UTF-8" in capsys.readouterr().err
+    assert not os.path.exists(out)
+    os.mkdir(out)
+    assert cli.main(["prepare", str(text_file), "--out", out]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_all_mistakes_in_a_config_are_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hornbook.base.machine import share_the_cores
+from hornbook.base.output import going_on
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,6 +69,7 @@ class TrainedRun:
 
         return Picture(perplexity_figure(Curves.read(self.folder)))
 
+    @going_on()
     def resume(self, **train: Any) -> TrainedRun:
         """Go on, until a new end: `run.resume(minutes=10)`."""
         from hornbook.train.start import resume
@@ -75,6 +77,7 @@ class TrainedRun:
         return TrainedRun(self.folder, resume(self.folder, {"train": train}).reason)
 
 
+@going_on()
 def fit(
     config: RunConfig | str | None = None, *, out: str | Path | None = None, tiny: bool = False, **knobs: Any
 ) -> TrainedRun:
@@ -105,10 +108,14 @@ def load(path: str | Path, at: str = "best", device: str | None = None) -> Speak
 def prepare_text(data: str | Path, *, out: str | Path | None = None, **knobs: Any) -> Shards:
     """Text to tokens on disk: `prepare_text("my-text.txt", tokenizer={"kind": "bpe"})`. `data` may also be a corpus's
     name."""
-    from hornbook.shards.prepare import PrepareConfig, default_folder, prepare
+    from hornbook.base.console import warn
+    from hornbook.shards.prepare import PrepareConfig, default_folder, prepare, too_little
     from hornbook.text.corpora import find_source
 
     config = PrepareConfig().with_(**knobs)
     source = find_source(str(data), config.text)
     folder = Path(out) if out is not None else default_folder(source, config.tokenizer, config.shards)
-    return prepare(source, config.tokenizer, config.shards, folder)
+    shards = prepare(source, config.tokenizer, config.shards, folder)
+    if doubt := too_little(shards):
+        warn(doubt)
+    return shards

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import io
+import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from hornbook.base import console
-from hornbook.base.console import Progress, count, duration, program, table, warn
+from hornbook.base.console import Progress, command, count, duration, program, shell, table, warn
+from hornbook.base.errors import one_line
 
 
 class Clock:
@@ -119,6 +122,33 @@ def test_a_table_without_a_terminal_is_columns(capsys: pytest.CaptureFixture[str
 def test_a_warning_is_one_line_beside_the_output(capsys: pytest.CaptureFixture[str]) -> None:
     warn("two\nlines")
     assert capsys.readouterr() == ("", "warning: two lines\n")
+
+
+NAMES = [
+    "plain",
+    "My Novel (draft)",
+    "it's",
+    "a$b`c",
+    "two  blanks",
+    " ends ",
+    "a\tb\nc\x1b",
+    "caf\udce9",
+    "\\'",
+    "é 红",
+    "-x",
+    "",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_command_is_read_back_by_a_shell_as_it_was_meant(name: str) -> None:
+    bash = shutil.which("bash") or pytest.skip("no bash here")
+    told = command("resume", Path("runs") / name)
+    assert told.startswith("hornbook resume ")
+    for line in (shell("printf", "%s|", name, "end"), one_line(shell("printf", "%s|", name, "end"))):
+        read = subprocess.run([bash, "-c", os.fsencode(line)], capture_output=True, check=True).stdout
+        assert read == os.fsencode(name) + b"|end|"
+        assert line.isprintable()
 
 
 def test_what_a_user_types_next_is_what_was_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

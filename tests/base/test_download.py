@@ -186,6 +186,7 @@ def test_what_is_there_is_not_asked_for_again(server: hostile.Server, tmp_path: 
 def test_a_file_of_another_size_in_the_cache_is_fetched_again(server: hostile.Server, tmp_path: Path) -> None:
     (tmp_path / "f.bin").write_bytes(BODY[:50])
     assert fetch(server, tmp_path).read_bytes() == BODY
+    assert (tmp_path / "f.bin.set-aside").read_bytes() == BODY[:50]  # nothing proves that it was ours
 
 
 @pytest.mark.parametrize("code", [401, 403, 404])
@@ -300,7 +301,7 @@ def test_a_killed_process_is_gone_on_from(server: hostile.Server, tmp_path: Path
         f"download.fetch({server.url('/f')!r}, Path({str(tmp_path)!r}), 'f.bin', sha256={SHA!r})"
     )
     child = subprocess.Popen([sys.executable, "-c", code])
-    partial = tmp_path / ".partial-f.bin"
+    partial = Partial(tmp_path / "f.bin").path
     while not partial.exists() or partial.stat().st_size < 60_000:
         assert child.poll() is None
         time.sleep(0.005)

@@ -3,6 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hornbook.base.console import command
 from hornbook.base.errors import LONGEST_LINE, MachineError, UserError, one_line
 
 
@@ -28,8 +29,15 @@ def test_a_long_line_keeps_its_beginning_and_its_mend() -> None:
 
 def test_long_paths_are_shortened_before_words_are_lost() -> None:
     path = "/home/" + "/".join("a-rather-long-folder" for _ in range(8)) + "/runs/mine"
-    line = one_line(f"{path}: holds a run already; go on with it: hornbook resume {path}")
-    assert line == ".../runs/mine: holds a run already; go on with it: hornbook resume .../runs/mine"
+    line = one_line(f"{path}: another process is at work in {path} or was so lately")
+    assert line == ".../runs/mine: another process is at work in .../runs/mine or was so lately"
+
+
+def test_a_command_at_the_end_stays_as_it_is_to_be_typed() -> None:
+    path = "/home/" + "/".join("a-rather-long-folder" for _ in range(4)) + "/runs/my novel"
+    line = one_line(f"{path}: holds a run already; choose another --out, or go on: {command('resume', path)}")
+    assert len(line) <= LONGEST_LINE
+    assert line.endswith(f": hornbook resume '{path}'")
 
 
 def test_each_mistake_keeps_its_own_line_and_the_exit_code_tells_whose_it_was() -> None:

@@ -17,6 +17,7 @@ import pytest
 from hornbook.base import files
 from hornbook.base.errors import LONGEST_LINE, MachineError, UserError
 from hornbook.base.logs import Log, read_log
+from hornbook.base.ours import Hidden
 from hornbook.base.unfinished import BinaryWriter, finish_folder, unfinished_folder
 
 OLD, NEW = b"old" * 50, b"new" * 70
@@ -36,11 +37,16 @@ def write_manifested_folder(path: Path, content: bytes) -> None:
         writer = BinaryWriter(place / "a.bin")
         writer.write(content)
         manifest["a.bin"] = writer.close()
-        finish_folder(place, path, "state", "list.json", manifest)
+        finish_folder(place, path, "state", "list.json", manifest, listed)
+
+
+def listed(folder: Path) -> set[str] | None:
+    manifest = folder / "list.json"
+    return {"list.json", "a.bin"} if manifest.is_file() and files.is_unchanged(files.read_json(manifest)) else None
 
 
 def write_through_library(path: Path, content: bytes) -> None:
-    with files.staged_file(path) as staging:
+    with files.staged_file(path, replace=True) as staging:
         staging.write_bytes(content)
 
 
@@ -374,14 +380,6 @@ def lose(folder: Path, chance: random.Random) -> None:
     any_file(folder, chance).unlink()
 
 
-def add(folder: Path, chance: random.Random) -> None:
-    (chance.choice([folder, folder / "inner"]) / f"c{chance.random()}").write_bytes(b"")
-
-
-def add_a_link_to_a_folder(folder: Path, chance: random.Random) -> None:
-    (folder / f"c{chance.random()}").symlink_to(folder.parent, target_is_directory=True)
-
-
 def swap(folder: Path, chance: random.Random) -> None:
     first, second, between = folder / "a.bin", folder / "inner" / "b.bin", folder / "between"
     first.rename(between)
@@ -428,8 +426,8 @@ def scramble_the_manifest(folder: Path, chance: random.Random) -> None:
 @pytest.mark.parametrize(
     "harm",
     [
-        flip_a_bit, truncate, lengthen, zero, empty, lose, add, add_a_link_to_a_folder, swap, link,
-        edit_the_manifest, take_the_manifest_of_another, scramble_the_manifest,
+        flip_a_bit, truncate, lengthen, zero, empty, lose, swap, link, edit_the_manifest,
+        take_the_manifest_of_another, scramble_the_manifest,
     ],
     ids=lambda harm: harm.__name__,
 )  # fmt: skip
@@ -497,6 +495,23 @@ def test_a_file_where_a_folder_should_be_is_the_users_mistake(tmp_path: Path) ->
             files.make_folder(path)
 
 
+@pytest.mark.parametrize(("place", "mend"), [("home/shards", "set HORNBOOK_HOME to another"), ("out", "another --out")])
+def test_where_nothing_may_be_written_the_advice_is_for_that_place(
+    place: str, mend: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def forbidden(kind: str, path: Path, act: Callable[[], Any]) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setenv("HORNBOOK_HOME", str(tmp_path / "home"))
+    path = tmp_path / place / "it"
+    path.parent.mkdir(parents=True)
+    monkeypatch.setattr(files, "_step", forbidden)
+    with pytest.raises(UserError, match=f"it: no permission to write here; .*{mend}"):
+        files.make_folder(path)
+    with pytest.raises(MachineError, match=f"it: no permission to write here; .*{mend}"):
+        files.write_bytes(path, NEW)
+
+
 def test_a_hash_is_the_hash_that_others_compute(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")  # FIPS 180-2, appendix B.1
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
@@ -533,8 +548,8 @@ def test_home_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 def test_leftovers_of_a_live_process_are_spared(tmp_path: Path) -> None:
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    living = tmp_path / f".staged-{os.getppid()}-one"
-    left = tmp_path / f".staged-{dead.stdout.strip()}-two"
+    living = tmp_path / str(Hidden("staged", "one", os.getppid()))
+    left = tmp_path / str(Hidden("staged", "two", int(dead.stdout)))
     for folder in (living, left):
         folder.mkdir()
     files.remove_leftovers(tmp_path, shared=True)
@@ -542,10 +557,3 @@ def test_leftovers_of_a_live_process_are_spared(tmp_path: Path) -> None:
     assert not left.exists()
     files.remove_leftovers(tmp_path)  # where nobody else can be at work
     assert not living.exists()
-
-
-def test_a_file_of_the_desktop_is_no_damage(tmp_path: Path) -> None:
-    with files.staged_folder(tmp_path / "sealed") as staging:
-        files.write_text(staging / "a.txt", "a")
-    (tmp_path / "sealed" / ".DS_Store").write_bytes(b"x")
-    assert files.damage(tmp_path / "sealed") is None

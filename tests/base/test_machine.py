@@ -228,6 +228,23 @@ def test_tiny_numbers_are_flushed_to_zero_while_a_run_is_at_work_and_not_after()
     assert torch.get_float32_matmul_precision() == "highest"
 
 
+def test_who_flushes_them_anyway_goes_on_to() -> None:
+    torch.set_flush_denormal(True)
+    try:
+        with fast_float_modes():
+            pass
+        assert torch.tensor([1e-40]).mul(1.0).item() == 0
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def test_more_threads_than_a_process_survives_are_refused() -> None:
+    before = torch.get_num_threads()
+    with pytest.raises(UserError, match=r"--train\.threads: 100,000, .* take at most \d+, or leave the knob out"):
+        choose_machine("cpu", threads=100_000)
+    assert torch.get_num_threads() == before
+
+
 def test_memory_is_told_in_bytes() -> None:
     """Systems count it in bytes or in kilobytes; torch alone takes more than 50 MB."""
     assert 50 * 2**20 < peak_memory_bytes("cpu") < choose_machine("cpu").memory_bytes

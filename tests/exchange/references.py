@@ -255,7 +255,7 @@ def pile(projection: bool, scaled_by_width: bool) -> System:
 
 
 def gpt2(
-    bend: Callable[[np.ndarray], np.ndarray],
+    activation: Callable[[np.ndarray], np.ndarray],
     norms: tuple[str, str] = ("ln_1", "ln_2"),
     out_first: bool = True,
     biases: bool = True,
@@ -298,7 +298,7 @@ def gpt2(
             q, k, v = np.split(multiply(norm(x, state, f"{at}.{norms[0]}"), state, f"{at}.attn.c_attn"), 3, -1)
             x = x + multiply(attend_in_heads(q, k, v, sizes.n_head), state, f"{at}.attn.c_proj")
             h = multiply(norm(x, state, f"{at}.{norms[1]}"), state, f"{at}.mlp.c_fc")
-            x = x + multiply(bend(h), state, f"{at}.mlp.c_proj")
+            x = x + multiply(activation(h), state, f"{at}.mlp.c_proj")
         return norm(x, state, "transformer.ln_f") @ state["transformer.wte.weight"].T
 
     tied = ("lm_head.weight", "transformer.wte.weight")
@@ -306,7 +306,7 @@ def gpt2(
 
 
 SYSTEMS = {
-    # nanoGPT and what was made after it bend by the exact GELU; neither a page nor a file says so.
+    # nanoGPT and what was made after it use the exact GELU; neither a page nor a file says so.
     "julius-caesar-small": gpt2(gelu, norms=("ln1", "ln2"), masks=False),
     "nanogpt": gpt2(gelu),
     "nanogpt-no-biases": gpt2(gelu, biases=False, masks=False),

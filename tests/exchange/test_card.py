@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -11,10 +12,12 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hornbook.base.logs import read_log
 from hornbook.cli import main
+from hornbook.exchange.card import letters
 from hornbook.exchange.export import export_model
 from hornbook.model.folder import load_model, resolve
 from hornbook.report.curves import draw
@@ -76,7 +79,7 @@ def test_every_figure_is_the_runs_own(exported: Path, run: Path) -> None:
     assert f"{splits['train']['tokens']:,} tokens" in told["to train on"]
     read = 512 * int(resolve(run).name[5:])
     assert told["tokens read"] == f"{read:,}, {read / splits['train']['tokens']:.1f} times its text"
-    assert record["machine"]["name"] in told["time"]
+    assert letters(record["machine"]["name"]) in told["time"]
     assert told["optimizer"].startswith("muon, learning rate 0.003")
     said = [each for each in read_log(run / "samples.jsonl") if each["step"] == int(resolve(run).name[5:])]
     assert all(line in card for each in said for line in f"{each['prompt']}{each['text']}".splitlines())
@@ -105,6 +108,30 @@ def test_the_folder_still_opens_in_transformers(exported: Path, run: Path) -> No
     with torch.no_grad():
         assert torch.allclose(theirs(ids).logits, load_model(resolve(run)).logits(ids), atol=1e-4)
     assert main(["verify", str(exported)]) == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["<script>alert(1)</script>", "![x](http:evil) [y]", "a|b*c*_d_`e`", "www.evil.com a@b.org", "C# &amp; $x$"]
+)
+def test_a_name_in_the_card_is_its_letters_and_nothing_else(name: str, run: Path, tmp_path: Path) -> None:
+    """By a reader of Markdown, with tables and links as the hub has them."""
+    copy = shutil.copytree(run, tmp_path / name.replace("/", "_"))
+    name = copy.name
+    record = json.loads((copy / "run.json").read_text())
+    record["config"] |= {"recipe": name, "start_from": name}
+    record["machine"]["name"] = name
+    record["data"]["folder"] = "nowhere"
+    record["config"]["data"] = str(tmp_path / "texts" / f"{name}.txt")
+    (copy / "run.json").write_text(json.dumps(record))
+    card = (export_model(copy, "hf", tmp_path / "out") / "README.md").read_text()
+    assert ModelCard(card).data.model_name == name
+    page = MarkdownIt("gfm-like", {"html": True, "linkify": False}).render(card.split("---\n", 2)[2])
+    shown = html.unescape(re.sub(r"<[^>]*>", "", page))
+    assert f"\n{name}\n" in f"\n{shown}"  # the heading
+    assert shown.count(name) >= 4  # with the model it began with, the recipe and the machine; its text is called less
+    assert not set(re.findall(r"<(\w+)", page)) & {"script", "a", "em", "strong", "s"}
+    assert page.count("<img") == 1
+    assert "://" not in shown.replace("https://", "")
 
 
 @pytest.mark.parametrize("at", ["newest", "4"])
@@ -150,6 +177,6 @@ def test_what_is_lost_of_a_run_is_left_out(
     elif lost == "the logs":
         assert "tokens read" not in rows(text)
     else:
-        assert "tells nothing of it" in capsys.readouterr().err
+        assert "says nothing of it" in capsys.readouterr().err
         assert "optimizer" not in rows(text)
     assert "## What it cannot do" in text

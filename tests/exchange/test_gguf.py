@@ -1,319 +1,380 @@
-"""GGUF is written as its own library reads it, read as that writes it, and what is claimed in it is checked."""
+"""A model folder becomes the GGUF that others read as the same model."""
 
 from __future__ import annotations
 
-import os
-import struct
+import json
+import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gguf
-import numpy as np
 import pytest
+import safetensors.torch
 import torch
-from gguf import GGMLQuantizationType
-from refusing import flips, refused
+import transformers
+from refusing import refused
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-from hornbook.base import files
 from hornbook.base.errors import UserError
-from hornbook.exchange.gguf import LARGEST_HEADER, Tensor, read_gguf, write_gguf
+from hornbook.exchange.gguf import export_gguf
+from hornbook.model.config import ModelConfig, classic, modern
+from hornbook.model.folder import save_model
+from hornbook.model.gpt import GPT
+from hornbook.text.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 
-NOTES: dict[str, Any] = {
-    "general.architecture": "gpt2",
-    "general.name": "a näme",
-    "a.count": 7,
-    "a.large": 2**32 - 1,
-    "a.rate": 1.25,
-    "a.switch": True,
-    "a.off": False,
-    "a.texts": ["Ġa", "", "ĊĊ"],
-    "a.numbers": [1, -3, 2**31 - 1],
-    "a.nothing": [],
+SIZES: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_layer": 2, "n_head": 3, "n_embd": 48, "context": 40},
+    "gpt2-untied": {"n_layer": 1, "n_head": 2, "n_embd": 64, "context": 24, "tied": False},
+    "qwen3": {"n_layer": 2, "n_head": 4, "n_kv_head": 2, "n_embd": 32, "head_width": 24, "context": 40},
+    "qwen3-tied": {"n_layer": 3, "n_head": 2, "n_embd": 32, "context": 24, "tied": True},
 }
+TEXTS = [
+    "class Foo(Bar):\n    def __init__(self, x=1234):\n        self.x = x\n\n\n",
+    "It's  the   user's   'café' — 12,345 naïve 日本語 🚀\t\ttabs \r\n and blanks   ",
+    "\n \n\n \n\n\n \t \t\t \t\n  \n   \n'RE you sure? I'LL make it, we'd've",
+]
 
 
-def weights() -> dict[str, torch.Tensor]:
-    chance = torch.Generator().manual_seed(0)
-    return {
-        "a.weight": torch.randn(5, 64, generator=chance),
-        "b.weight": torch.randn(3, 2, 96, generator=chance) * 100,
-        "c.bias": torch.randn(7, generator=chance),
-        "d.weight": torch.cat([torch.zeros(1, 32), torch.full((1, 32), 1e-9), torch.randn(1, 32, generator=chance)]),
-    }
+@pytest.fixture(scope="module")
+def bpe(some_text: str) -> Tokenizer:
+    return train_tokenizer(TokenizerConfig(kind="bpe", vocab_size=600), [some_text], 0)
 
 
-def parts(kind: str, values: dict[str, torch.Tensor] | None = None) -> list[Tensor]:
-    def made(value: torch.Tensor) -> Callable[[], torch.Tensor]:
-        return lambda: value
-
-    values = weights() if values is None else values
-    fits = {name: kind if kind != "Q8_0" or not value.shape[-1] % 32 else "F32" for name, value in values.items()}
-    return [Tensor(name, tuple(value.shape), fits[name], made(value)) for name, value in values.items()]
-
-
-@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0"])
-def test_its_own_library_reads_what_is_written(kind: str, tmp_path: Path) -> None:
-    path = tmp_path / "a.gguf"
-    write_gguf(path, NOTES, parts(kind))
-    theirs = gguf.GGUFReader(path)
-    for key, value in NOTES.items():
-        assert theirs.fields[key].contents() == value
-    assert [tensor.name for tensor in theirs.tensors] == list(weights())
-    for tensor in theirs.tensors:
-        value = weights()[tensor.name]
-        wanted = kind if value.shape[-1] % 32 == 0 or kind != "Q8_0" else "F32"
-        assert tensor.tensor_type.name == wanted
-        assert list(tensor.shape) == list(value.shape)[::-1]
-        stored = gguf.quants.quantize(value.numpy(), GGMLQuantizationType[wanted])
-        assert tensor.data.tobytes() == stored.tobytes()
+def spread(model: torch.nn.Module) -> None:
+    """Weights that hide nothing: no zeros, no norm at one."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.15)
+            if parameter.ndim == 1:
+                parameter.add_(1.0)
 
 
-@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0"])
-def test_what_its_own_library_writes_is_read(kind: str, tmp_path: Path) -> None:
-    path = tmp_path / "a.gguf"
-    writer = gguf.GGUFWriter(path, "gpt2")
-    values = {
-        "u8": 200,
-        "i8": -7,
-        "u16": 60000,
-        "i16": -30000,
-        "u32": 2**32 - 1,
-        "i32": -5,
-        "u64": 2**63,
-        "i64": -(2**40),
-    }
-    for name, number in values.items():
-        getattr(writer, f"add_{'u' if name[0] == 'u' else ''}int{name[1:]}")(f"a.{name}", number)
-    writer.add_float32("a.f32", 0.5)
-    writer.add_float64("a.f64", 0.1)
-    writer.add_bool("a.bool", True)
-    writer.add_string("a.text", "Ġé")
-    writer.add_array("a.texts", ["a", "bé"])
-    writer.add_array("a.floats", [0.5, 1.5])
-    writer.add_array("a.bools", [True, False])
-    writer.add_array("a.ints", [1, 2, 3])
-    type_of = GGMLQuantizationType[kind]
-    wanted = {name: value.numpy() for name, value in weights().items() if value.shape[-1] % 32 == 0}
-    for name, value in wanted.items():
-        writer.add_tensor(name, gguf.quants.quantize(value, type_of), raw_dtype=type_of)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+def folder_of(name: str, tokenizer: Tokenizer, folder: Path) -> Path:
+    folder.mkdir()
+    if name == "llama":
+        return llama_folder(tokenizer, folder)
+    preset = classic if name.startswith("gpt2") else modern
+    config = preset(vocab_size=tokenizer.vocab_size, **SIZES[name])
+    model = GPT(config)
+    spread(model)
+    save_model(model, tokenizer, folder)
+    return folder
+
+
+def llama_folder(tokenizer: Tokenizer, folder: Path, **knobs: Any) -> Path:
+    end = tokenizer.end_of_text
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes |= {"intermediate_size": 80, "max_position_embeddings": 40, "vocab_size": tokenizer.vocab_size}
+    config = transformers.LlamaConfig(**(sizes | {"bos_token_id": end, "eos_token_id": end} | knobs))
+    model = transformers.LlamaForCausalLM(config)
+    spread(model)
+    model.save_pretrained(folder)
+    tokenizer.save(folder, 40)
+    return folder
+
+
+def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """By llama.cpp's own library."""
+    reader = gguf.GGUFReader(path)
+    metadata = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
+    tensors = {each.name: gguf.quants.dequantize(each.data, each.tensor_type) for each in reader.tensors}
+    return metadata, {name: torch.from_numpy(each.copy()) for name, each in tensors.items()}
+
+
+def changed(folder: Path, name: str = "config.json", **values: Any) -> None:
+    path = folder / name
+    held = json.loads(path.read_text())
+    held.pop("hornbook", None)  # as another program writes it
+    path.write_text(json.dumps(held | values))
+
+
+def read_by_transformers(folder: Path, path: Path) -> torch.nn.Module:
+    """The sizes come from the folder, for transformers' reader of GGUF passes over some; the weights from the file."""
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32).eval()
+    found = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)["tensors"]
+    missing, unknown = model.load_state_dict({name: value.float() for name, value in found.items()}, strict=False)
+    assert unknown == []
+    assert missing in ([], ["lm_head.weight"])
+    model.tie_weights()
+    return model
+
+
+@pytest.mark.parametrize(("dtype", "within"), [("f32", 0.0), ("f16", 0.02), ("bf16", 0.15), ("q8_0", 0.3)])
+@pytest.mark.parametrize("name", [*SIZES, "llama"])
+def test_transformers_reads_the_same_model_from_it(
+    name: str, dtype: str, within: float, bpe: Tokenizer, tmp_path: Path
+) -> None:
+    folder, path = folder_of(name, bpe, tmp_path / "model"), tmp_path / "a.gguf"
+    export_gguf(folder, path, dtype)
+    wanted, read = AutoModelForCausalLM.from_pretrained(folder).eval(), read_by_transformers(folder, path)
+    ids = torch.tensor([bpe.encode(TEXTS[0])[:20]])
+    with torch.no_grad():
+        one, other = wanted(ids).logits, read(ids).logits
+    assert one.std() > 0.5
+    assert (one - other).abs().max() <= within
+    kinds = {tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors if len(tensor.shape) == 2}
+    positions = {"F32"} if name.startswith("gpt2") else set()
+    uneven = {"F16"} if dtype == "q8_0" and name in ("gpt2", "llama") else set()
+    assert kinds == {dtype.upper()} | positions | uneven
+
+
+@pytest.mark.parametrize("name", [*SIZES, "llama"])
+def test_names_and_keys_are_those_of_llama_cpp(name: str, bpe: Tokenizer, tmp_path: Path) -> None:
+    folder, path = folder_of(name, bpe, tmp_path / "model"), tmp_path / "a.gguf"
+    export_gguf(folder, path, "f32")
     metadata, tensors = read_gguf(path)
-    assert {name: metadata[f"a.{name}"] for name in values} == values
-    rest = ["a.f32", "a.f64", "a.bool", "a.text", "a.texts", "a.floats", "a.bools", "a.ints", "general.architecture"]
-    assert [metadata[key] for key in rest] == [
-        0.5,
-        0.1,
-        True,
-        "Ġé",
-        ["a", "bé"],
-        [0.5, 1.5],
-        [True, False],
-        [1, 2, 3],
-        "gpt2",
-    ]
-    assert list(tensors) == list(wanted)
-    for name, value in wanted.items():
-        stored = gguf.quants.quantize(value, type_of)
-        assert np.array_equal(tensors[name].float().numpy(), gguf.quants.dequantize(stored, type_of))
-        assert tensors.kind(name) == kind
+    config = AutoConfig.from_pretrained(folder)
+    kind, layers = config.model_type, config.num_hidden_layers
+    architecture = gguf.MODEL_ARCH[kind.upper()]
+    names = gguf.get_tensor_name_map(architecture, layers)
+    theirs = safetensors.torch.load_file(folder / "model.safetensors")
+    assert set(tensors) == {names.get_name(each, try_suffixes=(".weight", ".bias")) for each in theirs}
+    keys = gguf.Keys
+    known = {
+        key.replace("{arch}", kind)
+        for group in (keys.General, keys.LLM, keys.Attention, keys.Rope, keys.Tokenizer)
+        for label, key in vars(group).items()
+        if label.isupper()
+    }
+    assert set(metadata) <= known
+    wanted = {
+        keys.General.ARCHITECTURE: kind,
+        keys.General.FILE_TYPE: gguf.LlamaFileType.ALL_F32,
+        keys.LLM.CONTEXT_LENGTH: config.max_position_embeddings,
+        keys.LLM.EMBEDDING_LENGTH: config.hidden_size,
+        keys.LLM.BLOCK_COUNT: layers,
+        keys.LLM.VOCAB_SIZE: config.vocab_size,
+        keys.Attention.HEAD_COUNT: config.num_attention_heads,
+        keys.Tokenizer.BOS_ID: bpe.end_of_text,
+        keys.Tokenizer.EOS_ID: bpe.end_of_text,
+        keys.Tokenizer.ADD_BOS: False,
+    }
+    if kind == "gpt2":
+        wanted |= {keys.LLM.FEED_FORWARD_LENGTH: 4 * config.n_embd, keys.Attention.LAYERNORM_EPS: 1e-5}
+    else:
+        wanted |= {
+            keys.LLM.FEED_FORWARD_LENGTH: config.intermediate_size,
+            keys.Attention.HEAD_COUNT_KV: config.num_key_value_heads,
+            keys.Attention.KEY_LENGTH: config.head_dim,
+            keys.Attention.VALUE_LENGTH: config.head_dim,
+            keys.Attention.LAYERNORM_RMS_EPS: config.rms_norm_eps,
+            keys.Rope.FREQ_BASE: config.rope_parameters["rope_theta"],
+            keys.Rope.DIMENSION_COUNT: config.head_dim,
+        }
+    for key, value in wanted.items():
+        found = metadata[key.format(arch=kind)]
+        assert found == (pytest.approx(value, rel=1e-6) if isinstance(value, float) else value), key
 
 
-def test_another_alignment_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "a.gguf"
-    writer = gguf.GGUFWriter(path, "gpt2")
-    writer.add_custom_alignment(256)
-    for name in "abc":
-        writer.add_tensor(name, np.full(9, ord(name), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+def test_llama_s_rows_are_rotated_side_by_side(bpe: Tokenizer, tmp_path: Path) -> None:
+    """As ggml rotates: numbers 2i and 2i + 1 of a head by the angle of i. Scores must be as transformers has them."""
+    folder, path = folder_of("llama", bpe, tmp_path / "model"), tmp_path / "a.gguf"
+    export_gguf(folder, path, "f32")
     _, tensors = read_gguf(path)
-    assert [tensors[name].tolist() for name in "abc"] == [[float(ord(name))] * 9 for name in "abc"]
+    theirs = safetensors.torch.load_file(folder / "model.safetensors")
+    x = torch.randn(6, 32)
+    angles = torch.outer(torch.arange(6.0), 10000.0 ** (-torch.arange(4) / 4))
+
+    def halves(rows: torch.Tensor) -> torch.Tensor:
+        one, other = rows[..., :4], rows[..., 4:]
+        return torch.cat([one * angles.cos() - other * angles.sin(), other * angles.cos() + one * angles.sin()], -1)
+
+    def pairs(rows: torch.Tensor) -> torch.Tensor:
+        one, other = rows[..., 0::2], rows[..., 1::2]
+        turned = [one * angles.cos() - other * angles.sin(), other * angles.cos() + one * angles.sin()]
+        return torch.stack(turned, -1).flatten(-2)
+
+    def scores(query: torch.Tensor, key: torch.Tensor, rotate: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        q, k = ((x @ each.T).unflatten(-1, (-1, 8)).transpose(0, 1) for each in (query, key))
+        return rotate(q) @ rotate(k.repeat_interleave(2, 0)).mT
+
+    layer = "model.layers.1.self_attn"
+    wanted = scores(theirs[f"{layer}.q_proj.weight"], theirs[f"{layer}.k_proj.weight"], halves)
+    found = scores(tensors["blk.1.attn_q.weight"], tensors["blk.1.attn_k.weight"], pairs)
+    assert torch.allclose(wanted, found, atol=1e-4)
 
 
-def test_each_tensor_is_made_once_when_its_turn_comes(tmp_path: Path) -> None:
-    made: list[str] = []
+@pytest.mark.parametrize("kind", ["bpe", "byte"])
+def test_the_vocabulary_cuts_text_into_the_same_ids(kind: str, bpe: Tokenizer, some_text: str, tmp_path: Path) -> None:
+    tokenizer = bpe if kind == "bpe" else train_tokenizer(TokenizerConfig(kind="byte"), [], 0)
+    export_gguf(folder_of("gpt2", tokenizer, tmp_path / "model"), tmp_path / "a.gguf")
+    theirs = AutoTokenizer.from_pretrained(tmp_path, gguf_file="a.gguf")
+    for text in [*TEXTS, some_text[:20_000]]:
+        assert theirs.encode(text, add_special_tokens=False) == tokenizer.encode(text)
+    metadata, _ = read_gguf(tmp_path / "a.gguf")
+    assert metadata["tokenizer.ggml.tokens"] == [tokenizer.name(token) for token in range(tokenizer.vocab_size)]
+    kinds = metadata["tokenizer.ggml.token_type"]
+    assert {token for token, each in enumerate(kinds) if each == gguf.TokenType.CONTROL} == {tokenizer.end_of_text}
+    assert metadata["tokenizer.ggml.pre"] == "gpt-2"
 
-    def make(name: str) -> Callable[[], torch.Tensor]:
-        return lambda: made.append(f"{name} at {(tmp_path / 'a').stat().st_size}") or torch.ones(1000)  # type: ignore[func-returns-value]
 
-    write_gguf(tmp_path / "a", {}, [Tensor(name, (1000,), "F32", make(name)) for name in "ab"])
-    begin = int(made[0].split()[-1])
-    assert made == [f"a at {begin}", f"b at {begin + 4000}"]
+def test_gpt2_s_own_vocabulary_is_carried(test_data: Path, tmp_path: Path) -> None:
+    ranks = next(test_data.rglob("r50k_base.tiktoken"), None)
+    if ranks is None:
+        pytest.skip("no r50k_base.tiktoken in the test data")
+    tokenizer = train_tokenizer(TokenizerConfig(kind="gpt2", ranks_file=str(ranks)), [], 0)
+    export_gguf(folder_of("qwen3-tied", tokenizer, tmp_path / "model"), tmp_path / "a.gguf", "q8_0")
+    theirs = AutoTokenizer.from_pretrained(tmp_path, gguf_file="a.gguf")
+    for text in TEXTS:
+        assert theirs.encode(text, add_special_tokens=False) == tokenizer.encode(text)
+
+
+def test_rows_without_a_token_are_filled_up(bpe: Tokenizer, tmp_path: Path) -> None:
+    folder = llama_folder(bpe, (tmp_path / "model"), vocab_size=608)
+    export_gguf(folder, tmp_path / "a.gguf")
+    metadata, _ = read_gguf(tmp_path / "a.gguf")
+    assert metadata["tokenizer.ggml.tokens"][-2:] == ["[PAD606]", "[PAD607]"]
+    assert metadata["tokenizer.ggml.token_type"][-2:] == [gguf.TokenType.UNUSED] * 2
+
+
+@pytest.fixture
+def model(bpe: Tokenizer, tmp_path: Path) -> Path:
+    return folder_of("gpt2", bpe, tmp_path / "model")
+
+
+@pytest.mark.parametrize("kind", ["char", "wordpiece"])
+def test_a_vocabulary_that_llama_cpp_lacks_is_refused(kind: str, some_text: str, tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(TokenizerConfig.model_validate({"kind": kind}), [some_text[:5000]], 0)
+    folder = folder_of("gpt2", tokenizer, tmp_path / "model")
+    line = refused(lambda: export_gguf(folder, tmp_path / "a.gguf"), folder / "tokenizer.json")
+    assert "llama.cpp has no tokenizer like this one" in line
+    assert "--tokenizer.kind bpe, gpt2 or byte" in line
+
+
+LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|\s+(?!\S)|\s+"
+SPLIT = {"type": "Split", "pattern": {"Regex": LLAMA3}, "behavior": "Isolated", "invert": False}
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 
 
 @pytest.mark.parametrize(
-    ("kind", "value"),
+    ("part", "value", "told"),
     [
-        ("F16", 1e5),
-        ("F16", float("nan")),
-        ("Q8_0", 1e7),
-        ("Q8_0", float("nan")),
-        ("F32", float("inf")),
-        ("BF16", 3.395e38),
+        ("pre_tokenizer", {"type": "Sequence", "pretokenizers": [SPLIT, BYTES]}, "cuts text in another way"),
+        ("pre_tokenizer", BYTES, "cuts text in another way"),
+        ("pre_tokenizer", BYTES | {"add_prefix_space": True, "use_regex": True}, "a blank of its own"),
+        ("pre_tokenizer", {"type": "Whitespace"}, "not bytes"),
+        ("pre_tokenizer", None, "not a tokenizer"),
+        ("normalizer", {"type": "NFC"}, "changes text by NFC"),
+        ("decoder", {"type": "Fuse"}, "not bytes"),
+        ("post_processor", {"type": "TemplateProcessing"}, "adds tokens by TemplateProcessing"),
+        ("model", {"type": "Unigram", "vocab": []}, "not BPE"),
+        ("model", {"type": "BPE", "vocab": 3}, "not a tokenizer"),
+        ("model", {}, "not a tokenizer"),
+        ("added_tokens", None, "not a tokenizer"),
+        ("added_tokens", [{"id": 10**6, "content": "a", "special": True}], "not of one folder"),
+        ("added_tokens", [{"id": 0, "content": "a", "special": True}], "two ids for one token"),
     ],
 )
-def test_a_weight_that_the_kind_cannot_hold_is_told(kind: str, value: float, tmp_path: Path) -> None:
-    tensor = torch.ones(2, 32)
-    tensor[1, 3] = value
-    with (
-        pytest.raises(UserError, match=rf"tensor a holds .* which {kind} cannot hold"),
-        files.staged_file(tmp_path / "a.gguf") as staging,
-    ):
-        write_gguf(staging, {}, parts(kind, {"a": tensor}))
-    assert list(tmp_path.iterdir()) == []
+def test_a_tokenizer_that_would_give_other_ids_is_refused(part: str, value: Any, told: str, model: Path) -> None:
+    changed(model, "tokenizer.json", **{part: value})
+    assert told in refused(lambda: export_gguf(model, model.parent / "a.gguf"), model / "tokenizer.json")
 
 
-def text(value: str | bytes) -> bytes:
-    data = value.encode() if isinstance(value, str) else value
-    return struct.pack("<Q", len(data)) + data
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"unk_token": "a"}, "it has unk_token"),
+        ({"dropout": 0.1}, "it has dropout"),
+        ({"byte_fallback": True}, "it has byte_fallback"),
+        ({"ignore_merges": True}, "it has ignore_merges"),
+        ({"merges": [["a", "\ufffd"]]}, "merges tokens that are not in its vocabulary"),
+        ({"merges": ["a b c"]}, "merges tokens that are not"),
+        ({"merges": [3]}, "not a tokenizer"),
+        ({"vocab": {"a": 0, "b": 1}, "merges": []}, "of the 256 bytes have no token"),
+        ({"vocab": {"a": "b"}}, "not of one folder"),
+    ],
+)
+def test_a_damaged_vocabulary_is_refused(change: dict[str, Any], told: str, model: Path) -> None:
+    inner = json.loads((model / "tokenizer.json").read_text())["model"] | change
+    changed(model, "tokenizer.json", model=inner)
+    assert told in refused(lambda: export_gguf(model, model.parent / "a.gguf"), model / "tokenizer.json")
 
 
-def note(key: str, kind: int, value: bytes) -> bytes:
-    return text(key) + struct.pack("<I", kind) + value
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"n_layer": 3}, "tensor transformer.h.2.attn.c_attn.bias is missing"),
+        ({"activation_function": "gelu"}, "the activation is gelu"),
+        ({"scale_attn_weights": False}, "scale_attn_weights is False"),
+        ({"eos_token_id": 600}, "eos_token_id should be the id of a token"),
+        ({"bos_token_id": [1]}, "bos_token_id should be the id of a token"),
+        ({"vocab_size": 601}, "transformer.wte.weight is (600, 48), the model has (601, 48)"),
+    ],
+)
+def test_a_config_that_llama_cpp_cannot_follow_is_refused(change: dict[str, Any], told: str, model: Path) -> None:
+    changed(model, **change)
+    with pytest.raises(UserError, match=re.escape(told)):
+        export_gguf(model, model.parent / "a.gguf")
+    assert [each.name for each in model.parent.iterdir()] == ["model"]
 
 
-def entry(name: str = "a", sizes: tuple[int, ...] = (4,), kind: int = 0, offset: int = 0) -> bytes:
-    return text(name) + struct.pack(f"<I{len(sizes)}Q", len(sizes), *sizes) + struct.pack("<IQ", kind, offset)
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"attention_bias": True}, "q_proj.bias is missing"),
+        ({"use_sliding_window": True}, "use_sliding_window is True"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type is 'yarn'"),
+        ({"head_dim": 16}, "the model has"),
+    ],
+)
+def test_a_rotary_config_that_llama_cpp_cannot_follow_is_refused(
+    change: dict[str, Any], told: str, bpe: Tokenizer, tmp_path: Path
+) -> None:
+    folder = folder_of("qwen3", bpe, tmp_path / "model")
+    changed(folder, **change)
+    with pytest.raises(UserError, match=re.escape(told)):
+        export_gguf(folder, tmp_path / "a.gguf")
 
 
-def built(
-    notes: list[bytes],
-    entries: list[bytes],
-    data: bytes = bytes(64),
-    magic: bytes = b"GGUF",
-    version: int = 3,
-    counts: tuple[int, int] | None = None,
-) -> bytes:
-    """A file from its parts, sound or not."""
-    tensors, keys = counts or (len(entries), len(notes))
-    head = magic + struct.pack("<IQQ", version, tensors, keys) + b"".join(notes) + b"".join(entries)
-    return head + bytes(-len(head) % 32) + data
+def test_a_damaged_folder_is_refused(model: Path) -> None:
+    weights = model / "model.safetensors"
+    whole = weights.read_bytes()
+    for data in (whole[: len(whole) // 2], whole[:4], b"", b"\xff" * 100):
+        weights.write_bytes(data)
+        assert "not a whole safetensors file" in refused(lambda: export_gguf(model, model.parent / "a.gguf"), weights)
+    weights.unlink()
+    assert "no such file" in refused(lambda: export_gguf(model, model.parent / "a.gguf"), weights)
+    weights.write_bytes(whole)
+    for name in ("tokenizer.json", "config.json"):
+        (model / name).write_text("{")
+        assert "not readable as JSON" in refused(lambda: export_gguf(model, model.parent / "a.gguf"), model / name)
 
 
-def array(kind: int, count: int, data: bytes = b"") -> bytes:
-    return struct.pack("<IQ", kind, count) + data
+def test_an_unknown_kind_is_told(model: Path) -> None:
+    with pytest.raises(UserError, match="as f32, f16, q8_0, bf16, not as q4_k"):
+        export_gguf(model, model.parent / "a.gguf", "q4_k")
 
 
-def big_endian() -> bytes:
-    return b"GGUF" + struct.pack(">IQQ", 3, 0, 0)
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (modern(activation="relu"), "knows no model of type hornbook"),
+        (classic(activation="gelu"), "the activation is gelu"),
+        (modern(biases=("qkv",)), "has biases (qkv)"),
+    ],
+)
+def test_a_shape_that_llama_cpp_lacks_is_refused(
+    config: ModelConfig, told: str, bpe: Tokenizer, tmp_path: Path
+) -> None:
+    (tmp_path / "model").mkdir()
+    save_model(GPT(config.with_(vocab_size=bpe.vocab_size, **SIZES["gpt2-untied"])), bpe, tmp_path / "model")
+    with pytest.raises(UserError, match=re.escape(told)):
+        export_gguf(tmp_path / "model", tmp_path / "a.gguf")
 
 
-HUGE = 2**63
-BAD: dict[str, tuple[Callable[[], bytes], str]] = {
-    "empty": (lambda: b"", "cut off"),
-    "another file": (lambda: b"<!doctype html>", "not a GGUF file"),
-    "wrong magic": (lambda: built([], [], magic=b"ggml"), "not a GGUF file"),
-    "version 1": (lambda: built([], [], version=1), "GGUF of version 1"),
-    "version 2^31": (lambda: built([], [], version=2**31), "of version"),
-    "big-endian": (big_endian, "little-endian"),
-    "a header cut off": (lambda: built([], [])[:20], "cut off"),
-    "absurdly many tensors": (lambda: built([], [], counts=(HUGE, 0)), "claims 9,223,372,036,854,775,808 entries"),
-    "absurdly many keys": (lambda: built([], [], counts=(0, HUGE)), "claims 9,223,372,036,854,775,808 entries"),
-    "more keys than there are": (lambda: built([note("a", 4, bytes(4))], [], counts=(0, 3)), "there twice"),
-    "more tensors than there are": (lambda: built([], [entry()], counts=(3, 0)), "empty, too long, or there twice"),
-    "an absurd key": (lambda: built([struct.pack("<Q", HUGE) + b"a"], []), "cut off"),
-    "an absurd text": (lambda: built([note("a", 8, struct.pack("<Q", HUGE))], []), "cut off"),
-    "a text that is not UTF-8": (lambda: built([note("a", 8, text(b"\xff\xfe"))], []), "not UTF-8"),
-    "a key that is not UTF-8": (lambda: built([text(b"\xff") + bytes(8)], []), "not UTF-8"),
-    "an absurd array": (lambda: built([note("a", 9, array(5, HUGE))], []), "claims"),
-    "an array of absurdly many texts": (lambda: built([note("a", 9, array(8, HUGE))], []), "claims"),
-    "an array of absurdly many truths": (lambda: built([note("a", 9, array(7, HUGE))], []), "claims"),
-    "arrays in arrays": (lambda: built([note("a", 9, array(9, 1) * 1000)], []), "or of arrays"),
-    "an array of an unknown type": (lambda: built([note("a", 9, array(77, 1))], []), "array of type 77"),
-    "a value of an unknown type": (lambda: built([note("a", 77, bytes(8))], []), "unknown type 77"),
-    "a truth of 2": (lambda: built([note("a", 7, b"\x02")], []), "neither 0 nor 1"),
-    "a key twice": (lambda: built([note("a", 4, bytes(4))] * 2, []), "there twice"),
-    "a name twice": (lambda: built([], [entry(), entry(offset=32)]), "there twice"),
-    "a long name": (lambda: built([], [entry("a" * 64)]), "too long"),
-    "no name": (lambda: built([], [entry("")]), "empty"),
-    "a name of 2^63 letters": (lambda: built([], [struct.pack("<Q", HUGE) + bytes(40)]), "cut off"),
-    "no axes": (lambda: built([], [entry(sizes=())]), "claims 0 axes"),
-    "a billion axes": (
-        lambda: built([], [text("a") + struct.pack("<I", 10**9) + bytes(40)]),
-        "claims 1,000,000,000 axes",
-    ),
-    "five axes": (lambda: built([], [entry(sizes=(1,) * 5)]), "claims 5 axes"),
-    "an axis of nothing": (lambda: built([], [entry(sizes=(4, 0))]), "claims the shape"),
-    "an absurd axis": (lambda: built([], [entry(sizes=(HUGE,))]), "behind the end"),
-    "axes that multiply to nothing in 64 bits": (lambda: built([], [entry(sizes=(2**32, 2**32))]), "behind the end"),
-    "a tensor larger than the file": (lambda: built([], [entry(sizes=(100,))]), "behind the end"),
-    "an unknown kind": (lambda: built([], [entry(kind=12)]), "of kind 12"),
-    "rows that do not fill blocks": (lambda: built([], [entry(kind=8, sizes=(33,))]), "claims the shape"),
-    "an offset behind the end": (lambda: built([], [entry(offset=64)]), "behind the end"),
-    "an absurd offset": (lambda: built([], [entry(offset=HUGE)]), "behind the end"),
-    "an offset between": (lambda: built([], [entry(offset=7)]), "not at a multiple of 32"),
-    "lying over each other": (
-        lambda: built([], [entry("a", (9,)), entry("b", (4,), offset=32)]),
-        "lie over each other",
-    ),
-    "an alignment of 0": (lambda: built([note("general.alignment", 4, bytes(4))], []), "power of two"),
-    "an alignment of 24": (lambda: built([note("general.alignment", 4, struct.pack("<I", 24))], []), "power of two"),
-    "an alignment of 2^31": (
-        lambda: built([note("general.alignment", 4, struct.pack("<I", 2**31))], []),
-        "power of two",
-    ),
-    "an alignment of text": (lambda: built([note("general.alignment", 8, text("32"))], []), "power of two"),
-    "many small texts": (lambda: built([note("a", 9, array(8, 3_000_000, bytes(24_000_000)))], []), "claims"),
-}
-
-
-@pytest.mark.parametrize("what", BAD)
-def test_a_damaged_or_hostile_file_is_refused(what: str, tmp_path: Path) -> None:
-    path = tmp_path / "a.gguf"
-    make, told = BAD[what]
-    path.write_bytes(make())
-    assert told in refused(lambda: read_gguf(path), path)
-
-
-def test_the_file_that_is_changed_above_is_sound_before(tmp_path: Path) -> None:
-    path = tmp_path / "a.gguf"
-    path.write_bytes(built([note("a", 4, struct.pack("<I", 7))], [entry()], struct.pack("<4f", 1, 2, 3, 4)))
-    metadata, tensors = read_gguf(path)
-    assert metadata == {"a": 7}
-    assert tensors["a"].tolist() == [1, 2, 3, 4]
-
-
-def test_a_header_that_only_just_fits_is_read_soon(tmp_path: Path) -> None:
-    path = tmp_path / "a.gguf"
-    count = (LARGEST_HEADER - 1000) // 8
-    path.write_bytes(built([note("a", 9, array(8, count, bytes(8 * count))), note("b", 77, b"")], []))
-    assert "unknown type" in refused(lambda: read_gguf(path), path)
-
-
-def test_a_file_that_was_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "a.gguf"
-    write_gguf(path, NOTES, parts("F16", {"a": torch.randn(3, 32), "b": torch.randn(32)}))
-    whole = path.read_bytes()
-    for size in range(0, len(whole), 13):
-        path.write_bytes(whole[:size])
-        refused(lambda: read_gguf(path), path)
-
-
-def test_a_flipped_bit_is_refused_or_changes_a_value_and_nothing_worse(tmp_path: Path) -> None:
-    """There are no sums in GGUF."""
-    path = tmp_path / "a.gguf"
-    write_gguf(path, NOTES, parts("Q8_0", {"a": torch.randn(3, 32), "b": torch.randn(32)}))
-    refusals = 0
-    for data in flips(path.read_bytes(), 300):
-        path.write_bytes(data)
-        try:
-            _, tensors = read_gguf(path)
-            assert all(tensor.numel() < 1000 for tensor in tensors.values())
-        except UserError:
-            refusals += 1
-    assert refusals > 50
-
-
-def test_a_file_cut_off_after_opening_is_told(tmp_path: Path) -> None:
-    path = tmp_path / "a.gguf"
-    write_gguf(path, {}, parts("F32"))
-    _, tensors = read_gguf(path)
-    os.truncate(path, 400)
-    assert "cut off since" in refused(lambda: tensors["d.weight"], path)
-    assert "No such file" in refused(lambda: read_gguf(tmp_path / "b.gguf"), tmp_path / "b.gguf")
+@pytest.mark.parametrize(
+    ("dtype", "number"), [("f16", 65520.0), ("q8_0", 1e7), ("bf16", 3.4e38), ("f32", math.inf), ("f32", math.nan)]
+)
+def test_numbers_that_a_kind_cannot_hold_are_told(dtype: str, number: float, bpe: Tokenizer, tmp_path: Path) -> None:
+    folder = folder_of("qwen3", bpe, tmp_path / "model")
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 7] = number
+    safetensors.torch.save_file(weights, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"blk\.1\.ffn_up\.weight holds"):
+        export_gguf(folder, tmp_path / "a.gguf", dtype)
+    assert [each.name for each in tmp_path.iterdir()] == ["model"]

@@ -15,7 +15,7 @@ from system_files import written
 import hostile
 from hornbook.base import download
 from hornbook.base.errors import MachineError, UserError
-from hornbook.exchange.doors import import_model, is_hub_name
+from hornbook.exchange.imports import import_model, is_hub_name
 from hornbook.model.folder import load_model
 from hornbook.train.origin import Origin
 

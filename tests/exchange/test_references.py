@@ -13,7 +13,7 @@ from references import SYSTEMS, Sizes, Weights, gelu, gelu_tanh, gpt2
 
 SIZES = [Sizes(), Sizes(n_layer=3, n_head=1, n_embd=10, context=7, vocab_size=5), Sizes(n_layer=1, n_head=8, n_embd=16)]
 MATRICES = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-BENDS = {"wikitext": "relu", "pile": "relu", "julius": "gelu", "nanogpt": "gelu"}
+ACTIVATIONS = {"wikitext": "relu", "pile": "relu", "julius": "gelu", "nanogpt": "gelu"}
 
 
 def some_ids(sizes: Sizes, seed: int = 0) -> np.ndarray:
@@ -154,7 +154,7 @@ def judged_by_transformers(name: str, state: Weights, sizes: Sizes, ids: np.ndar
         n_embd=sizes.n_embd,
         n_positions=sizes.context,
         vocab_size=sizes.vocab_size,
-        activation_function=BENDS.get(name.split("-")[0], "gelu_new"),
+        activation_function=ACTIVATIONS.get(name.split("-")[0], "gelu_new"),
         tie_word_embeddings=SYSTEMS[name].tied is not None,
     )
     model = transformers.GPT2LMHeadModel(config).double().eval()
@@ -186,13 +186,13 @@ def test_torch_computes_the_same_loss(name: str) -> None:
 
 
 def test_what_distinguishes_the_forms_of_a_system_shows_in_its_logits() -> None:
-    """Same weights, another scale or another GELU: a reference blind to these would pass a door that is wrong."""
+    """Same weights, another scale or another GELU: a reference blind to these would pass a conversion that is wrong."""
     sizes, ids = Sizes(), some_ids(Sizes())
     state = references.weights(SYSTEMS["pile"], sizes, seed=1)
     by_width, by_head = (references.logits(SYSTEMS[name], state, sizes, ids) for name in ("pile", "pile-between"))
     assert np.abs(by_width - by_head).max() > 0.1
     state = references.weights(SYSTEMS["nanogpt"], sizes, seed=1)
-    exact, approximate = (references.logits(gpt2(bend), state, sizes, ids) for bend in (gelu, gelu_tanh))
+    exact, approximate = (references.logits(gpt2(activation), state, sizes, ids) for activation in (gelu, gelu_tanh))
     assert np.abs(exact - approximate).max() > 1e-4
 
 

@@ -1,4 +1,4 @@
-"""The five systems' own files come in through the doors, and compute here what they compute there."""
+"""The five systems' own files are imported, and compute here what they compute there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from references import SYSTEMS, Sizes, Weights, logits, loss, n_params, weights
 from system_files import KEPT_IN, copied, written
 
-from hornbook.exchange.doors import import_model
+from hornbook.exchange.imports import import_model
 from hornbook.model.folder import load_model
 from hornbook.model.gpt import GPT
 from rounding import rounding_of_logits

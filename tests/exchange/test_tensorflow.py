@@ -190,21 +190,21 @@ BAD_INDEXES: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty": (lambda: b"", "not the index"),
     "another file": (lambda: b"<html></html>" * 10, "not the index"),
     "wrong magic": (lambda: with_footer(40, b"\0" * 8), "not the index"),
-    "a footer of one bits": (lambda: with_footer(0, b"\xff" * 40), "too large"),
-    "a block behind the end": (lambda: with_footer(0, varint(0) * 2 + varint(10**6) + varint(9)), "behind its end"),
-    "a block of 2^62 bytes": (lambda: with_footer(0, varint(0) * 2 + varint(0) + varint(HUGE)), "behind its end"),
-    "a block within the footer": (lambda: with_footer(0, varint(0) * 2 + varint(60) + varint(60)), "behind its end"),
+    "a footer of one bits": (lambda: with_footer(0, b"\xff" * 40), "damaged"),
+    "a block behind the end": (lambda: with_footer(0, varint(0) * 2 + varint(10**6) + varint(9)), "damaged"),
+    "a block of 2^62 bytes": (lambda: with_footer(0, varint(0) * 2 + varint(0) + varint(HUGE)), "damaged"),
+    "a block within the footer": (lambda: with_footer(0, varint(0) * 2 + varint(60) + varint(60)), "damaged"),
     "compressed": (lambda: table([(b"", header()), (b"a", ones())], kind=1), "compressed"),
     "no header": (lambda: table([(b"a", ones())]), "claims 0 data files"),
     "no rows": (lambda: table([]), "claims 0 data files"),
     "no shards": (lambda: indexed((b"a", ones()), head=header(0)), "claims 0 data files"),
     "negative shards": (lambda: indexed((b"a", ones()), head=header(-1)), "claims -1 data files"),
     "a billion shards": (lambda: indexed((b"a", ones()), head=header(10**9)), "claims 1000000000 data files"),
-    "a shard that is missing": (lambda: indexed((b"a", ones()), head=header(2)), "is missing beside it"),
+    "a shard that is missing": (lambda: indexed((b"a", ones()), head=header(2)), "is missing, or is not a file"),
     "big-endian": (lambda: indexed((b"a", ones()), head=header(1, 1)), "big-endian"),
-    "a header of text": (lambda: indexed(head=b"\x0a\x02hi"), "bytes in place of a number"),
-    "a header cut off": (lambda: indexed(head=header()[:-1]), "cut off"),
-    "groups in a header": (lambda: indexed(head=b"\x0b\x0c"), "no protocol buffer"),
+    "a header of text": (lambda: indexed(head=b"\x0a\x02hi"), "damaged"),
+    "a header cut off": (lambda: indexed(head=header()[:-1]), "damaged"),
+    "groups in a header": (lambda: indexed(head=b"\x0b\x0c"), "damaged"),
     "another shard": (lambda: indexed((b"a", ones(shard=1))), "data file 1"),
     "a negative shard": (lambda: indexed((b"a", ones(shard=-1))), "data file -1"),
     "an offset behind the data": (lambda: indexed((b"a", ones(offset=8))), "16 bytes from 8 on"),
@@ -217,20 +217,20 @@ BAD_INDEXES: dict[str, tuple[Callable[[], bytes], str]] = {
     "a negative shape": (lambda: indexed((b"a", ones(sizes=(-2, -2)))), "claims the shape (-2, -2)"),
     "a huge shape of nothing": (lambda: indexed((b"a", ones(sizes=(HUGE, 0), size=0))), "claims the shape"),
     "a shape of many axes": (lambda: indexed((b"a", ones(sizes=(1,) * 200))), "claims the shape"),
-    "a shape of very many axes": (lambda: indexed((b"a", ones(sizes=(1,) * 9000))), "longer than can be"),
-    "an unknown shape": (lambda: indexed((b"a", message(2, number(3, 1)) + number(1, 1))), "unknown shape"),
-    "a number for a shape": (lambda: indexed((b"a", number(2, 3))), "a number in place of bytes"),
+    "a shape of very many axes": (lambda: indexed((b"a", ones(sizes=(1,) * 9000))), "damaged"),
+    "an unknown shape": (lambda: indexed((b"a", message(2, number(3, 1)) + number(1, 1))), "no known shape"),
+    "a number for a shape": (lambda: indexed((b"a", number(2, 3))), "damaged"),
     "slices": (lambda: indexed((b"a", ones(more=message(7, b"")))), "saved in slices"),
-    "an entry cut off": (lambda: indexed((b"a", ones()[:-2])), "cut off"),
-    "an endless number": (lambda: indexed((b"a", b"\xff" * 30)), "too large"),
+    "an entry cut off": (lambda: indexed((b"a", ones()[:-2])), "damaged"),
+    "an endless number": (lambda: indexed((b"a", b"\xff" * 30)), "damaged"),
     "names out of order": (lambda: indexed((b"b", ones()), (b"a", ones())), "out of order"),
     "a name twice": (lambda: indexed((b"a", ones()), (b"a", ones())), "out of order"),
     "lying over each other": (
         lambda: indexed((b"a", ones()), (b"b", ones(offset=8, sizes=(2,), size=8))),
         "'a' and 'b' lie over each other",
     ),
-    "names that grow": (long_names, "longer than can be"),
-    "a long name": (lambda: indexed((b"a" * 5000, ones())), "longer than can be"),
+    "names that grow": (long_names, "damaged"),
+    "a long name": (lambda: indexed((b"a" * 5000, ones())), "damaged"),
     "a block of blocks": (lambda: many_blocks([], 60_000), "out of order"),
     "a block named twice": (lambda: many_blocks([(b"", header())], 2), "out of order"),
     "too many tensors": (
@@ -239,12 +239,12 @@ BAD_INDEXES: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "more restarts than bytes": (
         lambda: table_of_blocks([(b"", struct.pack("<I", 10**9))]),
-        "more restarts than it has",
+        "damaged",
     ),
-    "a block of two bytes": (lambda: table_of_blocks([(b"", b"ab")]), "too short"),
+    "a block of two bytes": (lambda: table_of_blocks([(b"", b"ab")]), "damaged"),
     "a value out of its block": (
         lambda: table_of_blocks([(b"", varint(0) + varint(0) + varint(900) + b"a" + struct.pack("<II", 0, 1))]),
-        "out of its block",
+        "damaged",
     ),
 }
 
@@ -293,7 +293,7 @@ def test_data_cut_off_after_opening_is_told(folder: Path) -> None:
     read = read_checkpoint(folder)
     data = folder / "model.ckpt.data-00000-of-00001"
     os.truncate(data, 100)
-    assert "was cut off since" in refused(lambda: read["model/wte"], data)
+    assert "has changed since" in refused(lambda: read["model/wte"], data)
 
 
 def test_a_pipe_or_a_huge_index_is_not_read(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from hornbook.exchange.doors import import_model
 from hornbook.exchange.export import export_model
+from hornbook.exchange.imports import import_model
 from hornbook.model.folder import load_model, save_model
 from hornbook.text.tokenizer import Tokenizer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 
 from hypothesis import given
@@ -51,6 +52,18 @@ def test_a_stop_string_over_token_borders_ends_a_text(speaker: Speaker) -> None:
         assert stopped.ended == "stop"
         assert [each.id for each in stopped.tokens] == [each.id for each in whole.tokens[: len(stopped.tokens)]]
         assert "".join(speaker.stream("ab", **options)) == stopped.text
+
+
+def test_of_each_token_it_is_known_where_its_text_begins(speaker: Speaker) -> None:
+    """Also of bytes that are parts of a character, and of tokens that a stop string cuts off."""
+    for seed in range(12):
+        options = {"seed": seed, "max_tokens": 60, "temperature": 3.0, "top_p": None}
+        for stop in ([], [speaker.generate("ab", **options)[5:7]]):
+            [text] = speaker.generate_batch(["ab"], **options, stop=stop)
+            reader, starts = codecs.getincrementaldecoder("utf-8")("replace"), [0]
+            for token in text.tokens:
+                starts.append(starts[-1] + len(reader.decode(speaker.tokenizer.piece(token.id))))
+            assert text.starts == starts[:-1]
 
 
 def test_all_prompts_and_seeds_are_answered_in_order(speaker: Speaker) -> None:

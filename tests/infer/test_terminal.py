@@ -10,12 +10,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from hornbook import cli
 from hornbook.base.errors import UserError
+from hornbook.base.output import visible
 from hornbook.infer.config import SamplerConfig
 from hornbook.infer.speaker import Speaker
 from hornbook.infer.terminal import read_prompts
@@ -94,6 +96,49 @@ def test_what_is_piped_in_is_the_prompt(
         assert capsys.readouterr().out == prompt + speaker.generate(prompt, max_tokens=5) + "\n"
 
 
+class Screen(io.StringIO):
+    """What a person sees."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("more", [[], ["--n", "2"], ["--beams", "2"]], ids=str)
+def test_what_a_model_says_does_not_steer_a_terminal_and_is_left_alone_elsewhere(
+    more: list[str], speaker: Speaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This model has an equal mind to say any byte."""
+    said = {}
+    for stream in (io.StringIO(), Screen()):
+        monkeypatch.setattr(sys, "stdout", stream)
+        prompt = "\x1b]0;mine\x07\tover\rwritten\n"
+        assert cli.main(["generate", str(speaker.folder), "--prompt", prompt, "--max-tokens", "60", *more]) == 0
+        said[type(stream)] = stream.getvalue()
+    assert visible(said[io.StringIO]) == said[Screen]
+    if not more:
+        assert said[io.StringIO] == prompt + speaker.generate(prompt, max_tokens=60) + "\n"
+    assert "\\x1b]0;mine\\x07\tover\\x0dwritten\n" in said[Screen]
+
+
+def test_an_option_that_cannot_be_is_told_before_anything_is_said(
+    speaker: Speaker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["generate", str(speaker.folder), "--prompt", "hi", "--temperature", "-1"]) == 2
+    assert capsys.readouterr() == ("", "error: --temperature: should be greater than or equal to 0, not -1.0\n")
+
+
+def test_an_error_in_the_middle_of_a_text_has_a_line_of_its_own(
+    speaker: Speaker, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object, **__: object) -> Iterator[object]:
+        raise UserError("the weights are damaged")
+        yield
+
+    monkeypatch.setattr(Speaker, "_grown", failing)
+    assert cli.main(["generate", str(speaker.folder), "--prompt", "hi"]) == 2
+    assert capsys.readouterr() == ("hi\n", "error: the weights are damaged\n")
+
+
 def test_a_prompt_longer_than_the_context_is_told_of(speaker: Speaker, capsys: pytest.CaptureFixture[str]) -> None:
     for letters, told in ((16, False), (17, True)):
         assert cli.main(["generate", str(speaker.folder), "--prompt", "x" * letters, "--max-tokens", "3"]) == 0
@@ -148,7 +193,7 @@ class Terminal:
 
 
 def test_the_prompt_line_answers_and_remembers(speaker: Speaker, tmp_path: Path) -> None:
-    answers = [speaker.generate("ab", max_tokens=5, seed=seed) for seed in (0, 1)]
+    answers = [visible(speaker.generate("ab", max_tokens=5, seed=seed)) for seed in (0, 1)]
     first = Terminal(speaker.folder, tmp_path)
     greeting = first.hear("> ")
     assert "parameters, a context of " in greeting
@@ -173,7 +218,7 @@ def test_the_prompt_line_answers_and_remembers(speaker: Speaker, tmp_path: Path)
 def test_ctrl_c_stops_an_answer_and_not_the_prompt_line(speaker: Speaker, tmp_path: Path) -> None:
     tried = speaker.generate_batch([*"abcdefghijklmnop"], max_tokens=500, temperature=0.0)
     prompt = next(each.prompt for each in tried if each.ended == "length")  # one that the likeliest tokens never end
-    shown = speaker.generate(prompt, max_tokens=20, temperature=0.0)
+    shown = visible(speaker.generate(prompt, max_tokens=20, temperature=0.0))
     endless = Terminal(speaker.folder, tmp_path, "--temperature", "0", max_tokens=1_000_000)
     endless.hear("> ")
     endless.type(f"{prompt}\n")

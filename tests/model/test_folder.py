@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -217,7 +218,7 @@ def test_a_snapshot_is_found_by_its_step_behind_a_checkpoint_of_the_same(run: Pa
 
 
 def test_a_run_with_snapshots_alone_speaks_by_its_newest(run: Path) -> None:
-    files.remove(run / "checkpoints")
+    shutil.rmtree(run / "checkpoints")
     snapshot(run, 1)
     newest = snapshot(run, 2)
     assert resolve(run) == resolve(run, "newest") == newest
@@ -258,7 +259,7 @@ def test_what_is_no_model_is_told_apart(run: Path, tmp_path: Path) -> None:
         resolve(tmp_path / "nothing")
     with pytest.raises(UserError, match="neither a model"):
         resolve(tmp_path)
-    files.remove(run / "checkpoints")
+    shutil.rmtree(run / "checkpoints")
     with pytest.raises(UserError, match="no checkpoint yet"):
         resolve(run)
 

@@ -15,6 +15,7 @@ import pytest
 
 from hornbook.base.errors import UserError
 from hornbook.report.curves import Curves, compare, draw, loss_figure, perplexity_figure
+from hornbook.report.fonts import drawable
 from hornbook.train.config import ScheduleConfig
 from hornbook.train.schedule import lr_factor
 
@@ -201,6 +202,32 @@ def test_runs_are_compared_in_one_picture(run_of: Callable[..., Path], tmp_path:
     out = compare(runs, tmp_path / "comparison.png")
     assert out == tmp_path / "comparison.png"
     assert shows_something(out)
+
+
+@pytest.mark.parametrize("name", ["红楼梦", "a$b$c", "$x_{", "_hidden", "x" * 200, "naïve", "\U0010ffff"])
+def test_a_run_of_any_name_is_drawn_without_a_complaint(
+    name: str, run_of: Callable[..., Path], tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    runs = [run_of(trained(20, 5), name), run_of(trained(10, 5), "plain")]
+    assert all(shows_something(each) for each in draw(runs[0]))
+    compare(runs, tmp_path / "comparison.png")
+    assert [str(each.message) for each in recwarn] == []
+
+
+def test_letters_without_a_font_are_spelt_out_and_others_find_theirs() -> None:
+    from matplotlib.font_manager import fontManager, get_font
+
+    own = next(each.fname for each in fontManager.ttflist if each.name == "DejaVu Sans")
+    known, other = get_font(own).get_charmap(), next(each for each in fontManager.ttflist if each.name == "STIXGeneral")
+    letter = next(chr(code) for code in sorted(get_font(other.fname).get_charmap()) if code not in known and code > 255)
+    [found], fonts = drawable([f"a{letter}"])
+    assert found == f"a{letter}"
+    assert len(fonts) > 1
+    nowhere = "\U0010fffe"
+    [spelt], fonts = drawable([f"a{nowhere}"])
+    assert spelt == "a\\U0010fffe"
+    with_dollars, hidden = drawable(["a$b$", "_x"])[0]
+    assert (with_dollars, hidden) == ("a\\$b\\$", " _x")
 
 
 USERS_OWN = """

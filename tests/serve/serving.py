@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx2
 import torch
+from prometheus_client.parser import text_string_to_metric_families
 
 from hornbook.infer.speaker import Speaker
 from hornbook.serve.models import Models
@@ -42,6 +43,16 @@ class Endless(Slow):
         return logits
 
 
+def read_metrics(text: str) -> dict[str, float]:
+    """By Prometheus' own reader: name{label="value"} and the number."""
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    return {name_of(each.name, each.labels): each.value for each in samples}
+
+
+def name_of(name: str, labels: dict[str, str]) -> str:
+    return name + ("{" + ",".join(f'{key}="{value}"' for key, value in labels.items()) + "}" if labels else "")
+
+
 class Running:
     """A server in a thread of its own."""
 
@@ -54,8 +65,7 @@ class Running:
         return httpx2.Client(base_url=self.url, timeout=30, verify=False, **options)
 
     def metrics(self) -> dict[str, float]:
-        lines = [line for line in self.models.tally.text(()).splitlines() if not line.startswith("#")]
-        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+        return read_metrics(self.models.tally.text())
 
     def outcomes(self) -> dict[str, int]:
         found = self.metrics()

@@ -122,6 +122,7 @@ def test_a_run_without_a_checkpoint_yet_shows_its_curve_and_says_so(tmp_path: Pa
     files.write_text(run / "metrics.jsonl", '{"step": 1, "tokens": 16, "loss": 5.5}\n{"step": 2, "tok')
     with httpx2.Client(base_url=address_of(start("serve", str(run), "--port", "0")), timeout=60) as client:
         (told,) = client.get("/api/models").json()
+        assert "no checkpoint yet" in told["silent"]
         assert (told["context"], told["vocab_size"], told["points"], told["training"]) == (16, 257, [], False)
         assert client.get("/api/runs/young/curve").json()["train"] == [[1, 5.5]]
         assert client.get("/api/runs/young/samples").json() == []

@@ -487,10 +487,14 @@ def test_a_model_without_a_run_has_no_youth_to_show(site: str, open_page: Open) 
 
 def test_a_run_that_has_kept_nothing_yet_says_so(site: str, open_page: Open) -> None:
     page = open_page()
-    begun = httpx2.get(f"{site}/api/models").json()[0] | {"training": True, "points": []}
+    begun = httpx2.get(f"{site}/api/models").json()[0] | {
+        "training": True,
+        "points": [],
+        "silent": "it has no checkpoint yet",
+    }
     page.route("**/api/models", lambda route: route.fulfill(json=[begun]))
     page.reload()
-    expect(page.locator("#state")).to_contain_text("No checkpoint yet")
+    expect(page.locator("#state")).to_contain_text("no checkpoint yet")
     expect(page.get_by_role("button", name="Write")).to_be_disabled()
     expect(page.locator("#live")).to_be_visible()
     assert violations(page) == []

@@ -13,6 +13,7 @@ import httpx2
 import pytest
 from serving import Running
 
+from hornbook.serve import connection, guard
 from hornbook.serve.guard import is_loopback
 
 KEY = "a key of ours"
@@ -176,9 +177,14 @@ def is_closed(connection: socket.socket) -> bool:
     return True
 
 
-def test_slow_and_abusive_clients_hurt_no_good_ones(start: Callable[..., Running], toy: Path) -> None:
+def test_slow_and_abusive_clients_hurt_no_good_ones(
+    start: Callable[..., Running], toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """200 with slow headers, and meanwhile large bodies, wrong names, other sites, and what is no HTTP at all."""
-    server = start(toy, header_seconds=2.0, body_seconds=1.0, connections=150)
+    monkeypatch.setattr(connection, "HEADER_SECONDS", 2.0)
+    monkeypatch.setattr(guard, "BODY_SECONDS", 1.0)
+    monkeypatch.setattr(connection, "MOST", 150)
+    server = start(toy)
     stop, took = threading.Event(), []
 
     def abuse(number: int) -> None:
@@ -227,24 +233,34 @@ def test_slow_and_abusive_clients_hurt_no_good_ones(start: Callable[..., Running
     assert server.settles(lambda: not server.server.server_state.connections)
 
 
-def test_a_body_that_does_not_come_is_not_waited_for(start: Callable[..., Running], toy: Path) -> None:
-    server = start(toy, body_seconds=0.5)
+def test_a_body_that_does_not_come_is_not_waited_for(
+    start: Callable[..., Running], toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.5)
+    server = start(toy)
     lines = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n{"
     assert status_of(server.port, lines) == 408
 
 
-def test_a_second_request_may_not_be_slow_either(start: Callable[..., Running], toy: Path) -> None:
-    server = start(toy, header_seconds=0.5)
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
-        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert b"200 OK" in connection.recv(10_000)
-        connection.sendall(b"GET /hea")
-        assert is_closed(connection)
+def test_a_second_request_may_not_be_slow_either(
+    start: Callable[..., Running], toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "HEADER_SECONDS", 0.5)
+    server = start(toy)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as held:
+        held.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b"200 OK" in held.recv(10_000)
+        held.sendall(b"GET /hea")
+        assert is_closed(held)
 
 
-def test_connections_at_rest_make_room_for_new_ones(start: Callable[..., Running], toy: Path) -> None:
+def test_connections_at_rest_make_room_for_new_ones(
+    start: Callable[..., Running], toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As many as there may be, each after an answer, or in the middle of a body that was refused."""
-    server = start(toy, key="k", connections=10, header_seconds=1.0)
+    monkeypatch.setattr(connection, "MOST", 10)
+    monkeypatch.setattr(connection, "HEADER_SECONDS", 1.0)
+    server = start(toy, key="k")
     at_rest = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     refused = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000000000\r\n\r\n"
     for lines in (at_rest, refused):

@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import psutil
 import pytest
 import safetensors.torch
-from serving import Endless, Running
+from serving import Endless, Running, read_metrics
 
+from hornbook.base.errors import UserError
+from hornbook.base.machine import free_memory_bytes
+from hornbook.infer.decode import Batch
 from hornbook.infer.speaker import Speaker
+from hornbook.model.folder import kept_folders
 from hornbook.train.config import RunConfig
 from hornbook.train.start import fit
 
@@ -71,9 +76,27 @@ def test_the_model_that_was_idle_longest_makes_room(start: Callable[..., Running
         for step in (2, 4, 2, 6, 2, 4):
             answer = client.post(COMPLETIONS, json={"model": f"tiny@{step}", "max_tokens": 2})
             assert answer.status_code == 200
-        assert "hornbook_models_loaded 2\n" in client.get("/metrics").text
+        assert read_metrics(client.get("/metrics").text)["hornbook_models_loaded"] == 2
     assert "".join(loads).endswith("464")
     assert server.settles(lambda: sum(each.name == "engine" for each in threading.enumerate()) <= engines + 1)
+
+
+def test_what_a_run_kept_is_not_looked_for_in_the_event_loop(
+    start: Callable[..., Running], trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, lookers = start(trained), []
+
+    def look(run: Path) -> list[Path]:
+        lookers.append(threading.current_thread())
+        return kept_folders(run)
+
+    monkeypatch.setattr("hornbook.serve.models.kept_folders", look)
+    with server.client() as client:
+        for model in ("tiny", "tiny@4", "tiny@4"):
+            assert client.post(COMPLETIONS, json={"model": model, "max_tokens": 2}).status_code == 200
+        assert client.get("/v1/models").status_code == 200
+    assert len(lookers) >= 4
+    assert server.thread not in lookers
 
 
 def test_no_model_makes_room_while_it_speaks(start: Callable[..., Running], trained: Path) -> None:
@@ -185,6 +208,32 @@ def test_an_error_in_loading_ends_the_request_once(start: Callable[..., Running]
     assert server.outcomes()["failed"] == 1
 
 
+def test_as_many_texts_at_once_as_memory_has_room_for(
+    start: Callable[..., Running], toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = Batch(Speaker(toy, "cpu").model, 1).cache
+    each = row.keys.nbytes + row.values.nbytes
+    monkeypatch.setattr("hornbook.serve.models.free_memory_bytes", lambda _: each * 4)
+    server = start(toy, rows=16)
+    assert server.models.loaded[0][1].rows == 3
+    told = capsys.readouterr().err
+    assert told.startswith("warning: toy: 3 texts at once, not 16: ")
+    assert (told.count("\n"), len(told) <= 200) == (1, True)
+    with server.client() as client:
+        answer = client.post(COMPLETIONS, json={"prompt": "ab", "n": 8, "max_tokens": 2}).json()
+        assert len(answer["choices"]) == 8
+    monkeypatch.setattr("hornbook.serve.models.free_memory_bytes", lambda _: each)
+    with pytest.raises(UserError, match="toy: no room to speak: ") as refused:
+        start(toy)
+    assert len(str(refused.value)) <= 200
+
+
+def test_free_memory_is_part_of_what_there_is() -> None:
+    free = free_memory_bytes("cpu")
+    assert free is not None
+    assert 0 < free <= psutil.virtual_memory().total
+
+
 def test_a_model_that_is_gone_hides_no_other(start: Callable[..., Running], toy: Path, tmp_path: Path) -> None:
     shutil.copytree(toy, tmp_path / "gone")
     server = start(toy, tmp_path / "gone")
@@ -193,3 +242,20 @@ def test_a_model_that_is_gone_hides_no_other(start: Callable[..., Running], toy:
         there = {each["name"]: each["parameters"] for each in client.get("/api/models").json()}
         assert (there["toy"] > 0, there["gone"]) == (True, None)
         assert [each["id"] for each in client.get("/v1/models").json()["data"]] == ["toy"]
+
+
+@pytest.mark.parametrize("gone", ["a model", "a run", "its checkpoints"])
+def test_what_was_deleted_since_is_told_to_be(
+    gone: str, start: Callable[..., Running], toy: Path, trained: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(toy if gone == "a model" else trained, tmp_path / "mine")
+    server, asked = start(folder), {"prompt": "a", "max_tokens": 1}
+    with server.client() as client:
+        assert client.post(COMPLETIONS, json=asked).status_code == 200
+        for place in ("checkpoints", "snapshots") if gone == "its checkpoints" else (".",):
+            shutil.rmtree(folder / place)
+        answer = client.post(COMPLETIONS, json=asked)
+        told = answer.json()["error"]["message"]
+        assert answer.status_code == 404
+        assert ("checkpoints were deleted" if gone == "its checkpoints" else "folder was deleted or moved") in told
+        assert client.get("/api/models").json()[0]["silent"] == told

@@ -77,7 +77,8 @@ def test_a_signal_lets_what_runs_finish_and_takes_nothing_new(command: Callable[
             lines = answer.iter_lines()
             next(lines)
             other.get("/health").raise_for_status()
-            server.process.send_signal(signal.SIGTERM)
+            for _ in range(2):  # a closed terminal and its shell each say so
+                server.process.send_signal(signal.SIGHUP)
             while (health := httpx2.get(f"{address}/health", verify=False)).status_code == 200:
                 time.sleep(0.01)
             assert health.status_code == 503
@@ -132,6 +133,7 @@ def test_another_address_than_loopback_needs_a_key(command: Callable[..., Comman
         (["."], "neither a model"),
         (["{toy}", "{toy}"], "served already"),
         (["{toy}", "--rows", "0"], "--rows: "),
+        (["{toy}", "--loaded", "0"], "--loaded: "),
         (["{toy}", "--key", "a\nb"], "--key: "),
         (["{toy}", "--port", "70000"], "--port 70000: should be from 0 to 65535"),
         (["{toy}", "--host", "no such host"], "--host"),

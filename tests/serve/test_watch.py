@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from hornbook.base import files
+from hornbook.base import files, ours
 from hornbook.base.errors import UserError
 from hornbook.base.logs import Log
 from hornbook.infer.speaker import Speaker, load_speaker
@@ -224,7 +224,7 @@ def test_a_checkpoint_that_goes_while_it_is_loaded_gives_way_to_the_next(
         return instead
 
     if vanishes == "while it is checked":
-        monkeypatch.setattr(files, "sha256", gone(files.sha256))
+        monkeypatch.setattr(ours, "sha256", gone(files.sha256))
     else:
         monkeypatch.setattr("hornbook.infer.speaker.load_model", gone(load_speaker.__globals__["load_model"]))
     speaker = load_speaker(copy, "newest", device="cpu")

@@ -141,7 +141,6 @@ def link(folder: Path) -> None:
         lambda folder: flip_a_byte(folder, "val-00000.bin"),
         lambda folder: (folder / "tokenizer.json").write_text("{}"),
         lambda folder: (folder / "tokenizer.json").unlink(),
-        lambda folder: (folder / "extra.bin").write_bytes(b""),
         swap,
         link,
     ],

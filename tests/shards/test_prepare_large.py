@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ import pytest
 from effort import long, tries
 from hornbook.base import files
 from hornbook.base.errors import MachineError
+from hornbook.base.ours import UNFINISHED, Hidden, hidden
 from hornbook.base.unfinished import unfinished_folder
 from hornbook.shards import prepare as preparing
 from hornbook.shards import writer as writing
@@ -97,7 +99,7 @@ def test_crashed_at_random_again_and_again_it_ends_with_the_same_hashes(
         status = in_child(lambda: crash_after(random_.randrange(60)))
         if status == 0:  # it came to its end before a crash: once more from the beginning
             assert hashes(Shards.open(tmp_path / "cut")) == hashes(whole)
-            files.remove(tmp_path / "cut")
+            shutil.rmtree(tmp_path / "cut")
             continue
         assert status == CRASHED
         crashes += 1
@@ -137,7 +139,7 @@ def test_a_killed_command_goes_on_and_ends_with_the_same_hashes(some_text: str, 
     seconds = time.monotonic() - began
     whole = Shards.open(tmp_path / "whole")
     assert len(hashes(whole)) > 20
-    place = tmp_path / ".unfinished-cut" / writing.STATE
+    place = tmp_path / hidden(UNFINISHED, "cut") / writing.STATE
     chance, kills, reached = random.Random(1), 0, set()
     while kills < tries(4, 20):
         process = command(pile, tmp_path / "cut")
@@ -151,7 +153,7 @@ def test_a_killed_command_goes_on_and_ends_with_the_same_hashes(some_text: str, 
             continue
         assert process.returncode == 0  # done before it could be killed: once more from the beginning
         assert hashes(Shards.open(tmp_path / "cut")) == hashes(whole)
-        files.remove(tmp_path / "cut")
+        shutil.rmtree(tmp_path / "cut")
     assert len(reached) > tries(1, 5)
     process = command(pile, tmp_path / "cut")
     process.communicate()
@@ -201,9 +203,41 @@ def test_a_full_disk_keeps_what_was_finished(
     with pytest.raises(MachineError, match="full"):
         prepared(texts, tmp_path / "cut")
     assert not (tmp_path / "cut").exists()
-    state = files.read_json(tmp_path / ".unfinished-cut" / writing.STATE)
+    state = files.read_json(tmp_path / hidden(UNFINISHED, "cut") / writing.STATE)
     assert 0 < state["items"] < 400
     monkeypatch.setattr(files, "_step", really)
+    assert hashes(prepared(texts, tmp_path / "cut")) == hashes(whole)
+
+
+def test_what_will_not_fit_on_the_disk_is_not_begun(
+    texts: Path, tmp_path: Path, small_files: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = sum(path.stat().st_size for path in texts.iterdir())
+    monkeypatch.setattr(files, "free_bytes", lambda _: 2 * size)  # of which a twentieth of the disk stays free
+    with pytest.raises(MachineError, match=r"cut: .* more bytes do not fit on the disk.*larger disk"):
+        prepared(texts, tmp_path / "cut", "byte")
+    assert [path.name for path in tmp_path.iterdir()] == ["texts"]
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["leaves nothing", "keeps what was finished"])
+def test_preparation_stops_before_the_disk_is_full_and(
+    begun: bool, texts: Path, tmp_path: Path, small_files: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = prepared(texts, tmp_path / "whole")
+    asked = 0
+
+    def others_fill_the_disk(_: Path) -> int:
+        nonlocal asked
+        asked += 1
+        return 10**12 if asked < (30 if begun else 6) else 1_000
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "free_bytes", others_fill_the_disk)
+        where = r"\.unfinished-\w+-cut: .* or delete this folder" if begun else r"cut: .* choose a larger disk"
+        with pytest.raises(MachineError, match=where):
+            prepared(texts, tmp_path / "cut")
+    left = {path.name for path in tmp_path.iterdir()} - {"texts", "whole"}
+    assert left == ({hidden(UNFINISHED, "cut")} if begun else set())
     assert hashes(prepared(texts, tmp_path / "cut")) == hashes(whole)
 
 
@@ -215,7 +249,7 @@ def test_a_full_disk_keeps_what_was_finished(
         lambda place: (place / "tokenizer.json").write_text("{}"),
         lambda place: (place / writing.STATE).write_text('{"key"'),
         lambda place: (place / writing.STATE).write_text("{}"),
-        lambda place: (place / f".staged-1-{writing.STATE}").write_text("{}"),
+        lambda place: (place / str(Hidden("staged", writing.STATE, 1))).write_text("{}"),
     ],
 )
 def test_work_that_was_damaged_while_it_lay_there_is_done_again(
@@ -228,7 +262,7 @@ def test_work_that_was_damaged_while_it_lay_there_is_done_again(
         prepared(texts, tmp_path / "cut")
 
     assert in_child(crash) == CRASHED
-    harm(tmp_path / ".unfinished-cut")
+    harm(tmp_path / hidden(UNFINISHED, "cut"))
     assert hashes(prepared(texts, tmp_path / "cut")) == hashes(whole)
 
 

@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
+import hornbook
 from hornbook import cli
 from hornbook.base.errors import UserError
 from hornbook.shards.format import Shards
@@ -48,8 +49,20 @@ def test_the_command_tells_what_was_replaced_and_passed_over(
     assert "2 records were passed over" in told.err
     assert "a.jsonl line 52: " in told.err
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert manifest["reading"] == {"replaced_characters": 2, "skipped_records": 2}
+    assert manifest["reading"] == {"replaced_characters": 2, "skipped_records": 2, "left_out_files": {}}
     assert sum(facts["documents"] for facts in manifest["splits"].values()) == 80
+
+
+@pytest.mark.parametrize(("size", "is_doubted"), [(9, True), (9_999, True), (10_000, False)])
+def test_a_text_far_too_small_to_learn_from_is_doubted(
+    size: int, is_doubted: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_text("x" * size)
+    assert cli.main(["prepare", str(tmp_path / "a.txt"), "--tokenizer.kind", "byte"]) == 0
+    hornbook.prepare_text(tmp_path / "a.txt", tokenizer={"kind": "byte"}, out=tmp_path / "out")
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2 * is_doubted
+    assert all(line.startswith(f"warning: a: only {size:,} bytes of text, far too little to learn") for line in told)
 
 
 def test_how_a_text_is_read_decides_which_shards_are_its_own(tmp_path: Path) -> None:

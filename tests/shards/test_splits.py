@@ -129,10 +129,54 @@ def test_a_text_that_is_one_large_document_gives_its_tail(monkeypatch: pytest.Mo
     assert "tail" in rule.description
 
 
-def test_duplicates_of_a_tail_are_dropped_from_what_is_trained_on() -> None:
-    texts = ["twin", "a" * 50, "b" * 50, "twin", "twin"]
+A, B, C = "a" * 50, "b" * 50, "c" * 50
+
+
+@pytest.mark.parametrize(
+    ("texts", "train", "val", "dropped"),
+    [
+        (["twin", A, B, "twin", "twin"], [A, "b" * 43], ["b" * 7, "twin"], 2),  # the last one counts, wherever
+        ([A, A], ["a" * 45], ["a" * 5], 1),  # the border cuts it
+        ([A, B, C, A], [B, C, "a" * 35], ["a" * 15], 1),
+        ([A, C, B, C, A], [C, B, C, "a" * 35], ["a" * 15], 1),
+        ([B, A, C, "x" * 10, C], [B, A, "x" * 10, "c" * 34], ["c" * 16], 1),
+        ([A] * 10, ["a" * 45], ["a" * 5], 9),
+        ([A] * 100, ["a" * 45], ["a" * 5], 99),  # many documents, of one text
+        ([A, A, B, C], [A, A, B, "c" * 35], ["c" * 15], 0),  # what is not held back may be there twice
+    ],
+)
+def test_of_few_documents_none_is_both_trained_on_and_held_back(
+    texts: list[str], train: list[str], val: list[str], dropped: int
+) -> None:
     found, rule = split(source_of(plain(texts)), 0.1)
-    assert (found["train"], found["val"], rule.duplicates) == (["a" * 50, "b" * 46], ["b" * 4, "twin", "twin"], 1)
+    assert (found["train"], found["val"], rule.duplicates) == (train, val, dropped)
+
+
+def test_a_document_in_pieces_is_dropped_as_a_whole() -> None:
+    def large(letter: str) -> list[Document]:
+        return [Document(letter, letter * 60, ends=False), Document(letter, letter * 20)]
+
+    documents = [*large("a"), *large("b"), *large("a")]
+    found, rule = split(source_of(documents), 0.1)
+    assert ("".join(found["train"]), "".join(found["val"]), rule.duplicates) == ("b" * 80 + "a" * 64, "a" * 16, 1)
+    train, val = ([replace(each, split=split) for each in large("a") + large(more)] for split, more in SPLITS_AND_MORE)
+    found, rule = split(source_of([], (source_of(train), source_of(val))))
+    assert ("".join(found["train"]), "".join(found["val"]), rule.duplicates) == ("b" * 80, "a" * 80 + "c" * 80, 1)
+
+
+SPLITS_AND_MORE = (("train", "b"), ("val", "c"))
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
+def test_what_a_corpus_trains_on_is_not_held_back_of_other_documents(first: bool) -> None:
+    texts = [f"document {number}" for number in range(300)]
+    brought = replace(source_of([]), split="train")
+    object.__setattr__(brought, "given", tuple(plain(texts[:150], "train")))
+    parts = [source_of(plain(texts)), brought]
+    found, rule = split(source_of([], tuple(parts[:: -1 if first else 1])), 0.2)
+    assert 20 < rule.duplicates < 45
+    assert set(found["train"]).isdisjoint(found["val"])
+    assert set(found["train"] + found["val"]) == set(texts)
 
 
 def test_by_hash_the_same_text_is_in_one_split_and_none_is_dropped() -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -93,6 +95,54 @@ def test_long_documents_have_the_same_ids(trained: dict[str, Tokenizer], some_te
     fast, slow = fastest_encoder(tokenizer).encode(documents), SlowEncoder(tokenizer).encode(documents)
     np.testing.assert_array_equal(fast[0], slow[0])
     np.testing.assert_array_equal(fast[1], slow[1])
+
+
+LETTERS = st.sampled_from(["ACGT", "a", "ab", "é", "ab日", "日本", "\n", " \n", "=", "-_", "7"])
+
+
+@examples(200)
+@given(parts=st.lists(st.tuples(LETTERS, st.integers(1, 9_000), st.integers(0, 9)), max_size=4))
+def test_words_without_end_have_the_ids_that_they_have_whole(parts: list[tuple[str, int, int]], strange: Any) -> None:
+    tokenizer, fast = strange
+    text = "".join("".join(random.Random(seed).choices(letters, k=size)) + " end, " for letters, size, seed in parts)
+    documents = [b"before", text.encode(), b"", text[:5_000].encode(), b"after"]
+    found, slow = fast._encode(documents), SlowEncoder(tokenizer).encode(documents)
+    np.testing.assert_array_equal(found[0], slow[0])
+    np.testing.assert_array_equal(found[1], slow[1])
+
+
+def test_words_without_end_are_encoded_in_stretches(strange: Any) -> None:
+    _, fast = strange
+    for letters in ("ACGT", "日本", "ab日"):
+        text = "".join(random.Random(7).choices(letters, k=20_000)).encode()
+        fast._inner.longest = 0
+        fast._encode([text])
+        assert 0 < fast._inner.longest < 3 * encoding.STRETCH
+
+
+class Measuring:
+    """Notes the longest document that it was given."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner, self.longest = inner, 0
+
+    def encode_batch(self, documents: list[bytes], parallel: bool) -> Any:
+        self.longest = max(self.longest, *map(len, documents))
+        return self._inner.encode_batch(documents, parallel=parallel)
+
+
+@pytest.fixture(scope="module")
+def strange() -> Iterator[tuple[Tokenizer, Any]]:
+    """A vocabulary of texts that are one word, and its encoder with short stretches."""
+    pytest.importorskip("gigatoken")
+    chance = random.Random(7)
+    texts = ["".join(chance.choices(letters, k=30_000)) for letters in ("ACGT", "ab日", "日本", "aé", "\n", "=-")]
+    tokenizer = train_tokenizer(TokenizerConfig(vocab_size=900), texts, 1)
+    fast: Any = fastest_encoder(tokenizer)
+    fast._inner = Measuring(fast._inner)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(encoding, "STRETCH", 1_024)
+        yield tokenizer, fast
 
 
 def test_without_gigatoken_tokenizers_does_it(trained: dict[str, Tokenizer], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import io
 import json
 import lzma
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow
@@ -19,6 +19,8 @@ from pyarrow import parquet
 
 from hornbook.base.errors import UserError
 from hornbook.text import streams
+from hornbook.text.documents import TextConfig
+from hornbook.text.formats import FORMATS
 from hornbook.text.readers import source_from_path
 from hornbook.text.streams import PIECE, Tally
 
@@ -240,6 +242,11 @@ def test_one_line_without_an_end_is_cut_too(tmp_path: Path) -> None:
     assert [len(text) for text in texts_of(tmp_path / "a.txt")] == [PIECE, 5]
 
 
+def test_every_format_can_be_said() -> None:
+    (choices, _) = get_args(TextConfig.model_fields["format"].annotation)
+    assert list(get_args(choices)) == list(FORMATS)
+
+
 def test_the_format_may_be_said_where_the_name_does_not(tmp_path: Path) -> None:
     (tmp_path / "data").write_bytes(as_jsonl(["a", "b"]))
     assert texts_of(tmp_path / "data", format="jsonl") == ["a", "b"]
@@ -248,12 +255,15 @@ def test_the_format_may_be_said_where_the_name_does_not(tmp_path: Path) -> None:
 
 def test_parquet_is_read_by_rows_whatever_its_strings_are_called(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
-    for kind in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()):
-        table = pyarrow.table({"text": pyarrow.array(TEXTS, kind)})
-        parquet.write_table(table, path, row_group_size=2, compression="zstd")
-        assert texts_of(path) == TEXTS
+    kinds = [pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()]
+    words = [pyarrow.dictionary(index, kind) for index in (pyarrow.int8(), pyarrow.int32()) for kind in kinds[:2]]
+    for kind in [*kinds, *words]:
+        table = pyarrow.table({"text": pyarrow.array(TEXTS * 2, pyarrow.string()).cast(kind)})
+        parquet.write_table(table, path, row_group_size=4, compression="zstd")
+        assert texts_of(path) == TEXTS * 2
     path.write_bytes(as_parquet(["a", None, "c"]))
-    with pytest.raises(UserError, match="row 2: column 'text' should hold text, not null"):
+    null = r"row 2: column 'text' should hold text, not null; --text\.bad-records skip passes it over"
+    with pytest.raises(UserError, match=null):
         texts_of(path)
     assert texts_of(path, bad_records="skip") == ["a", "c"]
 

@@ -186,6 +186,14 @@ def test_what_is_no_text_at_all_is_told(bad: bytes, ending: str, tmp_path: Path)
         told(packed)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+@pytest.mark.parametrize("end", ["le", "be"])
+def test_a_text_in_another_unicode_is_told_with_how_to_convert_it(encoding: str, end: str, tmp_path: Path) -> None:
+    path = tmp_path / "data.txt"
+    path.write_bytes(f"\ufeffzwölf\n{'more ' * 50_000}".encode(f"{encoding}-{end}"))
+    assert f"{encoding.upper()}, not UTF-8 text; convert it: iconv -f {encoding} -t utf-8" in told(path)
+
+
 @pytest.mark.parametrize("bad", NOT_UTF8, ids=range(len(NOT_UTF8)))
 def test_a_text_that_is_not_utf8_is_told_with_its_line_however_far_in(bad: bytes, tmp_path: Path) -> None:
     path = tmp_path / "data.txt"
@@ -221,8 +229,33 @@ def test_a_compressed_file_that_was_cut_off_or_changed_is_told(compression: str,
         noticed += bool(line)
         assert not line or path.name in line
     assert noticed >= 50
-    path.write_bytes(data + b"garbage")
-    told(path)
+
+
+@pytest.mark.parametrize("compression", list(COMPRESS)[1:])
+@pytest.mark.parametrize("name", ["data.txt", "data.jsonl", "data.parquet"])
+def test_what_is_sound_of_a_compressed_file_is_kept_when_that_is_asked(
+    name: str, compression: str, tmp_path: Path
+) -> None:
+    path, compress = tmp_path / f"{name}{compression}", COMPRESS[compression]
+    texts = [random.Random(number).randbytes(50_000).hex() for number in range(20)]
+    plain = {".txt": "\n".join(texts).encode(), ".jsonl": as_jsonl(texts).rstrip(b"\n"), ".parquet": as_parquet(texts)}
+    data, tally = plain[Path(name).suffix], Tally()
+    expected = ["\n".join(texts)] if name == "data.txt" else texts
+    for number, other in enumerate(
+        (b"other data", b"\0\0\0?", compress(b"")[:1] + b"x", b"\0" * 5000 + b"PK"), start=1
+    ):
+        path.write_bytes(compress(data[:70_000]) + bytes(4) + compress(data[70_000:]) + other)
+        assert "other data follows" in (line := told(path))
+        assert "--text.bad-records skip" in line
+        assert texts_of(path, tally, bad_records="skip") == expected
+        assert tally.skipped == number
+    path.write_bytes(compress(data)[: len(data) // 3])
+    assert "--text.bad-records skip" in (line := told(path))
+    assert "cut off" in line
+    if name != "data.parquet":
+        found = texts_of(path, bad_records="skip")
+        assert expected[0].startswith(found[0]) if name == "data.txt" else found == texts[: len(found)]
+        assert sum(map(len, found)) > 100_000
 
 
 def test_a_parquet_file_that_was_cut_off_or_changed_is_told(tmp_path: Path) -> None:

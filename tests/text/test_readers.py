@@ -43,9 +43,9 @@ def names(source: Source) -> list[str]:
 
 
 def test_a_folder_is_its_text_files_in_a_fixed_order(tmp_path: Path) -> None:
-    wanted = ["B.md", "a.txt", "a/z.py", "b/a.md", "b/c/d.txt", "ä.txt"]
+    wanted = ["B.md", "a.txt", "a/z.py", "b/a.md", "b/c/d.txt", "noending", "ä.txt"]
     texts = dict.fromkeys(wanted, "text")
-    passed_over = ["c.bin", "noending", ".hidden.txt", ".git/x.py", "__pycache__/x.py", "b/node_modules/x.md"]
+    passed_over = ["c.bin", ".hidden.txt", ".git/x.py", "__pycache__/x.py", "b/node_modules/x.md"]
     first = lay_out(tmp_path / "first", texts | dict.fromkeys(passed_over, "text"))
     second = lay_out(tmp_path / "second", dict(reversed(texts.items())))
     assert names(source_from_path(first)) == names(source_from_path(second)) == sorted(wanted)
@@ -163,7 +163,7 @@ def test_a_missing_path_and_a_folder_without_text_are_told(tmp_path: Path) -> No
     with pytest.raises(UserError, match="no such file"):
         source_from_path(tmp_path / "none")
     lay_out(tmp_path, {"a.bin": "x"})
-    with pytest.raises(UserError, match=r"no \.txt"):
+    with pytest.raises(UserError, match=r"no file of text in it; not read: 1 \.bin"):
         source_from_path(tmp_path)
 
 
@@ -229,7 +229,7 @@ def test_a_folder_is_its_texts_or_its_records_whichever_are_more(
         tmp_path / "data", {"README.md": "short", "train.jsonl": '{"text": "long enough"}', "b.csv": "text\nc"}
     )
     assert names(source_from_path(data)) == ["b.csv line 2", "train.jsonl line 1"]
-    assert "README.md" in capsys.readouterr().err
+    assert "2 files are read; not read: 1 .md (to read .md: a pattern in quotes)" in capsys.readouterr().err
     sources = lay_out(
         tmp_path / "sources", {"a.rs": "fn main() { /* long */ }", "b.c": "int x;", "table.csv": "n,m\n1,2"}
     )

@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,10 @@ import torch
 from trial import all_of, exact, good_checkpoints, knob_words, learned, leftovers, metrics, snapshots, tiniest
 
 from effort import long
-from hornbook.base import files
+from hornbook.base import files, ours
 from hornbook.base.errors import MachineError, UserError
 from hornbook.cli import main
-from hornbook.model.folder import checkpoint_folders, resolve, snapshot_folders
+from hornbook.model.folder import checkpoint_folders, resolve, snapshot_folders, step_of
 from hornbook.report.verify import verify
 from hornbook.shards.prepare import open_or_prepare
 from hornbook.train.checkpoint import has_snapshot
@@ -204,10 +205,6 @@ def missing_manifest(folder: Path) -> None:
     (folder / "MANIFEST.json").unlink()
 
 
-def extra(folder: Path) -> None:
-    (folder / "note.txt").write_text("mine")
-
-
 def file_of_another_step(folder: Path) -> None:
     shutil.copy(folder.with_name("step-00000002") / "model.safetensors", folder)
 
@@ -268,23 +265,36 @@ def a_file(folder: Path) -> None:
 
 
 DAMAGES = [
-    flip_a_bit, truncate, zeros, empty, missing, missing_manifest, extra, file_of_another_step, whole_of_another_step,
+    flip_a_bit, truncate, zeros, empty, missing, missing_manifest, file_of_another_step, whole_of_another_step,
     stale_manifest, edited_state, edited_manifest, manifest_of_rubbish, wrong_shape, wrong_dtype, linked_file,
     linked_folder, a_file,
 ]  # fmt: skip
+
+
+def contents(place: Path) -> dict[str, bytes]:
+    if place.is_file():
+        return {"": place.read_bytes()}
+    return {path.relative_to(place).as_posix(): path.read_bytes() for path in place.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("harm", DAMAGES)
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_taken(
     harm: Callable[[Path], None], half_way: Path, in_peace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    harm(checkpoint_folders(half_way)[0])
+    newest = half_way / "checkpoints" / "step-00000003"
+    harm(newest)
+    known, before = ours.listed(newest), contents(newest)
     capsys.readouterr()
     resume(half_way)
-    warnings = capsys.readouterr().err.splitlines()
-    assert len(warnings) == 1
-    assert "step-00000003" in warnings[0]
+    named, *more = capsys.readouterr().err.splitlines()
+    assert "step-00000003" in named
     assert all_of(half_way) == all_of(in_peace)
+    if known is None:  # nothing proves that it was ours, so that it makes way and is kept
+        (told,) = more
+        assert told.endswith("; it is kept as step-00000003.set-aside")
+        assert contents(newest.with_name("step-00000003.set-aside")) == before
+    else:
+        assert not more
 
 
 def test_another_runs_checkpoint_is_named_and_the_own_one_before_taken(
@@ -327,20 +337,128 @@ def test_a_damaged_checkpoint_does_not_push_out_the_good_ones_that_follow(
     assert 4 in good_checkpoints(run)
 
 
-def test_a_config_of_other_sizes_is_refused_in_one_line(half_way: Path) -> None:
-    record = json.loads((half_way / "run.json").read_text())
-    record["config"]["model"]["n_embd"] = 16
-    (half_way / "run.json").write_text(json.dumps(record))
-    with pytest.raises(UserError, match=r"model\.n_embd 8, but run\.json says 16; put run\.json back"):
-        resume(half_way)
+def edit_record(run: Path, knob: str, value: Any) -> None:
+    record = json.loads((run / "run.json").read_text())
+    *path, name = knob.split(".")
+    reduce(dict.__getitem__, path, record["config"])[name] = value
+    (run / "run.json").write_text(json.dumps(record))
 
 
-def test_a_config_with_another_optimizer_is_refused_in_one_line(half_way: Path) -> None:
-    record = json.loads((half_way / "run.json").read_text())
-    record["config"]["optim"]["kind"] = "adamw"
-    (half_way / "run.json").write_text(json.dumps(record))
-    with pytest.raises(UserError, match=r"of another optimizer .*put run\.json back"):
+def make_older(run: Path) -> None:
+    """As runs were written that told neither a hash of their record nor, in checkpoints, what was learned by."""
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({key: record[key] for key in record if key != "sha256"}))
+    for folder in checkpoint_folders(run):
+        state, manifest = (json.loads((folder / name).read_text()) for name in ("state.json", files.MANIFEST))
+        del state["settings"]
+        (folder / "state.json").write_text(json.dumps(state))
+        size, digest = (folder / "state.json").stat().st_size, files.sha256(folder / "state.json")
+        manifest["files"]["state.json"] = {"bytes": size, "sha256": digest}
+        (folder / files.MANIFEST).write_text(json.dumps(ours.with_own_hash(manifest)))
+
+
+@pytest.mark.parametrize(
+    ("knob", "was", "value"),
+    [
+        ("seed", 1, 2),
+        ("optim.lr", 0.003, 0.004),
+        ("optim.kind", "muon", "adamw"),
+        ("model.n_embd", 8, 16),
+        ("order.kind", "phased", "windows"),
+        ("schedule.warmup_steps", 2, 3),
+        ("train.batch_tokens", 64, 32),
+    ],
+)
+def test_a_record_that_was_edited_to_learn_otherwise_is_refused_and_told_by_verify(
+    knob: str, was: Any, value: Any, half_way: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit_record(half_way, knob, value)
+    with pytest.raises(UserError, match=rf"made with {knob} {was}, but run\.json says {value}; put run\.json back"):
         resume(half_way)
+    assert "run.json: was edited since it was written" in capsys.readouterr().err
+    assert verify(half_way)[half_way / "run.json"] == "was edited since it was written"
+
+
+def test_an_edit_that_changes_nothing_that_is_learned_is_told_and_taken(
+    half_way: Path, in_peace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit_record(half_way, "train.keep_checkpoints", 1)
+    capsys.readouterr()
+    resume(half_way)
+    assert capsys.readouterr().err.count("run.json: was edited since it was written; taken as it is now") == 1
+    assert (good_checkpoints(half_way)[0], len(good_checkpoints(half_way))) == (4, 1)
+    assert all_of(half_way) == all_of(in_peace)
+    assert set(verify(half_way).values()) == {None}
+
+
+def test_another_end_of_a_run_is_no_edit(half_way: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    resume(half_way, {"train": {"steps": 5}})
+    assert verify(half_way)[half_way / "run.json"] is None
+    resume(half_way, {"train": {"steps": 6}})
+    assert capsys.readouterr().err == ""
+    assert good_checkpoints(half_way)[0] == 6
+
+
+def test_an_older_run_goes_on_as_it_did(
+    half_way: Path, in_peace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_older(half_way)
+    assert half_way / "run.json" not in verify(half_way)
+    for knob, value, told in (("model.n_embd", 16, "model.n_embd 8"), ("optim.kind", "adamw", "another optimizer")):
+        edited = shutil.copytree(half_way, tmp_path / knob)
+        edit_record(edited, knob, value)
+        with pytest.raises(UserError, match=rf"{told}.*put run\.json back"):
+            resume(edited)
+    capsys.readouterr()
+    resume(half_way)
+    assert capsys.readouterr().err == ""
+    assert all_of(half_way) == all_of(in_peace)
+
+
+LITTER = ("._model.safetensors", "Thumbs.db", ".DS_Store", "note.txt", "inner/note.txt", "link")
+
+
+def strew(folder: Path) -> dict[str, bytes]:
+    """Files of a desktop's and of the user's own, where a checkpoint lies; a link leads out of it."""
+    (folder / "inner").mkdir()
+    (folder.parent / "elsewhere").write_bytes(b"linked")
+    (folder / "link").symlink_to("../elsewhere")
+    for name in LITTER[:-1]:
+        (folder / name).write_bytes(name.encode())
+    return {name: (folder / name).read_bytes() for name in LITTER}
+
+
+def test_files_of_others_in_a_checkpoint_are_named_and_do_no_harm(
+    half_way: Path, in_peace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strew(half_way / "checkpoints" / "step-00000003")
+    shutil.copy(half_way / "run.json", half_way / "checkpoints" / "step-00000003" / "Icon")
+    for command in (["resume", str(half_way)], ["verify", str(half_way)]):
+        capsys.readouterr()
+        assert main(command) == 0
+        (told,) = capsys.readouterr().err.splitlines()
+        assert "step-00000003: Hornbook did not write .DS_Store, ._model.safetensors, Icon and 4 more; pass" in told
+    assert all_of(half_way) == all_of(in_peace)
+
+
+def test_files_of_others_stay_when_their_checkpoint_is_let_go_of(
+    short_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    fit(tiniest(short_text, train={"steps": 3}), run)
+    theirs = strew(run / "checkpoints" / "step-00000002")
+    capsys.readouterr()
+    resume(run, {"train": {"steps": 8}})
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "step-00000002: deleted, but for what Hornbook did not write: .DS_Store, ._model.safeten" in told
+    left = run / "checkpoints" / "step-00000002"
+    assert {path.relative_to(left).as_posix() for path in left.rglob("*") if not path.is_dir()} == theirs.keys()
+    assert {name: (left / name).read_bytes() for name in theirs} == theirs
+    assert 2 not in [step_of(each) for each in checkpoint_folders(run)]
+    assert set(verify(run).values()) == {None}
+    resume(run, {"train": {"steps": 9}})
+    assert capsys.readouterr().err == ""
 
 
 @every_so_many
@@ -417,10 +535,13 @@ def test_a_disk_that_really_fills_ends_with_one_line(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 @pytest.mark.parametrize("log", ["metrics.jsonl", "samples.jsonl"])
-def test_a_log_that_the_disk_does_not_take_ends_with_one_line(log: str, short_text: Path, tmp_path: Path) -> None:
+def test_a_log_that_the_disk_does_not_take_ends_with_one_line(
+    log: str, short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also when it is closed, which tries to write once more."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / log).symlink_to("/dev/full")
+    monkeypatch.setattr("hornbook.train.start._stranger", lambda _: None)  # which a link would be
     with pytest.raises(MachineError, match="the disk is full") as error:
         fit(tiniest(short_text), tmp_path / "run")
     assert len(error.value.mistakes) == 1

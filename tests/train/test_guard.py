@@ -89,7 +89,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_named(
     watched = poisoned({1, 4}, where, value)
     fit(tiniest(short_text, optim={"kind": optimizer}, train={"steps": 6}), tmp_path / "run")
     assert watched == [(1, True), (2, False), (3, False), (4, True), (5, False), (6, False)]
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: step")]
     assert [line.split(":")[1] for line in told] == [" step 1", " step 4"]
     assert "samples 12 to 15" in told[1]
 
@@ -177,7 +177,7 @@ def test_out_of_memory_halves_the_micro_batch_and_the_run_stays_the_same(
     fit(small.with_(train={"micro_batch": 12}), tmp_path / "halved")
     assert memory.sizes == [12, 6, *[3] * 20]
     assert losses(tmp_path / "halved") == pytest.approx(losses(tmp_path / "small"), abs=1e-5)
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    told = [line for line in capsys.readouterr().err.splitlines() if "out of memory" in line]
     assert [line.split("going on with ")[1].split(",")[0] for line in told] == ["6", "3"]
 
 
@@ -286,6 +286,26 @@ def test_a_signal_is_counted_and_the_third_leaves_at_once() -> None:
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_terminal_that_is_closed_asks_once_however_often_it_is_told() -> None:
+    with StopSignals() as signals:
+        for _ in range(4):
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signals.asked == 1
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+
+
+def test_who_was_started_to_outlive_the_terminal_does() -> None:
+    """As by nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.asked == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_run_that_is_asked_to_stop_and_resumed_is_the_run_left_in_peace(

@@ -6,6 +6,7 @@ Each case is killed twice; HORNBOOK_SOAK=100 repeats it a hundred times.
 from __future__ import annotations
 
 import os
+import pty
 import random
 import signal
 import subprocess
@@ -123,3 +124,30 @@ def test_a_signal_saves_the_finished_step_and_leaves(
     assert good_checkpoints(run)[0] == step
     assert read_json(checkpoint_folders(run)[0] / "state.json")["step"] == step
     assert f"stopped at step {step}, all of it saved; go on with: hornbook resume {run}" in output
+
+
+@pytest.mark.parametrize("lost", ["terminal", "reader"])
+def test_a_run_outlives_those_who_listen(lost: str, short_text: Path, tmp_path: Path) -> None:
+    """A closed terminal ends it, with all of it saved; a pipe that nobody reads any more does not even do that."""
+    run = tmp_path / "run"
+    config = sixty_steps(short_text, "muon", "float32")
+    if lost == "terminal":
+        config = config.with_(train={"steps": 100_000, "save_every_steps": None}, schedule={"kind": "constant"})
+    ours, theirs = pty.openpty() if lost == "terminal" else os.pipe()
+    command = [sys.executable, "-m", "hornbook.cli", "train", *knob_words(config), f"--out={run}"]
+    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=os.environ | {"MPLBACKEND": "agg"})
+    try:
+        os.close(theirs)
+        assert os.read(ours, 1)
+        wait_until(process, run, 2)
+        os.close(ours)
+        if lost == "terminal":
+            process.send_signal(signal.SIGHUP)
+        assert process.wait(60) == (130 if lost == "terminal" else 0)
+    finally:
+        process.kill()
+        process.wait()
+    step = metrics(run)[-1]["step"]
+    assert good_checkpoints(run)[0] == step
+    assert step == STEPS or lost == "terminal"
+    assert (run / "loss.png").is_file()

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import subprocess
+import re
+import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from trial import all_of, good_checkpoints, losses, tiniest
+from trial import all_of, good_checkpoints, losses, metrics, tiniest
 
 from hornbook.base import files
 from hornbook.base.errors import UserError
+from hornbook.base.ours import STAGED, hidden
 from hornbook.cli import main
 from hornbook.model.folder import checkpoint_folders
+from hornbook.model.gpt import GPT
 from hornbook.shards.format import Shards, TokenArray
-from hornbook.shards.prepare import open_or_prepare
+from hornbook.shards.prepare import ShardsConfig, open_or_prepare, prepare
+from hornbook.text import readers
+from hornbook.text.readers import source_from_path
+from hornbook.text.tokenizer import TokenizerConfig
 from hornbook.train import loop
 from hornbook.train.config import STOPS, RunConfig, override
 from hornbook.train.start import fit, free_folder, resume
@@ -33,19 +41,34 @@ def test_a_folder_with_a_run_in_it_is_refused(
     run = Path("run")
     fit(tiniest(short_text), run)
     before = all_of(run)
-    with pytest.raises(UserError, match=r"holds a run already; go on with it: hornbook resume run \(or"):
+    with pytest.raises(UserError, match=r"holds a run already; .* go on with it: hornbook resume run$"):
         fit(tiniest(short_text, seed=2), run)
     assert all_of(run) == before
 
 
-def test_a_folder_without_a_finished_checkpoint_is_begun_anew(short_text: Path, tmp_path: Path) -> None:
+def test_a_text_far_too_small_to_learn_from_is_doubted_where_a_run_begins(
+    short_text: Path, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(tiniest(short_text), tmp_path / "run")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"warning: short: only 1,\d+ bytes of text, far too little .* 1 MB, .*", line)
+    resume(tmp_path / "run", {"train": {"steps": 5}})
+    fit(tiniest(text_file), tmp_path / "other")
+    assert not capsys.readouterr().err
+
+
+def test_a_folder_without_a_finished_checkpoint_is_begun_anew(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What a run leaves that was killed before its first checkpoint."""
     run = tmp_path / "run"
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    (run / "checkpoints" / f".staged-{dead.pid}-step-00000001").mkdir(parents=True)
-    (run / "run.json").write_text("{}")
-    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 9.0}\n{"st')
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save", lambda _: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception):
+            fit(tiniest(short_text, seed=2), run)
+    (run / "checkpoints" / hidden(STAGED, "step-00000001", by_this_process=True)).mkdir(parents=True)
+    with open(run / "metrics.jsonl", "a") as log:
+        log.write('{"step": 1, "loss": 9.0}\n{"st')
     fit(tiniest(short_text), run)
     fit(tiniest(short_text), tmp_path / "other")
     assert all_of(run) == all_of(tmp_path / "other")
@@ -173,7 +196,7 @@ def test_resuming_nothing_says_how_to_begin(tmp_path: Path) -> None:
 def test_a_run_without_a_checkpoint_says_how_to_begin_anew(short_text: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     fit(tiniest(short_text), run)
-    files.remove(run / "checkpoints")
+    shutil.rmtree(run / "checkpoints")
     with pytest.raises(UserError, match=r"no checkpoint yet; begin it anew: hornbook train --out \S*run$"):
         resume(run)
 
@@ -185,7 +208,7 @@ def test_that_advice_trains_with_the_settings_of_the_run(
     fit(tiniest(short_text), run)
     before = files.read_json(run / "run.json")
     weights = (checkpoint_folders(run)[0] / "model.safetensors").read_bytes()
-    files.remove(run / "checkpoints")
+    shutil.rmtree(run / "checkpoints")
     assert main(["train", "--out", str(run)]) == 0
     assert "begun anew with the settings in its run.json" in capsys.readouterr().out
     after = files.read_json(run / "run.json")
@@ -198,7 +221,7 @@ def test_with_other_settings_it_is_another_run(short_text: Path, tmp_path: Path)
     run = tmp_path / "run"
     config = tiniest(short_text)
     fit(config, run)
-    files.remove(run / "checkpoints")
+    shutil.rmtree(run / "checkpoints")
     (tmp_path / "other.json").write_text(
         json.dumps(config.with_(seed=5, train={"steps": 2}).model_dump(exclude={"recipe"}))
     )
@@ -262,8 +285,66 @@ def test_a_run_without_a_name_finds_a_free_one(
         folder = free_folder(config, tmp_path)
         assert folder.name == expected
         fit(config, folder)
-    assert "custom is there already" in capsys.readouterr().out
+    assert "custom is there already (to go on with it: " in capsys.readouterr().out
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "run.json").write_text("{}")
+    assert free_folder(config.with_(recipe="theirs"), tmp_path).name == "theirs-2"
+    assert "theirs is there already (none of Hornbook's)" in capsys.readouterr().out
     assert free_folder(config.with_(recipe="own-text"), tmp_path).name == "short"
+    assert free_folder(config.with_(recipe="../.."), tmp_path).name == "_"
+
+
+def test_an_end_that_is_moved_makes_the_same_run_wherever_it_is_cut(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before its first step, when nothing but run.json knows of the new end; and after some."""
+    config = tiniest(short_text, schedule={"warmup_steps": 3}, train={"steps": 6})
+    for name in ("peace", "cut"):
+        fit(config, tmp_path / name)
+    longer = {"train": {"steps": 40}}
+    capsys.readouterr()
+    resume(tmp_path / "peace", longer)
+    assert "the end was moved: the learning rate goes from 0% of its height to 100%" in capsys.readouterr().out
+    cross_entropy, calls = GPT.loss, iter(range(100))
+
+    def fails(*words: Any) -> torch.Tensor:
+        if next(calls) in (0, 5):
+            raise RuntimeError("the device is gone")
+        return cross_entropy(*words)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(GPT, "loss", fails)
+        for changes, saved in ((longer, 6), ({}, 10)):
+            with pytest.raises(RuntimeError, match="the device is gone"):
+                resume(tmp_path / "cut", changes)
+            assert good_checkpoints(tmp_path / "cut")[0] == saved
+    resume(tmp_path / "cut")
+    assert all_of(tmp_path / "cut") == all_of(tmp_path / "peace")
+    factors = [each["lr_factor"] for each in metrics(tmp_path / "peace") if "lr_factor" in each]
+    assert factors[6:10] == pytest.approx([1 / 3, 2 / 3, 1, 1])
+    assert factors[-1] < 0.1
+
+
+def test_what_reading_changed_in_a_text_is_told_whenever_it_is_trained_on(
+    short_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_bytes(short_text.read_bytes() + b" \xff\xfe")
+    for name in ("first", "again"):
+        fit(tiniest(text, train={"steps": 1}).with_(text={"errors": "replace"}), tmp_path / name)
+        assert "2 characters replaced" in capsys.readouterr().out
+
+
+def test_compiling_takes_nothing_from_the_minutes(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowly(run: loop.Run) -> Any:
+        time.sleep(1.5)
+        return run.working.model
+
+    monkeypatch.setattr("hornbook.train.start._make_trunk", slowly)
+    fit(tiniest(short_text, train={"steps": 2}), tmp_path / "run")
+    assert metrics(tmp_path / "run")[0]["seconds"] < 1.5
 
 
 def test_a_run_works_outside_the_main_thread(short_text: Path, tmp_path: Path) -> None:
@@ -303,7 +384,7 @@ def test_data_cleared_away_are_prepared_again_unless_the_text_has_changed(short_
     fit(tiniest(text, train={"steps": 2}), run)
 
     def clear() -> None:
-        files.remove(Path(files.read_json(run / "run.json")["data"]["folder"]))
+        shutil.rmtree(files.read_json(run / "run.json")["data"]["folder"])
 
     clear()
     assert resume(run, {"train": {"steps": 3}}).step == 3
@@ -311,6 +392,62 @@ def test_data_cleared_away_are_prepared_again_unless_the_text_has_changed(short_
     text.write_text(text.read_text() + " and another cat")
     with pytest.raises(UserError, match="not the data that this run began with"):
         resume(run, {"train": {"steps": 4}})
+
+
+def test_a_run_from_standard_input_whose_data_were_cleared_away_asks_for_the_text_again(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pipe(text: bytes) -> None:
+        readers._standard_input.cache_clear()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+
+    monkeypatch.setenv("HORNBOOK_HOME", str(tmp_path / "home"))
+    run, text = tmp_path / "run", short_text.read_bytes()
+    pipe(text)
+    fit(override(tiniest(short_text), {"data": "-"}), run)
+    shutil.rmtree(tmp_path / "home")
+    pipe(b"")
+    with pytest.raises(UserError, match=r"gone from the cache; pipe it in again: cat TEXT \| hornbook resume RUN \("):
+        resume(run, {"train": {"steps": 4}})
+    pipe(b"other " * 1000)
+    with pytest.raises(UserError, match="not the data that this run began with"):
+        resume(run, {"train": {"steps": 4}})
+    pipe(text)
+    assert resume(run, {"train": {"steps": 4}}).step == 4
+    readers._standard_input.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["train-00000.bin", "val-00000.bin", "tokenizer.json"])
+def test_a_cache_that_was_damaged_is_mended_by_resuming_and_by_a_new_run(
+    name: str, short_text: Path, tmp_path: Path
+) -> None:
+    """By another id of the vocabulary, which no reading would notice."""
+    text, run = tmp_path / "text.txt", tmp_path / "run"
+    text.write_text(short_text.read_text())
+    level = {"kind": "constant", "warmup_steps": 0}  # or an end that is moved would be planned anew
+    fit(tiniest(text, schedule=level, train={"steps": 2}), run)
+    path = Path(files.read_json(run / "run.json")["data"]["folder"]) / name
+    whole = path.read_bytes()
+    again = (lambda: resume(run, {"train": {"steps": 4}}), lambda: fit(tiniest(text, schedule=level), tmp_path / "new"))
+    for go_on in again:
+        path.write_bytes(whole[:200] + bytes([whole[200] ^ 1]) + whole[201:])
+        go_on()
+        assert path.read_bytes() == whole
+    assert losses(run) == losses(tmp_path / "new")
+
+
+def test_a_run_on_damaged_shards_without_their_text_is_refused(short_text: Path, tmp_path: Path) -> None:
+    shards = prepare(source_from_path(short_text), TokenizerConfig(kind="byte"), ShardsConfig(), tmp_path / "shards")
+    fit(tiniest(shards.folder, train={"steps": 2}), tmp_path / "run")
+    path = shards.folder / "train-00000.bin"
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+    mend = r"shards: train-00000\.bin has changed since it was written; .*hornbook prepare TEXT --out FOLDER"
+    with pytest.raises(UserError, match=mend):
+        resume(tmp_path / "run", {"train": {"steps": 4}})
+    with pytest.raises(UserError, match=mend):
+        fit(tiniest(shards.folder), tmp_path / "new")
+    prepare(source_from_path(short_text), TokenizerConfig(kind="byte"), ShardsConfig(), shards.folder)
+    assert resume(tmp_path / "run", {"train": {"steps": 4}}).step == 4
 
 
 def test_a_resumed_run_is_compiled_when_it_was_and_only_then(

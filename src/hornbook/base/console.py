@@ -7,6 +7,7 @@ Rich is imported only where there is a terminal to draw on.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -16,16 +17,24 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+from hornbook.base.errors import folded
+from hornbook.base.output import answer, fresh_line, is_going_on, put, tell, visible
+
 PLAIN_EVERY_SECONDS = 10.0
 LIVE_EVERY_SECONDS = 0.1
 
 
 def say(text: str = "") -> None:
-    print(text, flush=True)
+    (put if is_going_on() else answer)(visible(text) + "\n")
 
 
 def warn(text: str) -> None:
-    print(f"warning: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    tell(f"warning: {folded(text)}")
+
+
+def note(text: str) -> None:
+    """What is good to know, beside what was asked for."""
+    tell(f"note: {folded(text)}")
 
 
 def in_notebook() -> bool:
@@ -39,7 +48,28 @@ def program() -> str:
     found = shutil.which("hornbook")
     if script.name != "hornbook" or not script.is_file() or (found and script.samefile(found)):
         return "hornbook"
-    return shlex.quote(min(os.path.relpath(script), str(script.absolute()), key=len))
+    return shell(min(os.path.relpath(script), str(script.absolute()), key=len))
+
+
+def command(*words: object) -> str:
+    """A command of ours, to be pasted into a shell."""
+    return f"{program()} {shell(*words)}"
+
+
+def shell(*words: object) -> str:
+    """Words as a shell reads them back, whatever stands in a name: blanks, quotes, controls, bytes of no UTF-8."""
+    return " ".join(_quoted(str(word)) for word in words)
+
+
+def _quoted(word: str) -> str:
+    plain = word.isprintable() and "  " not in word and word == word.strip()  # and is left alone where lines are folded
+    if plain:
+        return shlex.quote(word)
+
+    def spelt(found: re.Match[str]) -> str:
+        return "".join(f"\\{byte:03o}" for byte in os.fsencode(found[0]))
+
+    return "$'" + re.sub(r"[^!-&(-\[\]-~]|[\\']", spelt, word) + "'"
 
 
 class Progress:
@@ -49,7 +79,7 @@ class Progress:
     def __init__(self, stream: TextIO | None = None, live: bool | None = None) -> None:
         self._stream = stream or sys.stdout
         self._notebook = live is None and in_notebook()
-        self._live = self._stream.isatty() if live is None else live
+        self._live = _is_terminal(self._stream) if live is None else live
         self._width = 0
         self._shown_at = 0.0
         self._latest = ""
@@ -76,19 +106,19 @@ class Progress:
     def note(self, text: str) -> None:
         """A line that stays."""
         if self._live:
-            self._write("\r" + " " * self._width + "\r")
+            put("\r" + " " * self._width + "\r", self._stream)
             self._width = 0
-        self._write(text + "\n")
+        put(visible(text) + "\n", self._stream)
 
     def close(self) -> None:
         if self._latest != self._shown:
             self._show(self._latest)
         if self._live and self._width:
-            self._write("\n")
+            fresh_line()
         self._latest, self._shown, self._width = "", "", 0
 
     def _show(self, text: str) -> None:
-        self._shown = text
+        self._shown, text = text, visible(text)
         if self._notebook:
             from IPython.display import display
 
@@ -99,20 +129,21 @@ class Progress:
                 self._handle.update(message, raw=True)
         elif self._live:
             text = text[: max(shutil.get_terminal_size().columns - 1, 20)]
-            self._write("\r" + text + " " * max(self._width - len(text), 0))
+            put("\r" + text + " " * max(self._width - len(text), 0), self._stream)
             self._width = len(text)
         else:
-            self._write(text + "\n")
+            put(text + "\n", self._stream)
 
-    def _write(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    """Also of one that was closed, or never there."""
+    return stream is not None and not stream.closed and stream.isatty()
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Collection[int] = ()) -> None:
     """A table: drawn on a terminal, columns set apart by two blanks elsewhere. Columns of numbers go to the `right`."""
     cells = [list(headings), *[list(row) for row in rows]]
-    if sys.stdout.isatty():
+    if _is_terminal(sys.stdout):
         from rich import box
         from rich.console import Console
         from rich.table import Table

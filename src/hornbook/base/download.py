@@ -8,6 +8,7 @@ later process goes on where this one stopped. One process at a time fetches a fi
 from __future__ import annotations
 
 import http.client
+import os
 import socket
 import ssl
 import time
@@ -62,7 +63,8 @@ def fetch(
     files.make_folder(final.parent)
     with turn_at(final, lambda: progress.note(f"{name}: another process is fetching it; waiting for that")):
         if not is_there(final, size):
-            files.remove(final)
+            if os.path.lexists(final):  # none of ours, which had its size proven; or the disk has damaged it
+                files.set_aside(final, "is not the file that is fetched by this name")
             _Transfer(url, partial, sha256, size, check, dict(headers or {}), progress, otherwise).run()
     return final
 

@@ -32,13 +32,21 @@ class MachineError(HornbookError):
     exit_code = 1
 
 
+def folded(text: str) -> str:
+    """In one line, with what a terminal would act on or cannot show spelt out."""
+    words = (word if word.isprintable() else word.encode("unicode_escape").decode() for word in text.split())
+    return " ".join(words)
+
+
 def one_line(text: str) -> str:
-    """Fold white space, and spell what a terminal would act on or cannot show; where that is too long, shorten long
-    paths to their ends, then the whole from its middle."""
-    words = [word if word.isprintable() else word.encode("unicode_escape").decode() for word in text.split()]
-    line = " ".join(words)
-    if len(line) > LONGEST_LINE:
-        line = " ".join(_end_of_path(word) if len(word) > LONG_PATH else word for word in words)
+    """Folded, and where that is too long, with long paths shortened to their ends, then the whole from its middle. From
+    the left on, since a command to be typed stands last; what is quoted in it stays."""
+    line = folded(text)
+    words = line.split(" ")
+    for place, word in enumerate(words):
+        if len(line) > LONGEST_LINE and len(word) > LONG_PATH and "'" not in word:
+            words[place] = _end_of_path(word)
+            line = " ".join(words)
     if len(line) > LONGEST_LINE:
         keep = LONGEST_LINE - 5
         line = f"{line[: keep // 3]} ... {line[-(keep - keep // 3) :]}"

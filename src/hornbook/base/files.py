@@ -2,43 +2,47 @@
 
 In: bytes, texts, or a staging folder that a library fills.  Out: files that are either whole or absent.
 A file is written beside its final name, fsynced, renamed, and its parent fsynced. A folder is staged the same way,
-with a MANIFEST.json (size and sha256 of every file, and its own hash) written last. Each step that changes the disk
-passes through `_step`, so that a test can kill the process at every single one.
+with a MANIFEST.json (size and sha256 of every file, and its own hash) written last. Only what proves to be ours (see
+base/ours.py) is ever replaced or removed. Each step that changes the disk passes through `_step`, so that a test can
+kill the process at every single one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import shutil
-import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from hornbook.base import ours
+from hornbook.base.console import warn
 from hornbook.base.errors import MachineError, UserError
+from hornbook.base.ours import MANIFEST as MANIFEST
+from hornbook.base.ours import Listed, in_the_way, listed
+from hornbook.base.ours import damage as damage
+from hornbook.base.ours import is_unchanged as is_unchanged
+from hornbook.base.ours import manifest_notes as manifest_notes
+from hornbook.base.reading import hash_file as hash_file
+from hornbook.base.reading import read_json as read_json
+from hornbook.base.reading import read_small as read_small
+from hornbook.base.reading import sha256 as sha256
 
-MANIFEST = "MANIFEST.json"
-_STAGED = ".staged-"
-_DISCARDED = ".discarded-"
-_REPLACED = ".replaced-"
-UNFINISHED = ".unfinished-"
 LOCK = ".lock"
 TRIES_TO_LOCK = 10
-LARGEST_READ_WHOLE = 256 << 20
 _DISK_ERRORS = {
     errno.ENOSPC: "the disk is full; make room",
     errno.EDQUOT: "the disk quota is used up; make room",
+    errno.EFBIG: "a file may not become so large here; raise the limit (ulimit -f), or choose another disk",
     errno.EIO: "the disk fails; choose another",
-    errno.EROFS: "the disk is read-only; choose another",
-    errno.EACCES: "no permission to write here; allow it, or choose another folder",
+    errno.EROFS: "the disk is read-only; {elsewhere}",
+    errno.EACCES: "no permission to write here; allow it, or {elsewhere}",
 }
-_LEFT_BY_THE_DESKTOP = {".DS_Store"}
 T = TypeVar("T")
 
 
@@ -47,8 +51,14 @@ def home() -> Path:
     return Path(os.environ.get("HORNBOOK_HOME") or Path.home() / ".cache" / "hornbook")
 
 
+def elsewhere(path: Path) -> str:
+    """How to have something written to another place than `path`."""
+    in_home = Path(os.path.abspath(path)).is_relative_to(Path(os.path.abspath(home())))
+    return "set HORNBOOK_HOME to another folder" if in_home else "choose another --out"
+
+
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`, at once."""
+    """Put `data` at `path`, at once, in place of what stood there; that must be ours."""
     staged = _staging_for(path)
     with disk_trouble_named(path):
         try:
@@ -67,28 +77,18 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    if not is_utf8(text):  # a file's name need not be; in JSON's own spelling it comes back as it was
+        text = json.dumps(value, indent=2)
+    write_text(path, text + "\n")
 
 
-def read_small(path: Path) -> str:
-    """The text of a file that is read whole; one that would fill the memory is refused before that."""
-    facts = path.stat()
-    if not stat.S_ISREG(facts.st_mode) or facts.st_size > LARGEST_READ_WHOLE:  # a pipe would be waited for
-        raise UserError(f"{path}: not such a file as is read whole ({facts.st_size:,} bytes)")
-    return path.read_text(encoding="utf-8")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from disk, or a UserError that names the file."""
+def is_utf8(text: str) -> bool:
     try:
-        value = json.loads(read_small(path))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: should hold a JSON object")
-    return value
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def make_folder(path: Path) -> Path:
@@ -96,22 +96,16 @@ def make_folder(path: Path) -> Path:
         try:
             _step("mkdir", path, lambda: path.mkdir(parents=True, exist_ok=True))
         except (FileExistsError, NotADirectoryError):
-            raise UserError(f"{path}: a file stands where a folder should; choose another --out") from None
+            raise UserError(f"{path}: a file stands where a folder should; {elsewhere(path)}") from None
         except PermissionError:
-            raise UserError(f"{path}: no permission to write here; choose another --out") from None
+            raise UserError(f"{path}: no permission to write here; {elsewhere(path)}") from None
     return path
 
 
 @contextlib.contextmanager
-def staged_folder(final: Path, notes: dict[str, Any] | None = None) -> Iterator[Path]:
-    """A folder to fill in peace; on leaving it is fsynced, hashed, given its MANIFEST.json and its final name."""
-    with _staged_folder(final) as staging:
-        yield staging
-        _seal(staging, notes or {})
-
-
-@contextlib.contextmanager
-def _staged_folder(final: Path) -> Iterator[Path]:
+def staged_folder(final: Path, notes: dict[str, Any] | None = None, aside: bool = False) -> Iterator[Path]:
+    """A folder to fill in peace; on leaving it is fsynced, hashed, given its MANIFEST.json and its final name. Where
+    that is taken by what is not ours, see `take_name`."""
     make_folder(final.parent)
     staging = _staging_for(final)
     with disk_trouble_named(final):
@@ -119,20 +113,32 @@ def _staged_folder(final: Path) -> Iterator[Path]:
             remove(staging)
             make_folder(staging)
             yield staging
-            take_name(staging, final)
+            _seal(staging, notes or {})
+            take_name(staging, final, aside=aside)
         except BaseException:
             with contextlib.suppress(OSError):
                 remove(staging)
             raise
 
 
-def take_name(staging: Path, final: Path) -> None:
+def refuse_to_replace(final: Path, known_of: Listed = listed) -> None:
+    """Ask before long work, rather than at its end, whether a folder may have this name."""
+    if not final.name or final.name == "..":
+        raise UserError(f"{final}: not a name for a new folder; {elsewhere(final)}")
+    if (why := in_the_way(final, known_of)) is not None:
+        raise UserError(f"{final}: {why}; {elsewhere(final)}, or move it away")
+
+
+def take_name(staging: Path, final: Path, known_of: Listed = listed, aside: bool = False) -> None:
     """A folder that is whole gets its name. It cannot be replaced at once: until the new one has the name, the old one
-    is whole under another."""
-    replaced = final.with_name(_REPLACED + final.name)
+    is whole under another. What is not ours is refused; where the name is one that only we give, it is set aside."""
+    replaced = final.with_name(ours.hidden(ours.REPLACED, final.name))
     try:
         _restore(replaced)
-        if final.exists() or final.is_symlink():
+        if aside:
+            set_aside_strangers(final, known_of)
+        refuse_to_replace(final, known_of)
+        if final.exists() and any(final.iterdir()):
             rename(final, replaced)
         rename(staging, final)
     except BaseException:
@@ -143,15 +149,40 @@ def take_name(staging: Path, final: Path) -> None:
     remove(replaced)
 
 
+def set_aside_strangers(path: Path, known_of: Listed = listed) -> None:
+    if (why := in_the_way(path, known_of)) is not None:
+        set_aside(path, why)
+
+
+def set_aside(path: Path, why: str) -> None:
+    """Make way for what only we call so: what stands there, and is not ours, is kept under another name."""
+    kept, number = path.with_name(f"{path.name}.set-aside"), 1
+    while os.path.lexists(kept):
+        number += 1
+        kept = path.with_name(f"{path.name}.set-aside-{number}")
+    rename(path, kept)
+    warn(f"{path}: {why}; it is kept as {kept.name}")
+
+
+def name_strangers(folder: Path, known_of: Listed = listed) -> None:
+    """Tell in one line what lies in a folder of ours and is not ours; it does no harm."""
+    known = known_of(folder)
+    if known is not None and (others := ours.strangers(folder, known)):
+        warn(f"{folder}: Hornbook did not write {ours.named(others)}; passed over")
+
+
 @contextlib.contextmanager
-def staged_file(final: Path) -> Iterator[Path]:
-    """A path for a library that writes one file by itself; on leaving it is fsynced and takes its final name."""
+def staged_file(final: Path, replace: bool = False) -> Iterator[Path]:
+    """A path for a library that writes one file by itself; on leaving it is fsynced and takes its final name. To
+    replace a file is for who knows that it is ours."""
     make_folder(final.parent)
     staging = _staging_for(final)
     with disk_trouble_named(final):
         try:
             yield staging
             sync_file(staging)
+            if not replace and os.path.lexists(final):
+                raise UserError(f"{final}: is there already; choose another --out, or move it away")
             rename(staging, final)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -196,117 +227,76 @@ def take_lock(file: IO[bytes], wait: bool, shared: bool = False) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or folder; a folder first loses its name, so that half of it never passes for the whole."""
+    """Delete a file or link that the caller made, a folder in the making, or a sealed folder."""
     if path.is_symlink() or path.is_file():
         _step("unlink", path, path.unlink)
-    elif path.is_dir():
-        discarded = path if path.name.startswith(_DISCARDED) else path.with_name(_DISCARDED + path.name)
-        if discarded != path:
-            if discarded.exists():
-                _step("rmtree", discarded, lambda: shutil.rmtree(discarded))
-            _step("rename", path, lambda: os.replace(path, discarded))
-        _step("rmtree", discarded, lambda: shutil.rmtree(discarded))
+    elif ours.read_hidden(path.name) is not None:
+        _delete_folder(path)
+    else:
+        remove_sealed(path)
+
+
+def remove_sealed(folder: Path) -> None:
+    """Delete of a sealed folder what its manifest lists. The folder first loses its name, so that half of it never
+    passes for the whole; but where somebody else's file lies in it, that stays where it is. What is not a sealed
+    folder stays as well."""
+    known = listed(folder)
+    if known is None:
+        return
+    if others := ours.strangers(folder, known):
+        warn(f"{folder}: deleted, but for what Hornbook did not write: {ours.named(others)}")
+        _delete_from(folder, known)
+    else:
+        discarded = folder.with_name(ours.hidden(ours.DISCARDED, folder.name))
+        _delete_folder(discarded)
+        _step("rename", folder, lambda: os.replace(folder, discarded))
+        _delete_folder(discarded)
+
+
+def _delete_folder(path: Path) -> None:
+    while path.is_dir():
+        with contextlib.suppress(FileNotFoundError):  # another process deletes it too
+            _step("rmtree", path, lambda: shutil.rmtree(path))
+
+
+def _delete_from(folder: Path, known: set[str]) -> None:
+    """The manifest last: until then it proves what is ours."""
+    for name in sorted(known, key=lambda name: (name == MANIFEST, name)):
+        if (file := folder / name).is_file() or file.is_symlink():
+            _step("unlink", file, file.unlink)
+    for inner in sorted(folder.rglob("*"), reverse=True):
+        if inner.is_dir() and not inner.is_symlink() and not any(inner.iterdir()):
+            _step("rmdir", inner, inner.rmdir)
 
 
 def remove_leftovers(folder: Path, shared: bool = False) -> None:
     """Delete what a crash left half done, and give a folder its name back that was about to be replaced. In a folder
-    that is shared with other processes, what a live one is working on is spared."""
+    that is shared with other processes, what may still be worked on is spared."""
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if path.name.startswith(_REPLACED):
-            _restore(path)
-        elif path.name.startswith(UNFINISHED):
+        if (told := ours.read_hidden(path.name)) is None:
+            continue
+        if told.kind == ours.REPLACED:
+            if not shared:  # or whoever has its turn at that name gives it back
+                _restore(path)
+        elif told.kind == ours.UNFINISHED:
             if not shared:  # or its work is to be gone on with
                 remove(path)
-        elif path.name.startswith((_STAGED, _DISCARDED)) and not (shared and _is_at_work(path.name)):
+        elif told.kind in (ours.STAGED, ours.DISCARDED) and not (shared and told.is_at_work()):
             remove(path)
 
 
-def _is_at_work(staged: str) -> bool:
-    """Whether the process that staged something is another one, and alive."""
-    number = staged.removeprefix(_STAGED).partition("-")[0]
-    if not number.isdigit() or int(number) == os.getpid():
-        return False
-    try:
-        os.kill(int(number), 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:
-        pass  # it is there, but somebody else's
-    return True
+def restore_replaced(final: Path) -> None:
+    """Give a folder its name back that was about to be replaced when a process died, under the lock on that name."""
+    _restore(final.with_name(ours.hidden(ours.REPLACED, final.name)))
 
 
 def _restore(replaced: Path) -> None:
-    final = replaced.with_name(replaced.name.removeprefix(_REPLACED))
-    if final.exists():
+    told = ours.read_hidden(replaced.name)
+    final = replaced.with_name(told.name) if told is not None else replaced
+    if os.path.lexists(final):
         remove(replaced)
     elif replaced.exists():
         rename(replaced, final)
-
-
-def damage(folder: Path) -> str | None:
-    """What is wrong with a sealed folder, in a few words; None when every file is as it was written."""
-    try:
-        return _damage(folder)
-    except FileNotFoundError:
-        return "was deleted meanwhile"
-
-
-def _damage(folder: Path) -> str | None:
-    path = folder / MANIFEST
-    if folder.is_symlink() or not folder.is_dir():
-        return "is not a folder"
-    if path.is_symlink():
-        return f"{MANIFEST} is a link"
-    try:
-        manifest = json.loads(read_small(path))
-        if not is_unchanged(manifest):
-            return f"{MANIFEST} was edited or damaged"
-        listed: dict[str, Any] = manifest["files"]
-    except FileNotFoundError:
-        return f"has no {MANIFEST}: it was never finished"
-    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return f"{MANIFEST} is damaged"
-    present = {
-        each.relative_to(folder).as_posix()
-        for each in folder.rglob("*")
-        if (each.is_symlink() or not each.is_dir()) and each.name not in _LEFT_BY_THE_DESKTOP
-    }
-    for name in sorted(present - set(listed) - {MANIFEST}):
-        return f"{name} does not belong there"
-    for name, facts in sorted(listed.items()):
-        file = folder / name
-        if name not in present:
-            return f"{name} is missing"
-        if file.is_symlink():
-            return f"{name} is a link"
-        if file.stat().st_size != facts["bytes"]:
-            return f"{name} has {file.stat().st_size} bytes instead of {facts['bytes']}"
-        if sha256(file) != facts["sha256"]:
-            return f"{name} has changed since it was written"
-    return None
-
-
-def is_unchanged(manifest: dict[str, Any]) -> bool:
-    """Whether a manifest is as it was written, by the hash of itself in it."""
-    return bool(manifest["sha256"] == _hash_of_json({key: manifest[key] for key in manifest if key != "sha256"}))
-
-
-def manifest_notes(folder: Path) -> dict[str, Any]:
-    """What was noted in a sealed folder's manifest when it was written."""
-    notes = read_json(folder / MANIFEST).get("notes", {})
-    return notes if isinstance(notes, dict) else {}
-
-
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    hash_file(path, digest)
-    return digest.hexdigest()
-
-
-def hash_file(path: Path, digest: hashlib._Hash) -> None:
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
 
 
 def read_if_small(path: Path, limit: int) -> bytes | None:
@@ -336,18 +326,26 @@ def disk_trouble_named(path: Path, go_on: str = "go on (hornbook resume RUN)") -
         yield
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-            what = _DISK_ERRORS[error.errno]
-        elif "No space left on device" in str(error) or f"os error {errno.ENOSPC}" in str(error):
-            what = _DISK_ERRORS[errno.ENOSPC]
+            what = _DISK_ERRORS[error.errno].format(elsewhere=elsewhere(path))
+        elif (number := _named_by_a_library(str(error))) is not None:
+            what = _DISK_ERRORS[number].format(elsewhere=elsewhere(path))
         else:
             raise
         raise MachineError(f"{path}: {what}, then {go_on}: what was saved before is intact") from error
 
 
+def _named_by_a_library(text: str) -> int | None:
+    """The trouble that a library has put into words of its own."""
+    for number in (errno.ENOSPC, errno.EFBIG):
+        if os.strerror(number) in text or f"os error {number})" in text:
+            return number
+    return None
+
+
 def _staging_for(final: Path) -> Path:
     # One name for each process, so that two that make the same thing do not meet. The ending stays last: libraries
     # choose a format by it.
-    return final.with_name(f"{_STAGED}{os.getpid()}-{final.name}")
+    return final.with_name(ours.hidden(ours.STAGED, final.name, by_this_process=True))
 
 
 def _step(kind: str, path: Path, act: Callable[[], T]) -> T:
@@ -402,7 +400,7 @@ def _seal(folder: Path, notes: dict[str, Any]) -> None:
 
 
 def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
-    data = json.dumps(manifest | {"sha256": _hash_of_json(manifest)}, indent=2).encode()
+    data = json.dumps(ours.with_own_hash(manifest), indent=2).encode()
     with opened(path, "wb") as file:
         _step("write", path, lambda: file.write(data))
     sync_folder(path.parent)
@@ -413,10 +411,6 @@ def sync_files(folder: Path) -> list[Path]:
     for path in paths:
         sync_file(path)
     return paths
-
-
-def _hash_of_json(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def sync_file(path: Path) -> None:

@@ -13,9 +13,11 @@ import os
 import platform
 import re
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hornbook.base.errors import UserError
@@ -40,6 +42,9 @@ PEAK_TFLOPS = {
     "T4": 65.0,
     "V100": 125.0,
 }
+MOST_THREADS = 256
+# Asks more urgently each time; SIGHUP does not.
+BY_HAND = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,15 @@ def share_the_cores() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 
+def signals_to_end() -> list[signal.Signals]:
+    """By which a process is asked to end: Ctrl-C, SIGTERM, and SIGHUP of a terminal that is closed, unless it was
+    started so as to outlive that (`nohup`)."""
+    asked = [*BY_HAND]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # Windows has none
+        asked.append(signal.SIGHUP)
+    return asked
+
+
 def cores_to_use() -> int:
     """Those of the machine that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -91,6 +105,7 @@ def choose_machine(device: str | None = None, dtype: str | None = None, threads:
     import torch
 
     if threads is not None:
+        _check_threads(threads)
         torch.set_num_threads(threads)
     kind = device or _best_device()
     _check_device(kind)
@@ -117,14 +132,21 @@ def fast_float_modes() -> Iterator[None]:
     """TF32 for what stays in fp32 on CUDA; tiny numbers flushed to zero on CPU, where they are many times slower."""
     import torch
 
-    precision = torch.get_float32_matmul_precision()
+    precision, flushes = torch.get_float32_matmul_precision(), _flushes_denormals()
     torch.set_float32_matmul_precision("high")
     torch.set_flush_denormal(True)
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(precision)
-        torch.set_flush_denormal(False)
+        torch.set_flush_denormal(flushes)
+
+
+def _flushes_denormals() -> bool:
+    """Which torch can be told, but does not tell."""
+    import torch
+
+    return bool(torch.tensor(5e-324, dtype=torch.float64) * 1 == 0)
 
 
 def keep_freed_memory(one_heap: bool = False) -> None:
@@ -199,6 +221,16 @@ def _best_device() -> str:
     return "cpu"
 
 
+def _check_threads(threads: int) -> None:
+    """More than the cores may be asked for, as by a run that goes on from a larger machine; but every thread takes
+    memory, and tens of thousands end the process without a word."""
+    if threads > (most := max(MOST_THREADS, cores_to_use())):
+        raise UserError(
+            f"--train.threads: {threads:,}, and {cores_to_use()} of the machine's cores are ours to use; take at most "
+            f"{most}, or leave the knob out"
+        )
+
+
 def _check_device(kind: str) -> None:
     import torch
 
@@ -270,6 +302,24 @@ def _processor_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def free_memory_bytes(device: str) -> int | None:
+    """What can be taken at this moment, also of a container's share; None where nobody tells."""
+    import torch
+
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(device)[0])
+    found = []
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found.append(1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))))
+    with contextlib.suppress(OSError, StopIteration, ValueError):  # "max", where a container may have all
+        group = Path("/sys/fs/cgroup")
+        most, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        lines = (group / "memory.stat").read_text().splitlines()
+        found.append(most - used + int(next(line.split()[1] for line in lines if line.startswith("inactive_file "))))
+    return max(min(found), 0) if found else _main_memory() or None
 
 
 def _main_memory() -> int:

@@ -15,12 +15,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from hornbook.base import files
+from hornbook.base import files, ours
 from hornbook.base.errors import UserError
 
 KEEP_SECONDS = 7 * 24 * 3600
-_PARTIAL = ".partial-"
-_AGAIN = "run the same command again"
+AGAIN = "run the same command again"
 
 
 @contextlib.contextmanager
@@ -71,8 +70,8 @@ class Partial:
 
     def __init__(self, final: Path) -> None:
         self.final = final
-        self.path = final.with_name(_PARTIAL + final.name)
-        self._notes = final.with_name(_PARTIAL + final.name + ".json")
+        self.path = final.with_name(ours.hidden(ours.PARTIAL, final.name))
+        self._notes = final.with_name(ours.hidden(ours.PARTIAL, final.name + ".json"))
 
     def size(self) -> int:
         return self.path.stat().st_size if self.path.is_file() else 0
@@ -86,20 +85,20 @@ class Partial:
 
     def begin(self, notes: dict[str, Any]) -> None:
         self.discard()
-        with files.disk_trouble_named(self.final, _AGAIN), files.opened(self._notes, "wb") as file:
+        with files.disk_trouble_named(self.final, AGAIN), files.opened(self._notes, "wb") as file:
             files.append(file, self._notes, json.dumps(notes).encode())
 
     @contextlib.contextmanager
     def appending(self) -> Iterator[Callable[[bytes], None]]:
         with (
-            files.disk_trouble_named(self.final, _AGAIN),
+            files.disk_trouble_named(self.final, AGAIN),
             files.open_to_write(self.path, "ab", buffering=0) as file,
         ):
             yield lambda data: files.append(file, self.path, data)
 
     def finish(self) -> None:
         """All pieces are there, and proven to be the right ones."""
-        with files.disk_trouble_named(self.final, _AGAIN):
+        with files.disk_trouble_named(self.final, AGAIN):
             files.sync_file(self.path)
             files.remove(self._notes)
             files.rename(self.path, self.final)
@@ -117,9 +116,10 @@ def unfinished_folder(final: Path, state: str, wait: Callable[[], object] = lamb
     It stays after a failure once it holds a file `state`, from which the next one can go on. One process at a time
     has it: another is told so by `wait`, and gets its turn when the first one is done."""
     files.make_folder(final.parent)
-    place = final.with_name(files.UNFINISHED + final.name)
-    with files.disk_trouble_named(final, _AGAIN), _turn_in(place, wait):
+    place = final.with_name(ours.hidden(ours.UNFINISHED, final.name))
+    with files.disk_trouble_named(final, AGAIN), _turn_in(place, wait):
         files.remove_leftovers(place)
+        files.restore_replaced(final)
         try:
             yield place
         finally:
@@ -131,10 +131,13 @@ def unfinished_folder(final: Path, state: str, wait: Callable[[], object] = lamb
 def remove_abandoned(folder: Path, spared: Path) -> None:
     """Delete what was left unfinished in `folder` and nobody has touched for a week: where the text has changed since,
     nobody will go on with it. What would become `spared` stays."""
-    for place in folder.glob(f"{files.UNFINISHED}*"):
+    for place in folder.iterdir() if folder.is_dir() else ():
+        told = ours.read_hidden(place.name)
+        if told is None or told.kind != ours.UNFINISHED or told.name == spared.name:
+            continue
         with contextlib.suppress(OSError):
             last = max(path.stat().st_mtime for path in (place, *place.iterdir()))
-            if time.time() - last <= KEEP_SECONDS or place.name == files.UNFINISHED + spared.name:
+            if time.time() - last <= KEEP_SECONDS:
                 continue
             with files.open_to_write(place / files.LOCK, "ab") as file:
                 if files.take_lock(file, wait=False):
@@ -148,13 +151,17 @@ def empty_unfinished(place: Path) -> None:
             files.remove(path)
 
 
-def finish_folder(place: Path, final: Path, state: str, name: str, manifest: dict[str, Any]) -> None:
-    """An unfinished folder is done: its manifest is written last, under `name`, with its own hash."""
+def finish_folder(
+    place: Path, final: Path, state: str, name: str, manifest: dict[str, Any], known_of: ours.Listed
+) -> None:
+    """An unfinished folder is done: its manifest is written last, under `name`, with its own hash. A folder before it
+    that is `known_of` to be ours is replaced."""
+    files.refuse_to_replace(final, known_of)
     files.sync_files(place)
     files.write_manifest(place / name, manifest)
     for path in (place / state, place / files.LOCK):
         files.remove(path)
-    files.take_name(place, final)
+    files.take_name(place, final, known_of)
 
 
 @contextlib.contextmanager

@@ -13,8 +13,11 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from hornbook.base.background import left_at_once
 from hornbook.base.errors import HornbookError, UserError, one_line
+from hornbook.base.files import is_utf8
 from hornbook.base.machine import share_the_cores
+from hornbook.base.output import OutputLostError, answer, discard, settle, tell
 from hornbook.cli import models, serving, speaking, texts, training
 from hornbook.cli.words import INTERRUPTED
 
@@ -56,48 +59,57 @@ COMMANDS = {
 PATH_ERRORS = {errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.ENOTDIR, errno.EISDIR}
 
 
+@left_at_once
 def main(words: Sequence[str] | None = None) -> int:
-    words = list(sys.argv[1:] if words is None else words)
     share_the_cores()
     try:
-        if not words or words[0] in ("-h", "--help", "help"):
-            print(ABOUT, end="")
-            return 0
-        if words[0] == "--version":
-            from importlib.metadata import version
-
-            print(f"hornbook {version('hornbook')}")
-            return 0
-        if words[0] not in COMMANDS:
-            import difflib
-
-            near = difflib.get_close_matches(words[0], COMMANDS, n=1)
-            raise UserError(
-                f"{words[0]}: no such command; " + (f"did you mean {near[0]}?" if near else "see hornbook --help")
-            )
-        return COMMANDS[words[0]](words[1:])
+        return _run(list(sys.argv[1:] if words is None else words))
     except HornbookError as error:
         for mistake in error.mistakes:
-            print(f"error: {mistake}", file=sys.stderr)
+            tell(f"error: {mistake}")
         if os.environ.get("HORNBOOK_DEBUG"):
             traceback.print_exc()
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        tell("interrupted")
         return INTERRUPTED
-    except BrokenPipeError:
-        sys.stdout = open(os.devnull)  # noqa: SIM115
-        return 0
+    except OutputLostError as lost:
+        discard(sys.stdout)
+        if lost.is_gone:  # as `head` goes, when it has seen enough
+            return 0
+        tell(f"error: {one_line(str(lost))}")
+        return 1
     except BaseException as error:  # a panic in a library's Rust is no Exception
         is_ours = isinstance(error, Exception) or type(error).__name__ == "PanicException"
         if not is_ours or os.environ.get("HORNBOOK_DEBUG"):
             raise
-        if isinstance(error, OSError) and error.errno in PATH_ERRORS:
-            print(f"error: {one_line(f'{error.filename}: {error.strerror}')}", file=sys.stderr)
+        if isinstance(error, UnicodeEncodeError) and not is_utf8(error.object):
+            tell(f"error: {one_line(f'{error.object}: not UTF-8, as names have to be here; rename it')}")
             return UserError.exit_code
-        what = one_line(f"{type(error).__name__}: {error}")
-        print(
-            f"error: {what}\nThis is a bug of ours, or of the machine. HORNBOOK_DEBUG=1 shows where.",
-            file=sys.stderr,
-        )
+        if isinstance(error, OSError) and error.errno in PATH_ERRORS:
+            tell(f"error: {one_line(f'{error.filename}: {error.strerror}')}")
+            return UserError.exit_code
+        tell(f"error: {one_line(f'{type(error).__name__}: {error}')}")
+        tell("This is a bug of ours, or of the machine. HORNBOOK_DEBUG=1 shows where.")
         return 1
+    finally:
+        settle()
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        answer(ABOUT)
+        return 0
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        answer(f"hornbook {version('hornbook')}\n")
+        return 0
+    if words[0] not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(words[0], COMMANDS, n=1)
+        raise UserError(
+            f"{words[0]}: no such command; " + (f"did you mean {near[0]}?" if near else "see hornbook --help")
+        )
+    return COMMANDS[words[0]](words[1:])

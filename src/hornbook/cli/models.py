@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from hornbook.base.errors import UserError
+from hornbook.base.output import answer, answer_json
 from hornbook.cli.words import asks_help, long_forms, parser_of, take_flag, with_json
 
 
@@ -26,15 +27,15 @@ def import_foreign(words: list[str]) -> int:
     parser.add_argument("--tokenizer", type=Path, metavar="PATH", help="a folder with the model's, or a tokenizer.json")
     parser.add_argument("--ranks", metavar="FILE", help="GPT-2's vocabulary: a local copy of r50k_base.tiktoken")
     given = with_json(parser, words)
-    from hornbook.base.console import program, say
-    from hornbook.exchange.doors import import_model
+    from hornbook.base.console import command, say
+    from hornbook.exchange.imports import import_model
 
     named = {name: getattr(given, name) for name in ("n_head", "activation", "attention_scale")}
     knobs = {name: value for name, value in named.items() if value is not None}
     found = import_model(given.source, given.out, knobs=knobs, tokenizer=given.tokenizer, ranks=given.ranks)
     config = found.config
     if given.json:
-        print(json.dumps(found.as_dict()))
+        answer_json(found.as_dict())
         return 0
     say(f"found       {found.kind}")
     for note in found.notes:
@@ -43,8 +44,8 @@ def import_foreign(words: list[str]) -> int:
     say(f"parameters  {config.n_params():,}: {sizes}")
     say(f"tokenizer   {found.tokenizer}")
     say(f"model       {given.out}")
-    say(f'\nnext:\n  {program()} generate {given.out} --prompt "Once upon a time"')
-    say(f"  {program()} train --from {given.out} --data PATH/TO/YOUR/TEXT")
+    say(f"\nnext:\n  {command('generate', given.out, '--prompt', 'Once upon a time')}")
+    say(f"  {command('train', '--from', given.out, '--data', 'PATH/TO/YOUR/TEXT')}")
     return 0
 
 
@@ -66,13 +67,13 @@ def export(words: list[str]) -> int:
         "transformers runs with trust_remote_code=True only",
     )
     given = with_json(parser, words)
-    from hornbook.base.console import program, say
+    from hornbook.base.console import command, say, shell
     from hornbook.exchange.export import CODE, export_model
 
     out = export_model(given.model, given.to, given.out, given.at, given.dtype, given.with_code)
     code = (out / CODE).is_file()
     if given.json:
-        print(json.dumps({"out": str(out), "to": given.to, "code": code}))
+        answer_json({"out": str(out), "to": given.to, "code": code})
         return 0
     if code:
         say(f"written {out}; it holds code ({CODE}), so transformers needs trust_remote_code=True\nnext:")
@@ -81,22 +82,22 @@ def export(words: list[str]) -> int:
         say(f"written {out}{needless}\nnext:")
     if given.to == "hf":
         trust = ", trust_remote_code=True" if code else ""
-        call = f"pipeline('text-generation', '{out}'{trust})('The')"
-        say(f'  python -c "from transformers import pipeline; print({call})"')
+        call = f'pipeline("text-generation", {json.dumps(str(out))}{trust})("The")'
+        say(f"  {shell('python', '-c', f'from transformers import pipeline; print({call})')}")
     elif given.to == "gguf":
-        say(f'  llama-cli -m {out} -p "Once upon a time"')
+        say(f"  {shell('llama-cli', '-m', out, '-p', 'Once upon a time')}")
     else:
-        say(f"  {program()} import {out} OUT --tokenizer {given.model}")
+        say(f"  {command('import', out, 'OUT', '--tokenizer', given.model)}")
     return 0
 
 
 def model(words: list[str]) -> int:
     if asks_help(words):
-        print(
+        answer(
             "hornbook model RECIPE|FILE.toml|runs/NAME|MODEL [--json] [--any.knob VALUE ...]\n\n"
             "The truth about a model: its tree with shapes, parameters, FLOPs, bytes at rest and in training,\n"
             "each with its arithmetic, and the GPUs that hold it. A recipe's knobs can be turned:\n"
-            "hornbook model demo --model.n-layer 32; of a run or a model folder, those of training."
+            "hornbook model demo --model.n-layer 32; of a run or a model folder, those of training.\n"
         )
         return 0
     as_json = take_flag(words, "--json")
@@ -110,7 +111,7 @@ def model(words: list[str]) -> int:
 
     truth = find(words[0], knobs)
     if as_json:
-        print(json.dumps(truth.as_dict()))
+        answer_json(truth.as_dict())
     else:
         truth.show()
     return 0
@@ -125,7 +126,7 @@ def verify_path(words: list[str]) -> int:
 
     found = verify(given.path)
     if given.json:
-        print(json.dumps({str(folder): damage or "good" for folder, damage in found.items()}))
+        answer_json({str(folder): damage or "good" for folder, damage in found.items()})
     else:
         for folder, damage in found.items():
             say(f"{'damaged' if damage else 'good':8} {folder}" + (f": {damage}" if damage else ""))
@@ -144,7 +145,7 @@ def recipes(words: list[str]) -> int:
         shape = config.model.with_(vocab_size=vocab_size)
         rows.append((name, shape.n_params(), config.data, (recipe.__doc__ or "").strip().partition("\n")[0]))
     if given.json:
-        print(json.dumps([dict(zip(("name", "parameters", "data", "about"), row, strict=True)) for row in rows]))
+        answer_json([dict(zip(("name", "parameters", "data", "about"), row, strict=True)) for row in rows])
     else:
         table(
             ("recipe", "parameters", "data", "what it is"),

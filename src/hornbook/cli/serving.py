@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from hornbook.base.output import going_on
 from hornbook.cli.words import parse, parser_of
 
 
+@going_on()
 def serve(words: list[str]) -> int:
     parser = parser_of(
         "serve",
@@ -23,13 +25,14 @@ def serve(words: list[str]) -> int:
     )
     parser.add_argument("--rows", type=int, help="texts that a model continues at once")
     parser.add_argument("--queue", type=int, help="requests that may wait; more are refused with 429")
+    parser.add_argument("--loaded", type=int, help="models that are kept in memory; the one idle longest makes room")
     parser.add_argument("--device", help="cpu, cuda, mps; the fastest there is when not given")
     parser.add_argument("--dtype", help="float32, exact, when not given; bfloat16 or, on a CPU, int8 are faster")
     given = parse(parser, words)
     from hornbook.base.settings import build
     from hornbook.serve.config import ServeConfig
 
-    limits = {name: value for name in ("rows", "queue") if (value := getattr(given, name)) is not None}
+    limits = {name: value for name in ("rows", "queue", "loaded") if (value := getattr(given, name)) is not None}
     config = build(ServeConfig, limits)
     from hornbook.serve.server import serve as run
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from hornbook.base.errors import UserError
+from hornbook.base.output import answer_json
 from hornbook.cli.words import DROPS, parser_of, with_model_options
 
 
@@ -19,7 +19,7 @@ def evaluate_text(words: list[str]) -> int:
 
     result = evaluate(given.model, given.data, given.at, given.device, given.dtype)
     if given.json:
-        print(json.dumps(result))
+        answer_json(result)
         return 0
     say(f"text           {result['text']}")
     say(f"model          {result['model']}")

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from hornbook.base.errors import UserError
+from hornbook.base.output import answer, answer_json, going_on
 from hornbook.cli.words import asks_help, long_forms, parser_of, print_described, take_flag
 
 
+@going_on()
 def prepare_text(words: list[str]) -> int:
-    from hornbook.base.console import Progress, program, say
+    from hornbook.base.background import ended_by_signals
+    from hornbook.base.console import Progress, command, say, warn
     from hornbook.base.settings import build, from_words
-    from hornbook.shards.prepare import PrepareConfig, default_folder, prepare, report
+    from hornbook.shards.prepare import PrepareConfig, default_folder, prepare, report, too_little
     from hornbook.text.corpora import find_source
     from hornbook.text.readers import joined
 
     if asks_help(words):
-        print(
+        answer(
             "hornbook prepare CORPUS|PATH|PATTERN|-... [--out FOLDER] [--json] [--errors strict|replace]\n"
-            "                 [--max-documents N] [--any.knob VALUE ...]\n\nText to tokens on disk.\n"
+            "                 [--max-documents N] [--any.knob VALUE ...]\n\nText to tokens on disk.\n\n"
         )
         print_described(PrepareConfig)
         return 0
@@ -35,16 +37,21 @@ def prepare_text(words: list[str]) -> int:
     chosen = given.pop("out", None)
     knobs = build(PrepareConfig, given)
     progress = Progress(sys.stderr if as_json else None)
-    source = joined([find_source(name, knobs.text, progress=progress) for name in names])
-    out = Path(str(chosen)) if chosen is not None else default_folder(source, knobs.tokenizer, knobs.shards)
-    with progress:
+    with ended_by_signals(), progress:
+        source = joined([find_source(name, knobs.text, progress=progress) for name in names])
+        out = Path(str(chosen)) if chosen is not None else default_folder(source, knobs.tokenizer, knobs.shards)
         shards = prepare(source, knobs.tokenizer, knobs.shards, out, progress)
+    if doubt := too_little(shards):
+        warn(doubt)
     if as_json:
-        print(json.dumps({"folder": str(out), **shards.manifest}))
+        # Shards that were there already tell of the folder as it was when they were made.
+        reading = {"reading": shards.manifest["reading"] | {"left_out_files": source.all_left_out()}}
+        answer_json({"folder": str(out), **shards.manifest, **reading})
         return 0
     for line in report(shards.manifest):
         say(line)
-    say(f"shards {out}\nnext:  {program()} train --data {out}")
+    say(f"shards {out}")
+    say(f"next:  {command('train', '--data', out)}")
     return 0
 
 
@@ -72,7 +79,7 @@ def corpora(words: list[str]) -> int:
         facts = [corpus.facts(corpus.choose([])) for corpus in CORPORA.values()]
         show = show_corpora
     if given.json:
-        print(json.dumps(facts))
+        answer_json(facts)
     else:
         show(facts)
     return 0
@@ -89,7 +96,7 @@ def _show_text(name: str, shown: int, knobs: list[str], as_json: bool) -> int:
     config = build(LookConfig, from_words(LookConfig, long_forms(knobs)))
     look = look_into(name, config)
     if as_json:
-        print(json.dumps(look.as_dict(shown), ensure_ascii=False))
+        answer_json(look.as_dict(shown))
     else:
         look.show(shown, config.tokenizer.kind)
     return 0

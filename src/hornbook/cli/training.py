@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hornbook.base.errors import UserError
+from hornbook.base.output import answer, answer_json, going_on, put, visible
 from hornbook.cli.words import (
     DROPS,
     INTERRUPTED,
@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     from hornbook.train.start import Outcome
 
 
+@going_on()
 def train(words: list[str]) -> int:
     if asks_help(words):
         _print_knobs()
         return 0
     as_json, tiny = take_flag(words, "--json"), take_flag(words, "--tiny")
     named = words.pop(0) if words and not words[0].startswith("-") else None
+    from hornbook.base.console import say
     from hornbook.base.settings import from_words
     from hornbook.recipes import compose
     from hornbook.recipes.modern import why_these_sizes
@@ -42,7 +44,7 @@ def train(words: list[str]) -> int:
         if config is None:
             config = compose(named, knobs, tiny)
             if config.recipe == "own-text":
-                print(why_these_sizes(config))
+                say(why_these_sizes(config))
         from hornbook.train.start import fit, free_folder  # torch comes in when the settings are right
 
         outcome = fit(config, Path(str(out)) if out is not None else free_folder(config))
@@ -50,18 +52,20 @@ def train(words: list[str]) -> int:
 
 
 def _begun(run: Path) -> RunConfig | None:
+    from hornbook.base.console import say
     from hornbook.train.start import begun
 
     if (config := begun(run)) is not None:
-        print(f"{run} ended before its first checkpoint; begun anew with the settings in its run.json")
+        say(f"{run} ended before its first checkpoint; begun anew with the settings in its run.json")
     return config
 
 
+@going_on()
 def resume(words: list[str]) -> int:
     if asks_help(words):
-        print(
+        answer(
             "hornbook resume runs/NAME [--train.minutes N | --train.steps N | ...] [--json]\n\n"
-            "Go on with a run from its newest good checkpoint."
+            "Go on with a run from its newest good checkpoint.\n"
         )
         return 0
     as_json = take_flag(words, "--json")
@@ -79,7 +83,7 @@ def resume(words: list[str]) -> int:
 def _conclude(outcome: Outcome, as_json: bool) -> int:
     """Draw the curves, tell what was reached, let the model speak, and say what to try next."""
     from hornbook.base import files
-    from hornbook.base.console import duration, program, say
+    from hornbook.base.console import command, duration, say
     from hornbook.base.logs import read_log
     from hornbook.infer.speaker import load_speaker
     from hornbook.model.folder import RUN
@@ -97,10 +101,10 @@ def _conclude(outcome: Outcome, as_json: bool) -> int:
             "step": outcome.step,
             "seconds": round(outcome.seconds, 1),
         }
-        print(json.dumps(facts | {"best": best}))
+        answer_json(facts | {"best": best})
         return INTERRUPTED if outcome.interrupted else 0
     if outcome.interrupted:
-        say(f"\nstopped at step {outcome.step}, all of it saved; go on with: {program()} resume {run}")
+        say(f"\nstopped at step {outcome.step}, all of it saved; go on with: {command('resume', run)}")
         return INTERRUPTED
     record = files.read_json(run / RUN)
     shards = Shards.open(Path(record["data"]["folder"]))
@@ -116,37 +120,30 @@ def _conclude(outcome: Outcome, as_json: bool) -> int:
     for number in range(3):
         prompt = prompts[number % len(prompts)]
         say(f"\n--- continuation {number + 1} of 3, from {prompt!r}")
-        print(prompt, end="", flush=True)
-        _print_stream(speaker.stream(prompt, max_tokens=96, seed=number))
-    said = (prompts[0] or "Once upon a time").replace('"', "'")
+        put(visible(prompt))
+        for piece in speaker.stream(prompt, max_tokens=96, seed=number):
+            put(visible(piece))
+        say()
     say(f"\nrun       {run}")
     for picture in pictures:
         say(f"picture   {picture}")
     say("\nnext:")
-    say(f'  {program()} generate {run} --prompt "{said}"')
-    say(f"  {program()} resume {run} --train.minutes {2 * max(round(outcome.seconds / 60), 1)}")
-    say(f"  {program()} train --data PATH/TO/YOUR/TEXT")
+    say(f"  {command('generate', run, '--prompt', prompts[0] or 'Once upon a time')}")
+    say(f"  {command('resume', run, '--train.minutes', 2 * max(round(outcome.seconds / 60), 1))}")
+    say(f"  {command('train', '--data', 'PATH/TO/YOUR/TEXT')}")
     return 0
-
-
-def _print_stream(pieces: Any) -> None:
-    for piece in pieces:
-        print(piece, end="", flush=True)
-    print()
 
 
 def _print_knobs() -> None:
     from hornbook.train.config import RunConfig
 
-    print(
+    answer(
         "hornbook train [RECIPE | FILE.toml] [--data CORPUS|PATH] [--out runs/NAME] [--tiny] [--json]\n"
-        "               [--from MODEL|runs/NAME] [--any.knob VALUE ...]\n"
-    )
-    print(
+        "               [--from MODEL|runs/NAME] [--any.knob VALUE ...]\n\n"
         "With no recipe: the demo's. With --data PATH and no recipe: sizes from the amount of text.\n"
         "With --from MODEL|runs/NAME: from its weights rather than from nothing, with its sizes and its tokenizer.\n"
         "With --tiny: the run's miniature, which takes seconds.\n"
-        "Every knob, and its default where no recipe sets it:\n"
+        "Every knob, and its default where no recipe sets it:\n\n"
     )
     print_described(RunConfig)
 

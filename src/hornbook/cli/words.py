@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from hornbook.base.errors import UserError
+from hornbook.base.output import answer
 
 if TYPE_CHECKING:
     from hornbook.base.settings import Settings
@@ -68,7 +69,7 @@ def print_described(config: type[Settings]) -> None:
     from hornbook.base.settings import described
 
     for knob, default, about in described(config):
-        print(f"  {knob} ({default})\n      {about}")
+        answer(f"  {knob} ({default})\n      {about}\n")
 
 
 def told_apart(as_json: bool) -> contextlib.AbstractContextManager[Any]:

@@ -2,22 +2,25 @@
 
 In: a model folder, and the run that it lies in, where it lies in one.  Out: `README.md` (a model card: a head for the
 hub's machines, the rest for people), `app.py` with `requirements.txt` for a Space, and the run's `loss.png`. Every
-sentence follows from the model and its run; of a folder without a run the card says no more than the folder does.
+sentence follows from the model and its run; of a folder without a run the card says no more than the folder does. Names
+are what somebody called a file: they stand there as letters, and mean nothing to Markdown or HTML.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 from hornbook.base import files
 from hornbook.base.console import count, duration, warn
-from hornbook.base.errors import UserError
+from hornbook.base.errors import UserError, folded
 from hornbook.base.logs import read_log
-from hornbook.exchange.gguf_models import ARCHITECTURES
+from hornbook.base.output import visible
+from hornbook.exchange.gguf import ARCHITECTURES
 from hornbook.model.config import ModelConfig
 from hornbook.model.folder import RUN, SNAPSHOTS, load_config, step_of
 from hornbook.model.shapes import shape_of
@@ -25,12 +28,12 @@ from hornbook.shards.format import Shards
 from hornbook.text.corpora import find_corpus
 from hornbook.text.readers import name_of
 
+TEMPLATE = "card.md.jinja"
 CARD, APP, NEEDS, PICTURE = "README.md", "app.py", "requirements.txt", "loss.png"
 # What the app was tried with. The hub brings gradio; whoever starts it at home has to.
 NEEDED = "torch>=2.11\ntransformers>=5,<6\ngradio>=6,<7\n"
-MANY_TIMES = 2.0  # so often read, a text is remembered in part rather than learned from
-LARGE = 7e9
-MOST_SAMPLES, LINES_OF_A_SAMPLE = 3, 20
+# Of Markdown, with what a backslash takes its meaning; of HTML and links, which a number does.
+MARKUP, MARKED = re.compile(r"[\\`*_\[\]#|~$]"), re.compile(r"[<>&]|(?<=\w)@(?=\w)|(?<=www)\.|:(?=//)")
 PLAIN = re.compile(r"[\w ,.'?!-]+")  # as it stands, between the quotes of a shell or of Python
 
 
@@ -40,32 +43,50 @@ def write_card(folder: Path, staging: Path, dtype: str, with_code: bool) -> None
     picture = known.run / PICTURE if known.run is not None else None
     if picture is not None and picture.is_file():
         files.write_bytes(staging / PICTURE, picture.read_bytes())
-    pictured = (staging / PICTURE).is_file()
+    pictured = PICTURE if (staging / PICTURE).is_file() else None
     try:
         text = _card(known, dtype, with_code, pictured)
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, jinja2.TemplateError):
         if known.run is None:
             raise
-        warn(f"{known.run}: its {RUN} or its logs are damaged, so the model card tells nothing of it")
+        warn(f"{known.run}: its {RUN} or its logs are damaged, so the model card says nothing of it")
         text = _card(Known(known.name, known.model), dtype, with_code, pictured)
     files.write_text(staging / CARD, text)
     files.write_bytes(staging / APP, Path(__file__).with_name("space.py").read_bytes())
     files.write_text(staging / NEEDS, NEEDED)
 
 
-def _card(known: Known, dtype: str, with_code: bool, pictured: bool) -> str:
-    lines = [
-        *("---", _head(known, with_code), "---", "", f"# {known.name}", ""),
-        *_first_words(known),
-        *_model(known, dtype),
-        *_data(known),
-        *_training(known),
-        *_evaluation(known, pictured),
-        *_samples(known),
-        *_limits(known),
-        *_use(known, with_code),
-    ]
-    return "\n".join(lines)
+def _card(known: Known, dtype: str, with_code: bool, picture: str | None) -> str:
+    shape = shape_of(known.model)
+    forms = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    forms.filters["letters"] = letters
+    return forms.from_string(Path(__file__).with_name(TEMPLATE).read_text("utf-8")).render(
+        known=known,
+        times_read=known.times_read,
+        model=known.model,
+        config=known.config,
+        manifest=known.manifest,
+        head=_head(known, with_code).rstrip("\n"),
+        shape=shape,
+        goes_to_gguf=shape in ARCHITECTURES,
+        dtype=dtype,
+        with_code=with_code,
+        picture=picture,
+        app=APP,
+        needs=NEEDS,
+        count=lambda value: count(float(value)),
+        duration=duration,
+        visible=visible,
+        whole="{:,}".format,
+    )
+
+
+def letters(name: object) -> str:
+    """A name in Markdown, inside a line: each of its letters as it is, whatever they mean together."""
+    bare = MARKED.sub(lambda found: f"\0{ord(found[0])};", folded(str(name)))
+    return MARKUP.sub(r"\\\g<0>", bare).replace("\0", "&#")
 
 
 @dataclass(frozen=True)
@@ -123,13 +144,43 @@ class Known:
             return None
         return float(self.trained["tokens"] / self.manifest["splits"]["train"]["tokens"])
 
+    @property
+    def measures(self) -> dict[str, float]:
+        names = {"loss": "val_loss", "perplexity": "val_perplexity", "bits per byte": "val_bits_per_byte"}
+        entry = self.evaluated or {}
+        return {kind: float(entry[name]) for kind, name in names.items() if entry.get(name) is not None}
+
+    @property
+    def from_scratch(self) -> bool:
+        return self.record is not None and self.config.get("start_from") is None
+
+    @property
+    def start(self) -> str:
+        return Path(str(self.config["start_from"])).name
+
+    @property
+    def source(self) -> str:
+        """Where its text is from."""
+        name = str(self.config["data"])
+        try:
+            corpus, _ = find_corpus(name)
+        except UserError:
+            return f"From {letters(self.data)}, a text of the owner's."
+        origin = f"From {corpus.origin}; " if corpus.local is None else ""
+        return f"The corpus {letters(name)}: {corpus.about}. {origin}licence: {corpus.licence}."
+
+    @property
+    def prompt(self) -> str:
+        """One that stands as it is between quotes."""
+        return next((each["prompt"] for each in self.samples if PLAIN.fullmatch(each["prompt"])), "Once upon a time")
+
 
 def _head(known: Known, with_code: bool) -> str:
     """In the hub's own words. It names no licence and no language: those are the owner's to say."""
     from huggingface_hub import EvalResult, ModelCardData
 
     results = []
-    for kind, value in _measures(known):
+    for kind, value in known.measures.items():
         result = EvalResult(
             task_type="text-generation",
             dataset_type=known.data,
@@ -143,7 +194,7 @@ def _head(known: Known, with_code: bool) -> str:
     tags = [
         "hornbook",
         *(["custom_code"] if with_code else []),
-        *(["trained-from-scratch"] if _from_scratch(known) else []),
+        *(["trained-from-scratch"] if known.from_scratch else []),
     ]
     return ModelCardData(
         library_name="transformers",
@@ -152,190 +203,3 @@ def _head(known: Known, with_code: bool) -> str:
         model_name=known.name,
         eval_results=results or None,
     ).to_yaml()
-
-
-def _measures(known: Known) -> list[tuple[str, float]]:
-    names = {"loss": "val_loss", "perplexity": "val_perplexity", "bits per byte": "val_bits_per_byte"}
-    entry = known.evaluated or {}
-    return [(kind, entry[name]) for kind, name in names.items() if entry.get(name) is not None]
-
-
-def _from_scratch(known: Known) -> bool:
-    return known.record is not None and known.config.get("start_from") is None
-
-
-def _first_words(known: Known) -> Iterator[str]:
-    about = f"A language model of {count(float(known.model.n_params()))} parameters"
-    if known.record is None:
-        yield f"{about}, exported with Hornbook. It continues text. How it was trained is not known here."
-    elif _from_scratch(known):
-        yield f"{about}, trained from nothing on {known.data} with Hornbook. It continues text."
-    else:
-        start = Path(str(known.config["start_from"])).name
-        yield f"{about}, which began with the weights of {start} and was trained on {known.data} with Hornbook."
-    yield ""
-
-
-def _model(known: Known, dtype: str) -> Iterator[str]:
-    model, kind = known.model, shape_of(known.model)
-    keys = f", {model.kv_heads} for keys and values" if model.kv_heads != model.n_head else ""
-    yield from _table(
-        "## The model",
-        [
-            (
-                "parameters",
-                f"{model.n_params():,}, of them {model.n_params(embeddings=False):,} outside embedding and head",
-            ),
-            ("layers", str(model.n_layer)),
-            ("heads", f"{model.n_head}{keys}"),
-            ("width", f"{model.n_embd:,}"),
-            ("context", f"{model.context:,} tokens"),
-            ("vocabulary", f"{model.known_vocab_size:,} tokens"),
-            ("shape", f"`{kind}` of transformers" if kind else "none that transformers has"),
-            ("weights stored as", dtype),
-        ],
-    )
-
-
-def _data(known: Known) -> Iterator[str]:
-    if known.record is None:
-        return
-    yield from ["## The data", ""]
-    try:
-        corpus, _ = find_corpus(str(known.config["data"]))
-        origin = f"From {corpus.origin}; " if corpus.local is None else ""
-        yield f"`{known.config['data']}`: {corpus.about}. {origin}licence: {corpus.licence}."
-    except UserError:
-        yield f"{known.data}, a text of the owner's."
-    yield ""
-    if known.manifest is not None:
-        rows = []
-        for name, meaning in (("train", "to train on"), ("val", "to validate"), ("test", "to test")):
-            if facts := known.manifest["splits"].get(name):
-                size = f"{count(float(facts['bytes_of_text']))}B of text, {facts['tokens']:,} tokens"
-                rows.append((meaning, f"{size}, {facts['documents']:,} documents"))
-        rows.append(("held back by", known.manifest["split_rule"]))
-        rows.append(("tokenizer", f"{known.manifest['tokenizer']}, {known.manifest['vocab_size']:,} entries"))
-        yield from _table("", rows)
-
-
-def _training(known: Known) -> Iterator[str]:
-    if known.record is None:
-        return
-    config, machine = known.config, known.record.get("machine", {})
-    train, optim, schedule = config["train"], config["optim"], config["schedule"]
-    rows = [("recipe", f"`{config['recipe']}`"), ("steps", f"{known.step:,}")]
-    if known.trained is not None:
-        times = f", {known.times_read:.1f} times its text" if known.times_read else ""
-        rows.append(("tokens read", f"{known.trained['tokens']:,}{times}"))
-        rows.append(("time", f"{duration(known.trained['seconds'])} on {machine.get('name', 'an unknown machine')}"))
-    rates = f"learning rate {optim['lr']:g}" + (
-        f", of matrices {optim['matrix_lr']:g}" if optim["kind"] == "muon" else ""
-    )
-    rows += [
-        ("tokens a step", f"{train['batch_tokens']:,}"),
-        ("optimizer", f"{optim['kind']}, {rates}, weight decay {optim['weight_decay']:g}"),
-        ("schedule", f"{schedule['kind']}, {schedule['warmup_steps']} steps of warmup"),
-        ("dropout", f"{known.model.dropout:g}"),
-        ("computed in", f"{machine.get('dtype', 'unknown')}, weights in float32"),
-        ("seed", str(config["seed"])),
-        ("torch", str(machine.get("torch", "unknown"))),
-    ]
-    yield from _table("## The training", rows)
-
-
-def _evaluation(known: Known, pictured: bool) -> Iterator[str]:
-    measures = _measures(known)
-    if not measures and not pictured:
-        return
-    yield from ["## How good it is", ""]
-    if pictured:
-        yield from [f"![Training and validation loss by steps]({PICTURE})", ""]
-    if not measures:
-        return
-    part = known.config["train"].get("eval_batches") is not None
-    tokens = f"{known.manifest['splits']['val']['tokens']:,} tokens" if known.manifest else "the text"
-    on = f"{'a part of ' if part else ''}{tokens} of {known.data}"
-    yield f"On {on} that it was not trained on, at step {known.step:,}:"
-    yield ""
-    rows = [(kind, f"{value:.4f}" if kind != "perplexity" else f"{value:.2f}") for kind, value in measures]
-    sticks = known.manifest["splits"]["val"].get("yardsticks", {}) if known.manifest else {}
-    rows += [(f"bits per byte of `{program}`, for scale", f"{bits:.4f}") for program, bits in sticks.items()]
-    yield from _table("", rows)
-    if known.rounded:
-        yield from ["These weights were rounded to float16 after that.", ""]
-
-
-def _samples(known: Known) -> Iterator[str]:
-    if not known.samples:
-        return
-    yield from ["## What it says", "", f"At step {known.step:,}, the first that was drawn, not the best:", ""]
-    for each in known.samples[:MOST_SAMPLES]:
-        lines = f"{each['prompt']}{each['text']}".splitlines()
-        yield from (f"    {line}" for line in lines[:LINES_OF_A_SAMPLE])
-        yield ""
-
-
-def _limits(known: Known) -> Iterator[str]:
-    model = known.model
-    yield from ["## What it cannot do", ""]
-    yield (
-        "- It continues text, and was not taught to answer, to follow instructions, to refuse, or to be harmless. "
-        "Nothing filters what it writes."
-    )
-    yield "- It states what is false as readily as what is true; nothing in it checks."
-    if (size := model.n_params()) < LARGE:
-        small = f"- With {count(float(size))} parameters it is small beside the models that people talk to"
-        yield f"{small}: expect less of it."
-    yield f"- It sees {model.context:,} tokens at once, and knows nothing of what came before them."
-    if _from_scratch(known):
-        yield f"- All that it knows is from {known.data}: its language, its subjects, and its faults."
-    if known.times_read is not None and known.times_read >= MANY_TIMES:
-        yield (
-            f"- It read its text {known.times_read:.1f} times over, and may recite from it word for word: "
-            "names, numbers and what is protected included."
-        )
-    elif known.record is not None:
-        yield "- It may recite from its text word for word: names, numbers and what is protected included."
-    if _measures(known):
-        yield "- The figures above are of text of the same kind as it was trained on; on other text they are worse."
-    yield ""
-
-
-def _use(known: Known, with_code: bool) -> Iterator[str]:
-    trust = ", trust_remote_code=True" if with_code else ""
-    prompt = next((each["prompt"] for each in known.samples if PLAIN.fullmatch(each["prompt"])), "Once upon a time")
-    yield from [
-        "## How to use it",
-        "",
-        "With transformers, from this folder or by its name on the hub:",
-        "",
-        "```python",
-    ]
-    yield "from transformers import pipeline"
-    yield ""
-    yield f'speak = pipeline("text-generation", "."{trust})'
-    yield f'print(speak("{prompt}", max_new_tokens=50)[0]["generated_text"])'
-    yield from [
-        "```",
-        "",
-        "With Hornbook, and for llama.cpp by way of it:" if _goes_to_gguf(known) else "With Hornbook:",
-    ]
-    yield from ["", "```", f'hornbook generate . --prompt "{prompt}"']
-    if _goes_to_gguf(known):
-        yield "hornbook export . --to gguf --out model.gguf"
-        yield f'llama-cli -m model.gguf -p "{prompt}"'
-    yield from ["```", "", f"`{APP}` is a page on which it answers: `pip install -r {NEEDS}`, then `python {APP}`;"]
-    yield "or a Space of the hub that holds both files, with a variable `MODEL_ID` that names this model there."
-    yield from ["", "No licence is named above; that is for the owner to add.", ""]
-
-
-def _goes_to_gguf(known: Known) -> bool:
-    return shape_of(known.model) in ARCHITECTURES
-
-
-def _table(heading: str, rows: list[tuple[str, str]]) -> Iterator[str]:
-    yield from [heading, ""] if heading else []
-    yield from ["| | |", "| --- | --- |"]
-    yield from (f"| {name} | {value.replace('|', chr(92) + '|')} |" for name, value in rows)
-    yield ""

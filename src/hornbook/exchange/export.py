@@ -16,8 +16,8 @@ import torch
 from hornbook.base import files
 from hornbook.base.errors import UserError
 from hornbook.exchange.card import write_card
-from hornbook.exchange.doors import OUR_CONFIG, STATE
-from hornbook.exchange.gguf_models import DTYPES, export_gguf
+from hornbook.exchange.gguf import DTYPES, export_gguf
+from hornbook.exchange.imports import OUR_CONFIG, STATE
 from hornbook.model.folder import CONFIG, load_model, resolve, save_model
 from hornbook.model.shapes import SHAPES, shape_of
 from hornbook.text.tokenizer import Tokenizer
@@ -86,8 +86,9 @@ def _to_torch(folder: Path, out: Path, dtype: str) -> None:
     model = load_model(folder)
     _check_range(model.state_dict(), dtype)
     state = model.to(PLAIN[dtype]).state_dict()
-    with files.staged_file(out) as staging:
-        torch.save({STATE: dict(state), OUR_CONFIG: model.config.model_dump(mode="json")}, staging)
+    # Given a path, torch puts its name into the file, and takes none without an ending.
+    with files.staged_file(out) as staging, files.open_to_write(staging, "wb") as file:
+        torch.save({STATE: dict(state), OUR_CONFIG: model.config.model_dump(mode="json")}, file)
 
 
 def _check_range(state: dict[str, torch.Tensor], dtype: str) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 
 from hornbook.base import files
 from hornbook.base.errors import UserError
-from hornbook.exchange.gguf import Value
 from hornbook.text.gpt2 import byte_letters
 from hornbook.text.tokenizer import TOKENIZER_FILES
 
+Value = str | bool | int | float | list[str] | list[int]
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 MEND = "train with --tokenizer.kind bpe, gpt2 or byte to export to GGUF"
 

@@ -72,7 +72,7 @@ class HornbookRMSNorm(nn.Module):
 
 
 NORMS = {"layernorm": HornbookLayerNorm, "rmsnorm": HornbookRMSNorm}
-BENDS = {
+ACTIVATIONS = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
@@ -135,14 +135,14 @@ class MLP(nn.Module):
     def __init__(self, shape):
         super().__init__()
         width, bias = shape.mlp_width, "mlp" in shape.biases
-        self.bend = BENDS[shape.activation]
+        self.activation = ACTIVATIONS[shape.activation]
         self.gate = nn.Linear(shape.n_embd, width, bias=bias) if shape.activation == "swiglu" else None
         self.up = nn.Linear(shape.n_embd, width, bias=bias)
         self.down = nn.Linear(width, shape.n_embd, bias=bias)
         self.dropout = nn.Dropout(dropped(shape, "mlp"))
 
     def forward(self, x):
-        wide = self.bend(self.up(x)) if self.gate is None else self.bend(self.gate(x)) * self.up(x)
+        wide = self.activation(self.up(x)) if self.gate is None else self.activation(self.gate(x)) * self.up(x)
         return self.down(self.dropout(wide))
 
 

@@ -9,20 +9,20 @@ block and each tensor has a CRC-32C. Nothing that the index claims is believed b
 
 from __future__ import annotations
 
+import contextlib
 import math
-import os
 import re
-import stat
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import google_crc32c
 import torch
 
 from hornbook.base.errors import UserError
-from hornbook.exchange.crc32c import crc32c
 from hornbook.exchange.refusal import FormatError, naming, open_file
 
 FOOTER = 48
@@ -31,7 +31,6 @@ TRAILER = 5  # behind a block: how it is compressed, and its sum
 LARGEST_INDEX = 64 << 20
 MOST_ENTRIES = 50_000
 LONGEST_NAME = 1000
-LONGEST_VALUE = 1000
 MOST_SHARDS = 10_000
 # A text in which TensorFlow 2 notes what belongs to which object: no weights.
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
@@ -47,7 +46,7 @@ DTYPES = {
     14: torch.bfloat16,
     19: torch.float16,
 }
-Fields = list[tuple[int, int | bytes]]
+Fields = list[tuple[int, Any]]
 
 
 @dataclass(frozen=True)
@@ -80,38 +79,43 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             if entry.dtype not in DTYPES:
                 kind = "text" if entry.dtype == TEXT else f"numbers of kind {entry.dtype}"
                 raise FormatError(f"{_short(name)} holds {kind}, which weights never are; leave it out")
-            data = bytearray(entry.size)
             with open_file(path) as file:
                 file.seek(entry.offset)
-                if file.readinto(data) != entry.size:
-                    raise FormatError("was cut off since it was opened; fetch it anew")
-            if _masked(crc32c(data)) != entry.sum:
+                data = file.read(entry.size)
+            if _masked_sum(data) != entry.sum:
                 raise FormatError(f"{_short(name)} has changed since it was written (crc32c); fetch the file anew")
             if not data:
                 return torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
-            return torch.frombuffer(data, dtype=DTYPES[entry.dtype]).reshape(entry.shape)
+            return torch.frombuffer(bytearray(data), dtype=DTYPES[entry.dtype]).reshape(entry.shape)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in a folder, or of a prefix."""
     index = _index_of(path)
-    with naming(index):
+    with naming(index), _damage_named():
         data = _read_index(index)
         table = dict(_table(data))
         header = _fields(table.pop(b"", b""))
-        count = _whole(header, 1)
+        count = _last(header, 1)
         if not 0 < count <= MOST_SHARDS:
             raise FormatError(f"claims {count} data files; is it a TensorFlow checkpoint?")
-        if _whole(header, 2):
+        if _last(header, 2):
             raise FormatError("was written on a big-endian machine; load it in TensorFlow and save it on another")
         prefix = index.name.removesuffix(".index")
         shards = [index.with_name(f"{prefix}.data-{shard:05}-of-{count:05}") for shard in range(count)]
         sizes = [_size_of(shard) for shard in shards]
-        entries = {_text(name): _entry(_text(name), value) for name, value in table.items()}
-        for name, entry in entries.items():
-            _check_place(name, entry, sizes)
+        entries = {_text(name): _entry(_text(name), value, sizes) for name, value in table.items()}
         _check_apart(entries)
     return Checkpoint(shards, entries)
+
+
+@contextlib.contextmanager
+def _damage_named() -> Iterator[None]:
+    """Whatever is read where nothing is, or is of another kind than it should be."""
+    try:
+        yield
+    except (IndexError, ValueError, TypeError, struct.error):
+        raise FormatError("damaged, or not the index of a TensorFlow checkpoint; fetch it anew") from None
 
 
 def _index_of(path: Path) -> Path:
@@ -139,21 +143,16 @@ def _index_of(path: Path) -> Path:
 
 
 def _size_of(shard: Path) -> int:
-    try:
-        found = shard.stat()
-    except OSError:
-        raise FormatError(f"{shard.name} is missing beside it; fetch all files of the checkpoint") from None
-    if not stat.S_ISREG(found.st_mode):
-        raise FormatError(f"{shard.name} beside it is not a file")
-    return found.st_size
+    if not shard.is_file():
+        raise FormatError(f"{shard.name} beside it is missing, or is not a file; fetch all files of the checkpoint")
+    return shard.stat().st_size
 
 
 def _read_index(path: Path) -> bytes:
     with open_file(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > LARGEST_INDEX:
-            raise FormatError(f"has {size:,} bytes; an index of weights has less than {LARGEST_INDEX >> 20} MB")
-        data = file.read(LARGEST_INDEX)
+        data = file.read(LARGEST_INDEX + 1)
+    if len(data) > LARGEST_INDEX:
+        raise FormatError(f"too large: an index of weights has less than {LARGEST_INDEX >> 20} MB")
     if len(data) < FOOTER or not data.endswith(MAGIC):
         raise FormatError("not the index of a TensorFlow checkpoint, or cut off; fetch it anew")
     return data
@@ -191,10 +190,8 @@ def _handle(data: bytes, place: int) -> tuple[tuple[int, int], int]:
 
 def _block(data: bytes, offset: int, size: int) -> bytes:
     end = offset + size
-    if end + TRAILER > len(data) - FOOTER:
-        raise FormatError("damaged: a block of it would lie behind its end; fetch it anew")
     kind, found = struct.unpack("<BI", data[end : end + TRAILER])
-    if _masked(crc32c(data[offset : end + 1])) != found:
+    if _masked_sum(data[offset : end + 1]) != found:
         raise FormatError("has changed since it was written (crc32c of a block); fetch it anew")
     if kind:
         raise FormatError("its index is compressed, as TensorFlow's own never is; save it with TensorFlow anew")
@@ -203,54 +200,41 @@ def _block(data: bytes, offset: int, size: int) -> bytes:
 
 def _rows(block: bytes) -> Iterator[tuple[bytes, bytes]]:
     """A block's keys and values. A key is given as how much of the one before it begins with, and the rest."""
-    if len(block) < 4:
-        raise FormatError("damaged: a block of it is too short; fetch it anew")
     (restarts,) = struct.unpack("<I", block[-4:])
-    end = len(block) - 4 - 4 * restarts
+    place, end, key = 0, len(block) - 4 - 4 * restarts, b""
     if end < 0:
-        raise FormatError("damaged: a block of it claims more restarts than it has; fetch it anew")
-    place, key = 0, b""
+        raise ValueError
     while place < end:
         shared, place = _varint(block, place)
         more, place = _varint(block, place)
         size, place = _varint(block, place)
-        if shared > len(key) or shared + more > LONGEST_NAME or size > LONGEST_VALUE:
-            raise FormatError("damaged: a name or value in it is longer than can be; fetch it anew")
-        if place + more + size > end:
-            raise FormatError("damaged: a name or value reaches out of its block; fetch it anew")
+        if shared > len(key) or shared + more > LONGEST_NAME or place + more + size > end:
+            raise ValueError
         key = key[:shared] + block[place : place + more]
-        place += more
-        yield key, block[place : place + size]
-        place += size
+        place += more + size
+        yield key, block[place - size : place]
 
 
-def _entry(name: str, value: bytes) -> Entry:
+def _entry(name: str, value: bytes, sizes: list[int]) -> Entry:
+    """Where a tensor's numbers are, which is seen to lie in the data files."""
     fields = _fields(value)
-    shape = _shape(_bytes(fields, 2))
+    shape_fields = _fields(_last(fields, 2, b""))
     if any(number == 7 for number, _ in fields):
         raise FormatError(f"{_short(name)} is saved in slices; load it in TensorFlow and save it whole")
-    return Entry(_whole(fields, 1), shape, _whole(fields, 3), _whole(fields, 4), _whole(fields, 5), _whole(fields, 6))
-
-
-def _shape(value: bytes) -> tuple[int, ...]:
-    fields = _fields(value)
-    if _whole(fields, 3):
-        raise FormatError("has a tensor of unknown shape")
-    return tuple(_whole(_fields(_bytes([each], 2)), 1) for each in fields if each[0] == 2)
-
-
-def _check_place(name: str, entry: Entry, sizes: list[int]) -> None:
-    if not 0 <= entry.shard < len(sizes):
-        raise FormatError(f"{_short(name)} should be in data file {entry.shard}; there are {len(sizes)}")
-    if len(entry.shape) > 8 or not all(0 <= each < 2**31 for each in entry.shape):
-        raise FormatError(f"{_short(name)} claims the shape {str(entry.shape)[:60]}")
-    if entry.offset < 0 or entry.size < 0 or entry.offset + entry.size > sizes[entry.shard]:
-        raise FormatError(
-            f"{_short(name)} claims {entry.size:,} bytes from {entry.offset:,} on, and its data file has "
-            f"{sizes[entry.shard]:,}; fetch it anew"
-        )
-    if entry.dtype in DTYPES and math.prod(entry.shape) * DTYPES[entry.dtype].itemsize != entry.size:
-        raise FormatError(f"{_short(name)} has {entry.size:,} bytes, which do not make the shape {entry.shape}")
+    if _last(shape_fields, 3):
+        raise FormatError(f"{_short(name)} has no known shape")
+    shape = tuple(_last(_fields(each), 1) for number, each in shape_fields if number == 2)
+    dtype, shard, offset, size, crc = (_last(fields, number) for number in (1, 3, 4, 5, 6))
+    if not 0 <= shard < len(sizes):
+        raise FormatError(f"{_short(name)} should be in data file {shard}; there are {len(sizes)}")
+    if len(shape) > 8 or not all(0 <= each < 2**31 for each in shape):
+        raise FormatError(f"{_short(name)} claims the shape {str(shape)[:60]}")
+    if offset < 0 or size < 0 or offset + size > sizes[shard]:
+        claimed = f"{_short(name)} claims {size:,} bytes from {offset:,} on"
+        raise FormatError(f"{claimed}, and its data file has {sizes[shard]:,}; fetch it anew")
+    if dtype in DTYPES and math.prod(shape) * DTYPES[dtype].itemsize != size:
+        raise FormatError(f"{_short(name)} has {size:,} bytes, which do not make the shape {shape}")
+    return Entry(dtype, shape, shard, offset, size, crc)
 
 
 def _check_apart(entries: dict[str, Entry]) -> None:
@@ -266,52 +250,41 @@ def _fields(message: bytes) -> Fields:
     place = 0
     while place < len(message):
         tag, place = _varint(message, place)
-        value: int | bytes
         if tag & 7 == 0:
             value, place = _varint(message, place)
-        elif tag & 7 in (1, 2, 5):
-            size = {1: 8, 5: 4}.get(tag & 7)
-            if size is None:
-                size, place = _varint(message, place)
-            if place + size > len(message):
-                raise FormatError("damaged: an entry of it is cut off; fetch it anew")
-            value = message[place : place + size]
-            place += size
-            value = value if tag & 7 == 2 else int.from_bytes(value, "little")
-        else:
-            raise FormatError("damaged: an entry of it is no protocol buffer; fetch it anew")
-        fields.append((tag >> 3, value))
+            fields.append((tag >> 3, value - 2**64 if value >= 2**63 else value))
+            continue
+        size = {1: 8, 5: 4}.get(tag & 7)
+        if size is None:
+            if tag & 7 != 2:
+                raise ValueError
+            size, place = _varint(message, place)
+        held = message[place : place + size]
+        if len(held) != size:
+            raise ValueError
+        place += size
+        fields.append((tag >> 3, held if tag & 7 == 2 else int.from_bytes(held, "little")))
     return fields
 
 
-def _whole(fields: Fields, number: int) -> int:
-    """A whole number, the last one given; negative where its highest bit says so."""
-    value = next((value for each, value in reversed(fields) if each == number), 0)
-    if isinstance(value, bytes):
-        raise FormatError("damaged: an entry of it has bytes in place of a number; fetch it anew")
-    return value - 2**64 if value >= 2**63 else value
-
-
-def _bytes(fields: Fields, number: int) -> bytes:
-    value = next((value for each, value in reversed(fields) if each == number), b"")
-    if isinstance(value, int):
-        raise FormatError("damaged: an entry of it has a number in place of bytes; fetch it anew")
+def _last(fields: Fields, number: int, otherwise: Any = 0) -> Any:
+    """The value of a field, the last one given, of the kind that it should be."""
+    value = next((value for each, value in reversed(fields) if each == number), otherwise)
+    if type(value) is not type(otherwise):
+        raise ValueError
     return value
 
 
 def _varint(data: bytes, place: int) -> tuple[int, int]:
     """A number in groups of seven bits, and where the next thing begins."""
-    value = shift = 0
-    while shift < 70:
-        if place >= len(data):
-            raise FormatError("damaged: it ends within a number; fetch it anew")
+    value = 0
+    for shift in range(0, 70, 7):
         value |= (data[place] & 0x7F) << shift
-        shift += 7
         place += 1
         if data[place - 1] < 0x80:
             break
     if value >= 2**64 or data[place - 1] >= 0x80:
-        raise FormatError("damaged: a number in it is too large; fetch it anew")
+        raise ValueError
     return value, place
 
 
@@ -323,6 +296,7 @@ def _short(name: str) -> str:
     return repr(name if len(name) <= 60 else name[:57] + "...")
 
 
-def _masked(sum: int) -> int:
-    """How a sum is stored, so that sums of data with sums in it stay good."""
+def _masked_sum(data: bytes) -> int:
+    """CRC-32C as it is stored, so that sums of data with sums in it stay good."""
+    sum = google_crc32c.value(data)
     return (((sum >> 15) | (sum << 17)) + 0xA282EAD8) & 0xFFFFFFFF

@@ -53,12 +53,14 @@ class Continuation:
         self.text = ""
         self.tokens: list[Chosen] = []
         """All that were taken: also those whose text a stop string cut off."""
+        self.starts: list[int] = []
+        """How many characters had been said before each of them."""
         self.ended: str | None = None
         """`end_of_text`, `stop` or `length`."""
         self.score: float | None = None
         """Of a beam."""
         self._tokenizer, self._finder = tokenizer, StopFinder(stops)
-        self._stream = tokenizer.stream(continues=bool(prompt))
+        self._stream, self._said = tokenizer.stream(continues=bool(prompt)), 0
 
     def __repr__(self) -> str:
         return f"Continuation({self.text!r}, ended={self.ended!r})"
@@ -68,7 +70,10 @@ class Continuation:
         piece = ""
         if chosen is not None:
             self.tokens.append(chosen)
-            piece = self._finder.feed(self._stream.feed(chosen.id))
+            self.starts.append(self._said)
+            heard = self._stream.feed(chosen.id)
+            self._said += len(heard)
+            piece = self._finder.feed(heard)
         if ended is not None and self._finder.reached is None:
             piece += self._finder.feed(self._stream.end())
             piece += self._finder.end()

@@ -69,7 +69,7 @@ class Speaker:
     ) -> Iterator[tuple[Continuation, str]]:
         """The continuations of many prompts, each with what was added to it, as it comes; `rows` are computed at
         once."""
-        yield from self._grown(self._begun(prompts, **options), rows)
+        return self._grown(self._begun(prompts, **options), rows)  # wrong options are told before anything is said
 
     def generate_batch(self, prompts: Sequence[str], *, rows: int = ROWS, **options: Any) -> list[Continuation]:
         """The continuations of many prompts, all at once, in the order of the prompts."""
@@ -98,7 +98,8 @@ class Speaker:
             raise UserError(
                 f"{n} continuations of {beams} beams: should be at least 1, and no more than there are beams"
             )
-        ids, forgotten = self._prompt(prompt, specials)
+        ids = self.tokenizer.encode_prompt(prompt, specials)
+        forgotten = window_start(len(ids), self.model.config.context)
 
         def read(tokens: Iterable[Chosen], ended: str | None) -> Continuation:
             continuation = Continuation(self.tokenizer, prompt, stop, forgotten=forgotten)
@@ -124,10 +125,27 @@ class Speaker:
             continuation.score = beam.score
         return continuations
 
-    def _prompt(self, prompt: str, specials: bool) -> tuple[list[int], int]:
-        """Its ids, and how many of them the model cannot see any more."""
-        ids = self.tokenizer.encode_prompt(prompt, specials)
-        return ids, window_start(len(ids), self.model.config.context)
+    def begin(
+        self,
+        ids: list[int],
+        prompt: str,
+        rules: SamplerConfig,
+        *,
+        n: int = 1,
+        max_tokens: int = 256,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+    ) -> list[tuple[Growing, Continuation]]:
+        """The continuations of a prompt, given as ids and as the text that they stand for, before their first token."""
+        forgotten = window_start(len(ids), self.model.config.context)
+        return [
+            (
+                Growing(ids, rules, own, max_tokens, logprobs),
+                Continuation(self.tokenizer, prompt, stop, own, forgotten),
+            )
+            for own in range(seed, seed + n)
+        ]
 
     def _begun(
         self,
@@ -141,13 +159,12 @@ class Speaker:
         specials: bool = False,
         **rules: Any,
     ) -> dict[Growing, Continuation]:
-        chosen, begun = _sampler(rules), {}
+        chosen = _sampler(rules)
+        options: dict[str, Any] = {"n": n, "max_tokens": max_tokens, "seed": seed, "stop": stop, "logprobs": logprobs}
+        begun: list[tuple[Growing, Continuation]] = []
         for prompt in prompts:
-            ids, forgotten = self._prompt(prompt, specials)
-            for own in range(seed, seed + n):
-                growing = Growing(ids, chosen, own, max_tokens, logprobs)
-                begun[growing] = Continuation(self.tokenizer, prompt, stop, own, forgotten)
-        return begun
+            begun += self.begin(self.tokenizer.encode_prompt(prompt, specials), prompt, chosen, **options)
+        return dict(begun)
 
     def _grown(self, begun: dict[Growing, Continuation], rows: int) -> Iterator[tuple[Continuation, str]]:
         end, known = self.tokenizer.end_of_text, self.tokenizer.vocab_size

@@ -1,12 +1,12 @@
 """A model at a terminal.
 
 In: a model with its tokenizer, prompts from words, a file, a pipe or a prompt line, and options.  Out: text as it
-comes, or JSON, a line for each continuation.
+comes, or JSON, a line for each continuation. At a terminal, controls in a text are spelt out, so that a model does not
+steer it; into a file or a pipe goes the text as it is.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from typing import Any
 from hornbook.base import files
 from hornbook.base.console import say, warn
 from hornbook.base.errors import UserError
+from hornbook.base.output import answer, answer_json, fresh_line, tell, visible
 from hornbook.infer.continuation import Continuation
 from hornbook.infer.speaker import Speaker
 
@@ -66,21 +67,23 @@ def piped_prompt() -> str | None:
 def speak(speaker: Speaker, prompts: list[str], options: dict[str, Any], as_json: bool) -> None:
     """Print the continuations of prompts: one as it comes, several one after the other."""
     context = speaker.model.config.context
+    shown = visible if sys.stdout is not None and sys.stdout.isatty() else str
     if len(prompts) == options.get("n", 1) == 1 and "beams" not in options and not as_json:
-        print(prompts[0], end="", flush=True)
+        pieces = speaker.stream_batch(prompts, **options)
+        answer(shown(prompts[0]))
         last = None
-        for last, piece in speaker.stream_batch(prompts, **options):  # noqa: B007
-            print(piece, end="", flush=True)
-        print()
+        for last, piece in pieces:  # noqa: B007
+            answer(shown(piece))
+        answer("\n")
         _tell_of_the_window([last] if last else [], context)
         return
     continuations = _continuations(speaker, prompts, options)
     for number, each in enumerate(continuations, 1):
         if as_json:
-            print(json.dumps(each.as_dict(), ensure_ascii=False), flush=True)
+            answer_json(each.as_dict())
         else:
             drawn = f"seed {each.seed}" if each.score is None else f"score {each.score:.4f}"
-            say(f"--- {number} of {len(continuations)}, {drawn}\n{each.prompt}{each.text}")
+            answer(f"--- {number} of {len(continuations)}, {drawn}\n{shown(each.prompt + each.text)}\n")
     _tell_of_the_window(continuations, context)
 
 
@@ -111,19 +114,19 @@ def prompt_line(speaker: Speaker, options: dict[str, Any]) -> None:
         try:
             prompt = input("> ")
         except EOFError:
-            print()
+            say()
             return
         except KeyboardInterrupt:
-            print()
+            say()
             continue
         remember(prompt)
         own = options if "beams" in options else options | {"seed": options["seed"] + answered}
         try:
             speak(speaker, [prompt], own, as_json=False)
         except KeyboardInterrupt:
-            print()
+            fresh_line()
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            tell(f"error: {error}")
         answered += 1
 
 
@@ -136,9 +139,13 @@ def _history() -> Callable[[str], None]:
         return lambda _: None
     path = files.home() / HISTORY
     lines: list[str] = []
-    with contextlib.suppress(OSError, UserError, ValueError):
-        lines = files.read_small(path).splitlines()
     readline.set_auto_history(False)
+    try:
+        lines = files.read_small(path).splitlines()
+    except FileNotFoundError:
+        pass
+    except (OSError, UserError, ValueError):  # none of ours: nothing is kept in its place
+        return readline.add_history
     for line in lines:
         readline.add_history(line)
 

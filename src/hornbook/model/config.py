@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from hornbook.base.settings import Settings
+from hornbook.model.activations import ACTIVATIONS, ActivationName
 
 # MLP widths and vocabularies that fill the hardware's tiles.
 WIDTH_MULTIPLE = 64
@@ -49,8 +50,9 @@ class ModelConfig(Settings):
     """Added under the root of a norm, against division by zero."""
     embedding_norm: bool = False
     """Normalise what enters the first block as well, so that embeddings of any length start alike."""
-    activation: Literal["gelu", "gelu_tanh", "relu", "relu2", "swiglu"] = "swiglu"
-    """The bend in the MLP: gelu, as GPT-2 approximates it, relu, relu squared; swiglu has a gate."""
+    activation: ActivationName = "swiglu"
+    """The MLP's activation: gelu, or as GPT-2 approximates it (gelu_tanh); relu, or squared (relu2); swiglu has a
+    gate."""
     positions: Literal["learned", "rotary", "none"] = "rotary"
     """How a token knows its place; with none, only by whom it can see."""
     rope_theta: float = Field(10_000.0, gt=1)
@@ -143,7 +145,7 @@ class ModelConfig(Settings):
     def width_of_mlp(self) -> int:
         if self.mlp_width is not None:
             return self.mlp_width
-        if self.activation == "swiglu":
+        if ACTIVATIONS[self.activation].gated:
             return -(-self.n_embd * 8 // 3 // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
         return 4 * self.n_embd
 
@@ -153,7 +155,7 @@ class ModelConfig(Settings):
         queries, keys_values = self.n_head * head, 2 * self.kv_heads * head
         biases = dict.fromkeys(self.biases, 1)  # those there are, for .get(part, 0)
         per_norm = self.norm_weight + (biases.get("norm", 0) if self.norm == "layernorm" else 0)
-        matrices = 3 if self.activation == "swiglu" else 2
+        matrices = ACTIVATIONS[self.activation].matrices
         attention = (width + biases.get("qkv", 0)) * (queries + keys_values)
         attention += (queries + biases.get("out", 0)) * width if self.out_projection else 0
         attention += 2 * head * per_norm if self.qk_norm != "none" else 0

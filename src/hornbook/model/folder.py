@@ -8,8 +8,9 @@ transformers keeps and ignores it. A shape that has no such type is saved as mod
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,13 @@ import safetensors.torch
 import torch
 
 from hornbook.base import files
-from hornbook.base.console import warn
+from hornbook.base.console import command, warn
 from hornbook.base.errors import UserError
 from hornbook.base.settings import build
 from hornbook.model.config import ModelConfig
 from hornbook.model.gpt import GPT, outline
-from hornbook.model.shapes import (
-    SHAPES,
-    Tensors,
-    as_transformers_names_them,
-    read_description,
-    shape_of,
-    to_ours,
-    to_theirs,
-)
+from hornbook.model.layouts import Layout, Tensors, to_ours, to_theirs
+from hornbook.model.shapes import SHAPES, layout_of, read_description, shape_of
 from hornbook.text.tokenizer import Tokenizer
 
 CONFIG = "config.json"
@@ -67,7 +61,7 @@ def save_model(model: GPT, tokenizer: Tokenizer, folder: Path, dtype: torch.dtyp
     files.write_json(folder / CONFIG, description | ids | {"hornbook": config.model_dump()})
     # Not in config.json: there, some types never train the embedding of the padding, which is the end of text here.
     files.write_json(folder / "generation_config.json", ids | {"pad_token_id": end})
-    safetensors.torch.save_file(to_theirs(kind, config, state), folder / WEIGHTS, {"format": "pt"})
+    safetensors.torch.save_file(to_theirs(layout_of(kind), config, state), folder / WEIGHTS, {"format": "pt"})
     tokenizer.save(folder, config.context)
 
 
@@ -75,20 +69,27 @@ def load_config(folder: Path) -> ModelConfig:
     """What a folder's model is; of one that another program wrote, from transformers' description of it."""
     description = files.read_json(folder / CONFIG)
     ours, kind = description.get("hornbook"), str(description.get("model_type", ""))
-    try:
+    with mistakes_in(folder / CONFIG):
         config = build(ModelConfig, ours) if isinstance(ours, dict) else read_description(kind, description)
-    except UserError as error:
-        raise UserError(*(f"{folder / CONFIG}: {mistake}" for mistake in error.mistakes)) from None
     if config.vocab_size is None:
         raise UserError(f"{folder / CONFIG}: has no vocab_size")
     return config
+
+
+@contextlib.contextmanager
+def mistakes_in(path: Path) -> Iterator[None]:
+    """What is wrong in here is wrong with that file."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(*(f"{path}: {mistake}" for mistake in error.mistakes)) from None
 
 
 def load_model(folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> GPT:
     """The model of a folder, ready to speak; every tensor must be there, of the right shape, and no other."""
     config = load_config(folder)
     _refuse_sizes_without_weights(config, folder)
-    model = model_of(config, type_of(folder, config), read_weights(folder), folder / WEIGHTS)
+    model = model_of(config, layout_of(type_of(folder, config)), read_weights(folder), folder / WEIGHTS)
     return model.to(device=device, dtype=dtype)
 
 
@@ -99,16 +100,16 @@ def _refuse_sizes_without_weights(config: ModelConfig, folder: Path) -> None:
         raise UserError(f"{path}: no such file")
     there = sum(each.stat().st_size for each in folder.glob("*.safetensors") if each.is_file())
     wanted = config.n_params() * LEAST_BYTES_OF_A_NUMBER
-    if there < wanted // 2:  # of one that lacks only some tensors, these are told
+    if there < wanted // 2:  # of one that lacks only some tensors, these are named
         raise UserError(
-            f"{path}: {there:,} bytes, not a whole safetensors file of the model that {CONFIG} tells "
+            f"{path}: {there:,} bytes, not a whole safetensors file of the model that {CONFIG} describes "
             f"(at least {wanted:,} bytes)"
         )
 
 
 def load_weights(model: GPT, folder: Path) -> None:
     """Put a folder's weights into a model of the same sizes."""
-    _fill(model, type_of(folder, model.config), read_weights(folder), folder / WEIGHTS)
+    _fill(model, layout_of(type_of(folder, model.config)), read_weights(folder), folder / WEIGHTS)
 
 
 def type_of(folder: Path, config: ModelConfig) -> str | None:
@@ -120,15 +121,15 @@ def type_of(folder: Path, config: ModelConfig) -> str | None:
     return said if said in SHAPES else None
 
 
-def model_of(config: ModelConfig, kind: str | None, found: Tensors, path: Path) -> GPT:
-    """A model from tensors under the names of a model type, or under ours; `path` is for errors."""
-    check_plausible(config, found, path)
+def model_of(config: ModelConfig, layout: Layout | None, found: Tensors, path: Path) -> GPT:
+    """A model from tensors as a program has them, or as ours are; `path` is for errors."""
+    _check_plausible(config, found, path)
     model = outline(config)
-    _fill(model, kind, found, path)
+    _fill(model, layout, found, path)
     return model.eval()
 
 
-def check_plausible(config: ModelConfig, found: Tensors, path: Path) -> None:
+def _check_plausible(config: ModelConfig, found: Tensors, path: Path) -> None:
     """Even a model without numbers takes long to build when its config claims a billion layers."""
     held = sum(tensor.numel() for tensor in found.values())
     if config.n_layer > len(found) or config.n_params() > 4 * held + 1000:
@@ -138,24 +139,9 @@ def check_plausible(config: ModelConfig, found: Tensors, path: Path) -> None:
         raise UserError(f"{path}: its config claims a context of {config.context:,}, more than rotation is known for")
 
 
-def _fill(model: GPT, kind: str | None, found: Tensors, path: Path) -> None:
-    config = model.config
-    theirs = as_transformers_names_them(kind, config, found)
-    expected = to_theirs(kind, config, {k: v.to("meta") for k, v in model.state_dict().items()})
-    mistakes = [f"{path}: tensor {name} is missing" for name in sorted(expected.keys() - theirs.keys())]
-    mistakes += [f"{path}: tensor {name} is not of this model" for name in sorted(theirs.keys() - expected.keys())]
-    for name in sorted(expected.keys() & theirs.keys()):
-        has, wants = tuple(theirs[name].shape), tuple(expected[name].shape)
-        if has != wants:
-            mistakes.append(f"{path}: tensor {name} is {has}, the model has {wants}")
-        elif theirs[name].dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            mistakes.append(f"{path}: tensor {name} holds {theirs[name].dtype}, not floating-point numbers")
-    if mistakes:
-        raise UserError(*mistakes[:8])
-    try:
-        ours = {name: tensor.float() for name, tensor in to_ours(kind, config, theirs).items()}
-    except UserError as error:
-        raise UserError(*(f"{path}: {mistake}" for mistake in error.mistakes)) from None
+def _fill(model: GPT, layout: Layout | None, found: Tensors, path: Path) -> None:
+    with mistakes_in(path):
+        ours = {name: tensor.float() for name, tensor in to_ours(layout, model.config, found).items()}
     if next(model.parameters()).is_meta:
         model.load_state_dict(ours | _tied(model.config, ours), assign=True)
         if model.config.tied:
@@ -221,6 +207,16 @@ def resolve(path: Path, at: str = "best") -> Path:
     return first_good(path, candidates)
 
 
+def is_run(folder: Path) -> bool:
+    """Whether Hornbook wrote the record that lies in a folder."""
+    try:
+        record = files.read_json(folder / RUN)
+    except UserError:
+        return False
+    data = record.get("data")
+    return {"run_id", "config"} <= record.keys() and isinstance(data, dict) and "fingerprint" in data
+
+
 def config_of_run(run: Path) -> ModelConfig:
     """What a run trains, which it knows before its first checkpoint."""
     try:
@@ -238,15 +234,17 @@ def data_of_run(run: Path) -> Path:
 
 
 def first_good(run: Path, candidates: list[Path], wrong_with: Callable[[Path], str | None] = files.damage) -> Path:
-    """The first checkpoint that nothing is wrong with; each before it is named in one line."""
+    """The first checkpoint that nothing is wrong with; each before it is named in one line, and so is what lies in it
+    and is not ours."""
     for folder in candidates:
         wrong = wrong_with(folder)
         if wrong is None:
+            files.name_strangers(folder)
             return folder
         warn(f"{folder}: {wrong}; taking the next one")
     if candidates:
         raise UserError(f"{run}: every checkpoint is damaged; train again into another --out")
-    raise UserError(f"{run}: has no checkpoint yet; begin it anew: hornbook train --out {run}")
+    raise UserError(f"{run}: has no checkpoint yet; begin it anew: {command('train', '--out', run)}")
 
 
 def checkpoint_folders(run: Path) -> list[Path]:
@@ -265,8 +263,13 @@ def kept_folders(run: Path) -> list[Path]:
 
 
 def _folders_of_steps(folder: Path) -> list[Path]:
-    found = [each for each in folder.glob("step-*") if each.name.removeprefix("step-").isdigit()]
+    found = [each for each in folder.glob("step-*") if each.name.removeprefix("step-").isdigit() and _is_of_ours(each)]
     return sorted(found, key=step_of, reverse=True)
+
+
+def _is_of_ours(folder: Path) -> bool:
+    """Not what somebody had put into a checkpoint and stayed when that was let go of."""
+    return not folder.is_dir() or any((folder / name).exists() for name in (files.MANIFEST, CONFIG, WEIGHTS))
 
 
 def step_of(checkpoint: Path) -> int:

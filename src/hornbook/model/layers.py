@@ -1,6 +1,6 @@
 """The small parts of a block.
 
-In and out: (B, T, C).  A norm or an activation is one entry here and its name in ModelConfig.
+In and out: (B, T, C).  A norm is one entry here and its name in ModelConfig.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hornbook.model.activations import ACTIVATIONS
 from hornbook.model.config import ModelConfig
 
 
@@ -68,38 +69,21 @@ class _RMSNormOnCPU(torch.autograd.Function):
 NORMS: dict[str, Callable[[ModelConfig, int], nn.Module]] = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
 
 
-def relu_squared(x: torch.Tensor) -> torch.Tensor:
-    return F.relu(x).square()
-
-
-def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
-    return F.gelu(x, approximate="tanh")
-
-
-BENDS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_tanh": gelu_tanh,
-    "relu": F.relu,
-    "relu2": relu_squared,
-}
-GATED_BENDS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"swiglu": F.silu}
-
-
 class MLP(nn.Module):
-    """Widen, bend, narrow. With a gate, widen twice, and let one half open and close the other."""
+    """Widen, activate, narrow. With a gate, widen twice, and let one half open and close the other."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width, bias = config.width_of_mlp, "mlp" in config.biases
-        gated = config.activation in GATED_BENDS
-        self.bend = (GATED_BENDS if gated else BENDS)[config.activation]
-        self.gate = nn.Linear(config.n_embd, width, bias=bias) if gated else None
+        activation = ACTIVATIONS[config.activation]
+        self.activation = activation.of(F)
+        self.gate = nn.Linear(config.n_embd, width, bias=bias) if activation.gated else None
         self.up = nn.Linear(config.n_embd, width, bias=bias)
         self.down = nn.Linear(width, config.n_embd, bias=bias)
         self.dropout = nn.Dropout(config.drops("mlp"))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        wide = self.bend(self.up(x)) if self.gate is None else self.bend(self.gate(x)) * self.up(x)
+        wide = self.activation(self.up(x)) if self.gate is None else self.activation(self.gate(x)) * self.up(x)
         return self.down(self.dropout(wide))
 
 

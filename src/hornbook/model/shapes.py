@@ -6,32 +6,24 @@ from its description back to a ModelConfig. A model type is one entry in SHAPES.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
-
-import torch
 
 from hornbook.base.errors import UserError
 from hornbook.base.settings import build
 from hornbook.model.config import ModelConfig
-from hornbook.model.gpt import GPT, outline
+from hornbook.model.layouts import QKV, Layout, rotated_back, transposed
 
-Tensors = dict[str, torch.Tensor]
 Description = Mapping[str, Any]
-# Their name for an activation, and ours.
-PLAIN_BENDS = {"gelu_new": "gelu_tanh", "gelu": "gelu", "relu": "relu", "relu2": "relu2"}
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """One of their tensors: some of ours laid one below the other, and turned where they store (in, out). Where the
-    halves of each head are swapped, they rotate the other way round. A bias that ours lacks is zero in theirs."""
-
-    name: str
-    ours: tuple[str, ...]
-    turned: bool = False
-    swapped_heads: int = 0
+# Their name for an activation, and ours; of two of theirs, the first is written.
+THEIR_ACTIVATIONS = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu": "gelu",
+    "relu": "relu",
+    "relu2": "relu2",
+}
 
 
 @dataclass(frozen=True)
@@ -42,7 +34,7 @@ class Shape:
     fits: Callable[[ModelConfig], bool]
     describe: Callable[[ModelConfig], dict[str, Any]]
     read: Callable[[Description], dict[str, Any]]  # the other way round: what ModelConfig's knobs are
-    tensors: Callable[[ModelConfig], Iterator[Tensor]]
+    layout: Layout
 
 
 def shape_of(config: ModelConfig) -> str | None:
@@ -51,6 +43,11 @@ def shape_of(config: ModelConfig) -> str | None:
     if beyond or "head" in config.biases or not config.out_projection or config.scale_of_attention != _usual(config):
         return None
     return next((kind for kind, shape in SHAPES.items() if shape.fits(config)), None)
+
+
+def layout_of(kind: str | None) -> Layout | None:
+    """Where transformers keeps the tensors of a model type; None where they have our names."""
+    return SHAPES[kind].layout if kind is not None else None
 
 
 def read_description(kind: str, description: Description) -> ModelConfig:
@@ -66,73 +63,8 @@ def read_description(kind: str, description: Description) -> ModelConfig:
     return build(ModelConfig, {"init": "gpt2"} | knobs | ids)
 
 
-def to_theirs(kind: str | None, config: ModelConfig, state: Tensors) -> Tensors:
-    """Our tensors under their names."""
-    state = {name: tensor for name, tensor in state.items() if not (config.tied and name == "head.weight")}
-    if kind is None:
-        return {name: tensor.contiguous() for name, tensor in state.items()}
-    sizes, like = _sizes(config), state["embedding.weight"]
-    theirs = {}
-    for tensor in SHAPES[kind].tensors(config):
-        parts = [state[name] if name in state else like.new_zeros(sizes[name]) for name in tensor.ours]
-        whole = torch.cat([_swapped(part, tensor.swapped_heads) for part in parts])
-        theirs[tensor.name] = (whole.T if tensor.turned else whole).contiguous()
-    return theirs
-
-
-def as_transformers_names_them(kind: str | None, config: ModelConfig, found: Tensors) -> Tensors:
-    """Tensors as files of this type hold them: older ones without the prefix of the body, with masks that nobody
-    needs, or with a head beside the embedding that it is tied to."""
-    if kind == "gpt2":
-        found = {
-            name: tensor for name, tensor in found.items() if not name.endswith((".attn.bias", ".attn.masked_bias"))
-        }
-    if kind is not None and config.tied:
-        found = {name: tensor for name, tensor in found.items() if name != "lm_head.weight"}
-    body = {"gpt2": "transformer."}.get(kind or "", "model.")
-    if kind is None or any(name.startswith(body) for name in found):
-        return found
-    return {name if name == "lm_head.weight" else body + name: tensor for name, tensor in found.items()}
-
-
-def to_ours(kind: str | None, config: ModelConfig, theirs: Tensors) -> Tensors:
-    """Their tensors under our names."""
-    if kind is None:
-        return dict(theirs)
-    sizes, wanted = _sizes(config), _names(config)
-    state: Tensors = {}
-    for tensor in SHAPES[kind].tensors(config):
-        whole = theirs[tensor.name].T if tensor.turned else theirs[tensor.name]
-        for name, part in zip(tensor.ours, whole.split([sizes[name] for name in tensor.ours]), strict=True):
-            if name in wanted:
-                state[name] = _swapped(part, tensor.swapped_heads).contiguous()
-            elif part.any():
-                raise UserError(f"tensor {tensor.name} is not zero, but the model's config has no such bias")
-    return state
-
-
 def _usual(config: ModelConfig) -> float:
     return float(config.width_of_head**-0.5)
-
-
-def _outline(config: ModelConfig) -> GPT:
-    """Without the angles of a long context, which no file holds."""
-    return outline(config.with_(context=2) if config.positions == "rotary" else config)
-
-
-def _names(config: ModelConfig) -> set[str]:
-    return set(_outline(config).state_dict())
-
-
-def _sizes(config: ModelConfig) -> dict[str, int]:
-    """Rows of every tensor, those of biases that the model lacks as well."""
-    biases = ("qkv", "out", "mlp", *(("norm",) if config.norm == "layernorm" else ()))
-    return {name: len(tensor) for name, tensor in _outline(config.with_(biases=biases)).state_dict().items()}
-
-
-def _swapped(tensor: torch.Tensor, heads: int) -> torch.Tensor:
-    """The halves of each head, exchanged: rotating by an angle becomes rotating back by it."""
-    return tensor.unflatten(0, (heads, 2, -1)).flip(1).flatten(0, 2) if heads else tensor
 
 
 def _need(description: Description, *names: str) -> list[Any]:
@@ -152,7 +84,7 @@ def _refuse(description: Description, usual: Mapping[str, Any]) -> None:
 def _fits_gpt2(config: ModelConfig) -> bool:
     heads = config.kv_heads == config.n_head and config.width_of_head * config.n_head == config.n_embd
     parts = (config.norm, config.norm_weight, config.positions, config.qk_norm)
-    plain = config.activation in PLAIN_BENDS.values() and not config.embedding_norm and config.logit_cap is None
+    plain = config.activation in THEIR_ACTIVATIONS.values() and not config.embedding_norm and config.logit_cap is None
     return parts == ("layernorm", True, "learned", "none") and plain and heads
 
 
@@ -164,7 +96,7 @@ def _describe_gpt2(config: ModelConfig) -> dict[str, Any]:
         "n_layer": config.n_layer,
         "n_head": config.n_head,
         "n_inner": config.width_of_mlp,
-        "activation_function": next(theirs for theirs, ours in PLAIN_BENDS.items() if ours == config.activation),
+        "activation_function": next(theirs for theirs, ours in THEIR_ACTIVATIONS.items() if ours == config.activation),
         "layer_norm_epsilon": config.norm_eps,
         "embd_pdrop": config.drops("embedding"),
         "attn_pdrop": config.drops("attention"),
@@ -174,9 +106,9 @@ def _describe_gpt2(config: ModelConfig) -> dict[str, Any]:
 
 def _read_gpt2(description: Description) -> dict[str, Any]:
     context, width, layers, heads = _need(description, "n_positions", "n_embd", "n_layer", "n_head")
-    bend = description.get("activation_function", "gelu_new")
-    if not isinstance(bend, str) or bend not in PLAIN_BENDS:
-        raise UserError(f"activation_function is {bend!r}; known are {', '.join(PLAIN_BENDS)}")
+    activation = description.get("activation_function", "gelu_new")
+    if not isinstance(activation, str) or activation not in THEIR_ACTIVATIONS:
+        raise UserError(f"activation_function is {activation!r}; known are {', '.join(THEIR_ACTIVATIONS)}")
     _refuse(
         description,
         {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
@@ -193,33 +125,13 @@ def _read_gpt2(description: Description) -> dict[str, Any]:
         "mlp_width": description.get("n_inner") or None,
         "norm": "layernorm",
         "norm_eps": description.get("layer_norm_epsilon", 1e-5),
-        "activation": PLAIN_BENDS[bend],
+        "activation": THEIR_ACTIVATIONS[activation],
         "positions": "learned",
         "qk_norm": "none",
         "biases": ["norm", "qkv", "out", "mlp"],
         "dropout": max(rates.values()),
         "dropout_at": [place for place, rate in rates.items() if rate] or list(rates),
     }
-
-
-def _gpt2_tensors(config: ModelConfig) -> Iterator[Tensor]:
-    yield Tensor("transformer.wte.weight", ("embedding.weight",))
-    yield Tensor("transformer.wpe.weight", ("positions.weight",))
-    for layer in range(config.n_layer):
-        theirs, ours = f"transformer.h.{layer}", f"blocks.{layer}"
-        for kind in ("weight", "bias"):
-            turned = kind == "weight"
-            attention = tuple(f"{ours}.attention.{part}.{kind}" for part in ("query", "key", "value"))
-            yield Tensor(f"{theirs}.ln_1.{kind}", (f"{ours}.attention_norm.{kind}",))
-            yield Tensor(f"{theirs}.attn.c_attn.{kind}", attention, turned)
-            yield Tensor(f"{theirs}.attn.c_proj.{kind}", (f"{ours}.attention.out.{kind}",), turned)
-            yield Tensor(f"{theirs}.ln_2.{kind}", (f"{ours}.mlp_norm.{kind}",))
-            yield Tensor(f"{theirs}.mlp.c_fc.{kind}", (f"{ours}.mlp.up.{kind}",), turned)
-            yield Tensor(f"{theirs}.mlp.c_proj.{kind}", (f"{ours}.mlp.down.{kind}",), turned)
-    yield Tensor("transformer.ln_f.weight", ("norm.weight",))
-    yield Tensor("transformer.ln_f.bias", ("norm.bias",))
-    if not config.tied:
-        yield Tensor("lm_head.weight", ("head.weight",))
 
 
 def _is_rotary(config: ModelConfig, activation: str, qk_norm: str) -> bool:
@@ -281,7 +193,7 @@ def _has_attention_bias(config: ModelConfig) -> bool:
     return not {"qkv", "out"}.isdisjoint(config.biases)
 
 
-def _read_rotary(description: Description, bend: str) -> dict[str, Any]:
+def _read_rotary(description: Description, activation: str) -> dict[str, Any]:
     names = ("max_position_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     context, width, layers, heads, mlp = _need(description, *names)
     rope = description.get("rope_parameters") or description.get("rope_scaling") or {}
@@ -289,7 +201,7 @@ def _read_rotary(description: Description, bend: str) -> dict[str, Any]:
         raise UserError(f"rope_parameters is {rope!r}; it should be a table")
     _refuse({"rope_type": rope.get("rope_type", rope.get("type"))}, {"rope_type": "default"})
     _refuse(rope, {"partial_rotary_factor": 1.0})
-    _refuse(description, {"hidden_act": bend, "use_sliding_window": False})
+    _refuse(description, {"hidden_act": activation, "use_sliding_window": False})
     rate = description.get("attention_dropout") or 0.0
     return {
         "context": context,
@@ -327,45 +239,64 @@ def _read_nanochat(description: Description) -> dict[str, Any]:
     return knobs | weightless | {"activation": "relu2", "logit_cap": cap}
 
 
-def _rotary_tensors(config: ModelConfig, mlp: Mapping[str, str], rotates_back: bool = False) -> Iterator[Tensor]:
-    parts = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "o_proj": "out"}
-    swapped = {"q_proj": config.n_head, "k_proj": config.kv_heads} if rotates_back else {}
-    norms = {"input_layernorm": "attention_norm", "post_attention_layernorm": "mlp_norm"}
-    if config.qk_norm == "before":
-        norms |= {"self_attn.q_norm": "attention.query_norm", "self_attn.k_norm": "attention.key_norm"}
-    yield Tensor("model.embed_tokens.weight", ("embedding.weight",))
-    for layer in range(config.n_layer):
-        theirs, ours = f"model.layers.{layer}", f"blocks.{layer}"
-        for name, part in parts.items():
-            for kind in ("weight", "bias")[: 1 + _has_attention_bias(config)]:
-                yield Tensor(
-                    f"{theirs}.self_attn.{name}.{kind}",
-                    (f"{ours}.attention.{part}.{kind}",),
-                    swapped_heads=swapped.get(name, 0),
-                )
-        for name, part in mlp.items():
-            for kind in ("weight", "bias")[: 1 + ("mlp" in config.biases)]:
-                yield Tensor(f"{theirs}.mlp.{name}.{kind}", (f"{ours}.mlp.{part}.{kind}",))
-        if config.norm_weight:
-            for name, part in norms.items():
-                yield Tensor(f"{theirs}.{name}.weight", (f"{ours}.{part}.weight",))
-    if config.norm_weight:
-        yield Tensor("model.norm.weight", ("norm.weight",))
-    if not config.tied:
-        yield Tensor("lm_head.weight", ("head.weight",))
+def gpt2_layout(norms: str = "ln_{}", stored_in_out: bool = False, **changes: Any) -> Layout:
+    """GPT-2's names, which nanoGPT took over."""
+    matrices = ("attention.query", "attention.out", "mlp.up", "mlp.down")
+    table = Layout(
+        outside={
+            "embedding": "transformer.wte",
+            "positions": "transformer.wpe",
+            "norm": "transformer.ln_f",
+            "head": "lm_head",
+        },
+        block="transformer.h.{}.",
+        inside={
+            "attention_norm": norms.format(1),
+            QKV: "attn.c_attn",
+            "attention.out": "attn.c_proj",
+            "mlp_norm": norms.format(2),
+            "mlp.up": "mlp.c_fc",
+            "mlp.down": "mlp.c_proj",
+        },
+        arrange=dict.fromkeys(matrices, transposed) if stored_in_out else {},
+        body="transformer.",
+        ignored=(".attn.bias", ".attn.masked_bias"),  # with their dot: the bias of c_attn is none of them
+    )
+    return replace(table, **changes)
 
 
-def _llama_tensors(config: ModelConfig) -> Iterator[Tensor]:
-    return _rotary_tensors(config, {"gate_proj": "gate", "up_proj": "up", "down_proj": "down"})
+def _llama_biases(config: ModelConfig) -> Collection[str]:
+    return ({"qkv", "out"} if _has_attention_bias(config) else set()) | ({"mlp"} & set(config.biases))
 
 
-def _nanochat_tensors(config: ModelConfig) -> Iterator[Tensor]:
-    return _rotary_tensors(config, {"fc1": "up", "fc2": "down"}, rotates_back=True)
-
-
+LLAMA = Layout(
+    outside={"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"},
+    block="model.layers.{}.",
+    inside={
+        "attention_norm": "input_layernorm",
+        "attention.query": "self_attn.q_proj",
+        "attention.key": "self_attn.k_proj",
+        "attention.value": "self_attn.v_proj",
+        "attention.out": "self_attn.o_proj",
+        "attention.query_norm": "self_attn.q_norm",
+        "attention.key_norm": "self_attn.k_norm",
+        "mlp_norm": "post_attention_layernorm",
+        "mlp.gate": "mlp.gate_proj",
+        "mlp.up": "mlp.up_proj",
+        "mlp.down": "mlp.down_proj",
+    },
+    biased=_llama_biases,
+    body="model.",
+)
+NANOCHAT = replace(
+    LLAMA,
+    inside={**LLAMA.inside, "mlp.up": "mlp.fc1", "mlp.down": "mlp.fc2"},
+    arrange=dict.fromkeys(("attention.query", "attention.key"), rotated_back),
+)
+GPT2 = gpt2_layout(stored_in_out=True, biased=lambda config: ("norm", "qkv", "out", "mlp"))
 SHAPES = {
-    "gpt2": Shape("GPT2LMHeadModel", _fits_gpt2, _describe_gpt2, _read_gpt2, _gpt2_tensors),
-    "qwen3": Shape("Qwen3ForCausalLM", _fits_qwen3, _describe_qwen3, _read_qwen3, _llama_tensors),
-    "llama": Shape("LlamaForCausalLM", _fits_llama, _describe_llama, _read_llama, _llama_tensors),
-    "nanochat": Shape("NanoChatForCausalLM", _fits_nanochat, _describe_nanochat, _read_nanochat, _nanochat_tensors),
+    "gpt2": Shape("GPT2LMHeadModel", _fits_gpt2, _describe_gpt2, _read_gpt2, GPT2),
+    "qwen3": Shape("Qwen3ForCausalLM", _fits_qwen3, _describe_qwen3, _read_qwen3, LLAMA),
+    "llama": Shape("LlamaForCausalLM", _fits_llama, _describe_llama, _read_llama, LLAMA),
+    "nanochat": Shape("NanoChatForCausalLM", _fits_nanochat, _describe_nanochat, _read_nanochat, NANOCHAT),
 }

@@ -5,17 +5,20 @@ In: a name, a file, or the text that a user brings, and knobs.  Out: the RunConf
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from hornbook.base.console import say
 from hornbook.base.errors import UserError
-from hornbook.base.settings import from_file, merge, nearest
+from hornbook.base.settings import build, from_file, merge, nearest
 from hornbook.recipes import modern, seeds
 from hornbook.recipes.miniature import miniature, what_is_small
 from hornbook.shards.format import Shards, is_shards
+from hornbook.shards.prepare import PrepareConfig
 from hornbook.text.corpora import find_corpus, find_source, is_corpus
+from hornbook.text.documents import AS_IT_COMES, TextConfig
 from hornbook.train.config import RunConfig, override
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {
@@ -65,15 +68,24 @@ def _compose(named: RunConfig | str | None, knobs: Mapping[str, Any]) -> RunConf
     start_from = merge({"start_from": getattr(named, "start_from", None)}, tree, knobs)["start_from"]
     if isinstance(start_from, str):
         return _from_weights(start_from, based_on, tree, knobs, origins)
-    return override(_base(based_on, knobs.get("data", tree.get("data"))), tree, knobs, origins=origins)
+    base = _base(based_on, knobs.get("data", tree.get("data")), _how_to_read(tree, knobs))
+    return override(base, tree, knobs, origins=origins)
 
 
-def _base(named: Any, data: Any) -> RunConfig:
+def _how_to_read(*trees: Mapping[str, Any]) -> TextConfig:
+    """The knobs of reading, by which it is known how much text there is. What is wrong with them is told with all the
+    others."""
+    with contextlib.suppress(UserError):
+        return build(PrepareConfig, {"text": merge({"text": {}}, *trees)["text"]}).text
+    return AS_IT_COMES
+
+
+def _base(named: Any, data: Any, text: TextConfig) -> RunConfig:
     if isinstance(named, RunConfig):
         return named
     if named is not None:
         return _recipe(str(named))
-    if isinstance(data, str) and (text_bytes := _bytes_to_fit(data)) is not None:
+    if isinstance(data, str) and (text_bytes := _bytes_to_fit(data, text)) is not None:
         return _for_text(data, text_bytes)
     return _recipe(DEFAULT)
 
@@ -85,10 +97,11 @@ def _from_weights(
     from hornbook.train.origin import MAY_DIFFER, Origin  # with it comes torch
 
     origin, data = Origin.find(start_from), knobs.get("data", tree.get("data"))
+    text = _how_to_read(tree, knobs)
     if named is not None:
-        base = _base(named, data)
+        base = _base(named, data, text)
     elif isinstance(data, str):
-        there = Shards.open(Path(data)).bytes_of_text("train") if is_shards(Path(data)) else _bytes_to_fit(data)
+        there = Shards.open(Path(data)).bytes_of_text("train") if is_shards(Path(data)) else _bytes_to_fit(data, text)
         base = modern.continued(data, there, origin.model.context)
     else:
         raise UserError("--from: name the text to go on with as well: --data PATH")
@@ -110,13 +123,13 @@ def _is_given(knobs: Mapping[str, Any], dotted: str) -> bool:
     return first in knobs and (not rest or (isinstance(knobs[first], Mapping) and _is_given(knobs[first], rest)))
 
 
-def _bytes_to_fit(data: str) -> int | None:
+def _bytes_to_fit(data: str, text: TextConfig) -> int | None:
     """The amount of text that sizes are chosen for. The default recipe is for its own corpus; and for those that are
     too much to read in one sitting, until somebody says how long to train."""
     if is_shards(Path(data)) or data == RECIPES[DEFAULT]().data:
         return None
     if not is_corpus(data):
-        return find_source(data).likely_bytes_of_text()
+        return find_source(data, text).likely_bytes_of_text()
     corpus, choice = find_corpus(data)
     likely = corpus.likely_bytes_of_text(choice)
     return likely if likely <= MOST_BYTES_TO_FIT else None

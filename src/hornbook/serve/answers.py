@@ -1,52 +1,44 @@
-"""What the API answers, for its description alone.
-
-In: nothing.  Out: the shapes of answers, from which FastAPI writes /openapi.json. The answers themselves are plain
-dictionaries: to validate our own for each token would cost more than the token's JSON.
-"""
+"""What the API answers: plain dictionaries, whose types are also what /openapi.json says of them."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired
 
-from pydantic import BaseModel, ConfigDict
-
-
-class Shape(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+from typing_extensions import TypedDict  # before Python 3.12, pydantic wants this one
 
 
-class Logprobs(Shape):
+class Logprobs(TypedDict):
+    """Of tokens; one that is but a part of a character has as its text `bytes:` and its bytes."""
+
     tokens: list[str]
-    """Texts of tokens; of one that is but a part of a character, `bytes:` and its bytes."""
-    token_logprobs: list[float]
+    token_logprobs: list[float | None]
     top_logprobs: list[dict[str, float]]
     text_offset: list[int]
 
 
-class Choice(Shape):
+class Choice(TypedDict):
     index: int
     text: str
     logprobs: Logprobs | None
     finish_reason: Literal["stop", "length"] | None
 
 
-class Usage(Shape):
+class Usage(TypedDict):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
 
 
-class Beyond(Shape):
-    """What OpenAI has not."""
+class Beyond(TypedDict):
+    """What OpenAI has not: choice i of each prompt has `seed` plus i, and so many tokens of the longest prompt stand
+    before the model's context, `forgotten`."""
 
     seed: int
-    """Of choice i of each prompt, it is this plus i."""
     forgotten: int
-    """So many tokens of the longest prompt stand before the model's context."""
 
 
-class CompletionAnswer(Shape):
-    """Also of each chunk of a stream, where `usage` is null or missing but in the last."""
+class CompletionAnswer(TypedDict):
+    """Also each chunk of a stream, where `usage` is null or missing but in the last."""
 
     id: str
     object: Literal["text_completion"]
@@ -54,22 +46,22 @@ class CompletionAnswer(Shape):
     model: str
     choices: list[Choice]
     hornbook: Beyond
-    usage: Usage | None = None
+    usage: NotRequired[Usage | None]
 
 
-class ModelEntry(Shape):
+class ModelEntry(TypedDict):
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
 
 
-class ModelList(Shape):
+class ModelList(TypedDict):
     object: Literal["list"]
     data: list[ModelEntry]
 
 
-class Health(Shape):
+class Health(TypedDict):
     status: Literal["ok"]
 
 

@@ -8,41 +8,40 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from hornbook.base.errors import UserError
-from hornbook.serve.answers import COMPLETION, Health, ModelEntry, ModelList
+from hornbook.serve.answers import COMPLETION, CompletionAnswer, Health, ModelEntry, ModelList
 from hornbook.serve.completions import Completion, CompletionRequest, MistakeError
 from hornbook.serve.engine import Added, Engine, Job, RefusedError
 from hornbook.serve.errors import ApiError, ErrorAnswer, ended
 from hornbook.serve.models import Models
-from hornbook.serve.pages import add_page
 from hornbook.serve.runs import add_runs
 
 CLOSING_RETRY_SECONDS = 10
 MOST_TOLD = 20
-FAILURES: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorAnswer, "description": "What is wrong with the request, all of it"},
-    401: {"model": ErrorAnswer, "description": "No key, or a wrong one"},
-    403: {"model": ErrorAnswer, "description": "Another Host or Origin than this server's"},
-    404: {"model": ErrorAnswer, "description": "No such model, or no such path"},
-    413: {"model": ErrorAnswer, "description": "The body is too large"},
-    429: {"model": ErrorAnswer, "description": "The queue is full; Retry-After tells how long to wait"},
-    500: {"model": ErrorAnswer, "description": "The model failed"},
-    503: {"model": ErrorAnswer, "description": "The server is shutting down"},
+FAILURES = {
+    400: "What is wrong with the request, all of it",
+    401: "No key, or a wrong one",
+    403: "Another Host or Origin than this server's",
+    404: "No such model, or no such path",
+    413: "The body is too large",
+    429: "The queue is full; Retry-After tells how long to wait",
+    500: "The model failed",
+    503: "The server is shutting down",
 }
 
 
-def _answers(shape: type[BaseModel], *failures: int) -> dict[int | str, dict[str, Any]]:
-    return {200: {"model": shape}, **{each: FAILURES[each] for each in failures}}
+def _failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {each: {"model": ErrorAnswer, "description": FAILURES[each]} for each in statuses}
 
 
 def build_app(models: Models) -> FastAPI:
@@ -54,19 +53,20 @@ def build_app(models: Models) -> FastAPI:
         description="Models that were trained with Hornbook, behind OpenAI's completions API.",
         docs_url=None,  # theirs would ask another host for its script
         redoc_url=None,
+        # And no 422, which FastAPI would describe, but which is never sent here.
+        responses={"default": {"model": ErrorAnswer, "description": "What went wrong"}},
     )
     _add_completions(app, models)
     _add_models(app, models)
     _add_health(app, models)
     add_runs(app, models)
-    add_page(app)
+    _add_page(app)
     _add_errors(app)
-    _describe_errors(app)
     return app
 
 
 def _add_completions(app: FastAPI, models: Models) -> None:
-    @app.post("/v1/completions", response_class=JSONResponse, responses={200: COMPLETION, **FAILURES})
+    @app.post("/v1/completions", response_class=JSONResponse, responses={200: COMPLETION, **_failures(*FAILURES)})
     async def create_completion(request: Request, asked: CompletionRequest) -> Response:
         """Continue a text, or several. With `stream`, server-sent events: a chunk for each token that gave text, and
         `data: [DONE]` at the end."""
@@ -78,7 +78,7 @@ def _add_completions(app: FastAPI, models: Models) -> None:
         leaving = asyncio.create_task(_left(request))
         try:
             engine = await _unless(leaving, holding.enter_async_context(models.engine(asked.model)))
-            completion = await asyncio.to_thread(Completion, asked, engine.speaker, _id(asked, models), models.config)
+            completion = await asyncio.to_thread(Completion, asked, engine.speaker, _id(asked, models))
             exchange = Exchange(completion, engine, leaving)
             models.tally.count("prompt_tokens", completion.prompt_tokens)
             if asked.stream:
@@ -138,7 +138,7 @@ class Exchange:
         self.completion, self.engine = completion, engine
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[list[Added], str | None]] = asyncio.Queue()
-        self._job: Job = completion.job(self._tell)
+        self._job = Job(completion.texts, self._tell)
         self._first: tuple[list[Added], str | None] | None = None
         engine.submit(self._job)
         self._leaving = leaving
@@ -158,7 +158,7 @@ class Exchange:
             self.leave()
             raise
 
-    async def chunks(self) -> AsyncIterator[dict[str, Any]]:
+    async def chunks(self) -> AsyncIterator[CompletionAnswer]:
         for chunk in self.completion.opening():
             yield chunk
         while True:
@@ -171,15 +171,13 @@ class Exchange:
             self._raise_if_over(outcome)
 
     async def whole(self) -> Response:
-        all_added: list[Added] = []
         outcome = None
         try:
             while outcome is None:
-                added, outcome = await self._events.get()
-                all_added += added
+                _, outcome = await self._events.get()
             self._raise_if_over(outcome)
-            # With alternatives to every token, an answer can be millions of numbers.
-            return await asyncio.to_thread(lambda: JSONResponse(self.completion.whole(all_added)))
+            # With alternatives to every token, an answer can be half a million numbers.
+            return await asyncio.to_thread(lambda: JSONResponse(self.completion.whole()))
         finally:
             self.leave()
 
@@ -226,20 +224,20 @@ async def _send_event(send: Send, data: str) -> None:
 
 
 def _add_models(app: FastAPI, models: Models) -> None:
-    def entries() -> Iterator[dict[str, Any]]:
+    def entries() -> Iterator[ModelEntry]:
         for served in models.served.values():
             for id, folder in served.ids().items():
                 with contextlib.suppress(OSError):  # rotated away since it was listed
                     made = int(folder.stat().st_mtime)
                     yield {"id": id, "object": "model", "created": made, "owned_by": "hornbook"}
 
-    @app.get("/v1/models", responses=_answers(ModelList, 401, 403))
-    def list_models() -> dict[str, Any]:
+    @app.get("/v1/models", responses=_failures(401, 403))
+    def list_models() -> ModelList:
         """Every id that is good as `model`."""
         return {"object": "list", "data": list(entries())}
 
-    @app.get("/v1/models/{id:path}", responses=_answers(ModelEntry, 401, 403, 404))
-    def get_model(id: str) -> dict[str, Any]:
+    @app.get("/v1/models/{id:path}", responses=_failures(401, 403, 404))
+    def get_model(id: str) -> ModelEntry:
         for entry in entries():
             if entry["id"] == id:
                 return entry
@@ -247,26 +245,38 @@ def _add_models(app: FastAPI, models: Models) -> None:
 
 
 def _add_health(app: FastAPI, models: Models) -> None:
-    @app.get("/health", responses=_answers(Health, 503))
-    async def health() -> dict[str, str]:
+    @app.get("/health", responses=_failures(503))
+    async def health() -> Health:
         if models.closing:
             raise ended("closing", CLOSING_RETRY_SECONDS)
         if not all(engine.is_healthy for _, engine in models.loaded):
             raise ApiError(503, "a model fails again and again; the server's log says why", code="model_failed")
         return {"status": "ok"}
 
-    @app.get("/metrics", response_class=PlainTextResponse, responses={401: FAILURES[401], 403: FAILURES[403]})
+    @app.get("/metrics", response_class=PlainTextResponse, responses=_failures(401, 403))
     async def metrics() -> PlainTextResponse:
         """Prometheus' text form."""
-        return PlainTextResponse(models.tally.text(_gauges(models)), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(models.tally.text(), media_type="text/plain; version=0.0.4")
+
+    def sum_of(value: Callable[[Engine], int]) -> Callable[[], float]:
+        return lambda: sum(value(engine) for _, engine in models.loaded)
+
+    watch = models.tally.watch
+    watch("models_loaded", "Models in memory", lambda: len(models.loaded))
+    watch("queue_length", "Requests that wait for a row", sum_of(lambda engine: engine.waiting))
+    watch("rows_in_use", "Texts that are being continued", sum_of(lambda engine: engine.rows_in_use))
+    watch("rows", "Texts that can be continued at once", sum_of(lambda engine: engine.rows))
 
 
-def _gauges(models: Models) -> Iterator[tuple[str, str, float]]:
-    engines = [engine for _, engine in models.loaded]
-    yield "models_loaded", "Models in memory", len(engines)
-    yield "queue_length", "Requests that wait for a row", sum(each.waiting for each in engines)
-    yield "rows_in_use", "Texts that are being continued", sum(each.rows_in_use for each in engines)
-    yield "rows", "Texts that can be continued at once", sum(each.rows for each in engines)
+def _add_page(app: FastAPI) -> None:
+    files = StaticFiles(packages=[("hornbook.serve", "page")])
+
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    @app.api_route("/page/{name}", methods=["GET", "HEAD"], include_in_schema=False)
+    async def part_of_page(request: Request) -> Response:
+        part = await files.get_response(request.path_params.get("name", "index.html"), request.scope)
+        part.headers["cache-control"] = "no-cache"  # asked for each time, and sent where it has changed
+        return part
 
 
 def _add_errors(app: FastAPI) -> None:
@@ -310,19 +320,3 @@ def _told(mistake: Any) -> Iterator[tuple[str, str]]:
     else:
         what = str(mistake["msg"]).removeprefix("Input ")
         yield field or ".".join(place)[:80], f"{what[:1].lower()}{what[1:]}"
-
-
-def _describe_errors(app: FastAPI) -> None:
-    """FastAPI describes 422, which is never sent here."""
-    described = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        schema = described()
-        for path in schema["paths"].values():
-            for method in path.values():
-                method["responses"].pop("422", None)
-        for name in ("HTTPValidationError", "ValidationError"):
-            schema["components"]["schemas"].pop(name, None)
-        return schema
-
-    app.openapi = openapi  # type: ignore[method-assign]

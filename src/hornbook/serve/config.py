@@ -1,6 +1,6 @@
 """How much a server takes on.
 
-In: knobs.  Out: a `ServeConfig`.
+In: knobs.  Out: a `ServeConfig`. What one request, body or connection may take is a constant where it is used.
 """
 
 from __future__ import annotations
@@ -17,21 +17,3 @@ class ServeConfig(Settings):
     """Requests that may wait for a row; more are refused with 429."""
     loaded: int = Field(4, ge=1)
     """Models that are kept in memory, each with its rows."""
-    max_tokens: int = Field(4096, ge=1)
-    """New tokens of a text that a request may ask for."""
-    texts: int = Field(32, ge=1)
-    """Texts of one request: prompts times n."""
-    numbers: int = Field(500_000, ge=1)
-    """Of an answer: texts times tokens times a probability and its alternatives."""
-    prompt_tokens: int = Field(65_536, ge=1)
-    """Of all prompts of a request together."""
-    body_bytes: int = Field(1 << 20, ge=1)
-    header_seconds: float = Field(10.0, gt=0)
-    """A connection that has not sent a whole request's headers by then is closed."""
-    body_seconds: float = Field(30.0, gt=0)
-    reader_seconds: float = Field(30.0, gt=0)
-    """A client that takes nothing of its answer for so long is dropped."""
-    connections: int = Field(512, ge=1)
-    """Beyond so many, those that have not sent their headers yet are closed, the oldest first."""
-    ending_seconds: float = Field(30.0, ge=0)
-    """What runs when the server is told to stop may take so long to finish."""

@@ -1,55 +1,72 @@
 """Connections that do not wait for ever.
 
-In: uvicorn's protocol.  Out: one with a limit to how long a request's headers may take, how long a client may take
-nothing of its answer, and how many connections there are; uvicorn has none of these.
+In: uvicorn's protocol, and when an application begins and ends with a request.  Out: a limit to how long a client may
+take for a request's headers, how long it may take nothing of its answer, and how many connections there are; uvicorn
+has none of these. Of uvicorn, only what asyncio calls and what ASGI tells is used.
 """
 
 from __future__ import annotations
 
 import asyncio
 
-import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from hornbook.serve.config import ServeConfig
+HEADER_SECONDS = 10.0
+READER_SECONDS = 30.0
+MOST = 512
+
+Address = tuple[str, int]
 
 
-def connections_within(config: ServeConfig) -> type[H11Protocol]:
-    """The protocol of one server."""
-    silent: dict[H11Protocol, None] = {}  # those that have no whole request under way, the oldest first
+class Connections:
+    """Those of one server, by their clients' addresses."""
 
+    def __init__(self) -> None:
+        self._open: dict[Address, asyncio.Transport] = {}
+        self._resting: dict[Address, asyncio.TimerHandle] = {}  # with no request under way, the longest first
+
+    def begin(self, client: Address, transport: asyncio.Transport) -> None:
+        self._open[client] = transport
+        self.rest(client)
+        if len(self._open) > MOST:
+            longest = next(iter(self._resting))
+            self._open[longest].abort()
+            self.end(longest)
+
+    def rest(self, client: Address) -> None:
+        """It owes the headers of its next request. Also of one that was answered before its body had come: what still
+        comes of that keeps nothing open."""
+        if client in self._open:
+            self.work(client)
+            loop = asyncio.get_running_loop()
+            self._resting[client] = loop.call_later(HEADER_SECONDS, self._open[client].abort)
+
+    def work(self, client: Address) -> None:
+        """Its request's headers are there."""
+        if (waiting := self._resting.pop(client, None)) is not None:
+            waiting.cancel()
+
+    def end(self, client: Address) -> None:
+        self.work(client)
+        self._open.pop(client, None)
+
+
+def protocol_of(connections: Connections) -> type[asyncio.Protocol]:
     class Connection(H11Protocol):
-        _deadline: asyncio.TimerHandle | None = None
+        _address: Address
+        _out: asyncio.Transport
         _reader: asyncio.TimerHandle | None = None
-        _unread = 0
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
+            host, port, *_ = transport.get_extra_info("peername") or ("", id(self))  # or it has left already
+            self._out, self._address = transport, (host, port)
             transport.set_write_buffer_limits(high=0)  # so that pause_writing tells of every byte not taken
-            self._await_headers()
-            if len(self.connections) > config.connections and silent:
-                next(iter(silent)).transport.abort()
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            if self.conn.their_state is not h11.IDLE:
-                self._have_headers()
-            elif self._deadline is None:
-                self._await_headers()
-            if self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete:
-                silent.pop(self, None)
-
-        def on_response_complete(self) -> None:
-            unread = self.conn.their_state is h11.SEND_BODY
-            super().on_response_complete()
-            silent[self] = None
-            if unread:  # answered before its body came: what still comes of it keeps nothing open
-                self.loop.call_later(config.header_seconds, self.transport.abort)
+            connections.begin(self._address, transport)
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self._have_headers()
-            silent.pop(self, None)
-            self._stop_watching()
+            connections.end(self._address)
+            self._has_read()
             super().connection_lost(exc)
 
         def pause_writing(self) -> None:
@@ -57,29 +74,17 @@ def connections_within(config: ServeConfig) -> type[H11Protocol]:
             self._watch_reader()
 
         def resume_writing(self) -> None:
-            self._stop_watching()
+            self._has_read()
             super().resume_writing()
 
-        def _await_headers(self) -> None:
-            silent[self] = None
-            self._deadline = self.loop.call_later(config.header_seconds, self.transport.abort)
-
-        def _have_headers(self) -> None:
-            if self._deadline is not None:
-                self._deadline.cancel()
-                self._deadline = None
-
-        def _watch_reader(self) -> None:
-            self._unread = self.transport.get_write_buffer_size()
-            self._reader = self.loop.call_later(config.reader_seconds, self._give_up_reader)
-
-        def _give_up_reader(self) -> None:
-            if self.transport.get_write_buffer_size() >= self._unread:
-                self.transport.abort()
+        def _watch_reader(self, unread: float = float("inf")) -> None:
+            now = self._out.get_write_buffer_size()
+            if now >= unread:
+                self._out.abort()
             else:
-                self._watch_reader()
+                self._reader = asyncio.get_running_loop().call_later(READER_SECONDS, self._watch_reader, now)
 
-        def _stop_watching(self) -> None:
+        def _has_read(self) -> None:
             if self._reader is not None:
                 self._reader.cancel()
                 self._reader = None

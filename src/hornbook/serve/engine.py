@@ -9,7 +9,6 @@ nobody wants them any more.
 from __future__ import annotations
 
 import math
-import sys
 import threading
 import time
 import traceback
@@ -18,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hornbook.base.errors import one_line
+from hornbook.base.output import tell
 from hornbook.infer.continuation import Continuation
 from hornbook.infer.decode import Batch, Chosen, Growing
 from hornbook.infer.speaker import Speaker
@@ -73,7 +73,8 @@ class Engine:
         self._closing = self._ending = False
         self._failures, self._failed_at = 0, 0.0
         self._pace, self._paced_from = 1.0, time.monotonic()  # seconds from one job's end to the next one's
-        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        # Its memory is taken here, so that where there is not enough, whoever loads the model is told.
+        self._thread = threading.Thread(target=self._work, args=(self._new_batch(),), name="engine", daemon=True)
         self._thread.start()
 
     @property
@@ -136,9 +137,8 @@ class Engine:
         self._thread.join(wait_seconds)
         return not self._thread.is_alive()
 
-    def _work(self) -> None:
+    def _work(self, batch: Batch) -> None:
         try:
-            batch = self._new_batch()
             while self._take_in(batch):
                 try:
                     self._step(batch)
@@ -234,7 +234,7 @@ class Engine:
     def _fail(self, error: BaseException) -> None:
         """What was computed together ends together; what waits gets a new batch, unless errors go on."""
         traceback.print_exception(error)
-        print(f"error: {one_line(f'{type(error).__name__}: {error}')}", file=sys.stderr, flush=True)
+        tell(f"error: {one_line(f'{type(error).__name__}: {error}')}")
         self._tally.count("engine_failures")
         with self._changed:
             self._failures, self._failed_at = self._failures + 1, time.monotonic()

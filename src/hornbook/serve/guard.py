@@ -18,12 +18,14 @@ from urllib.parse import parse_qs, urlsplit
 from fastapi.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hornbook.serve.config import ServeConfig
+from hornbook.serve.connection import Connections
 from hornbook.serve.errors import KEY_WANTED, ApiError
 from hornbook.serve.tally import Tally
 
 OPEN = {"/health"}
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+BODY_BYTES = 1 << 20
+BODY_SECONDS = 30.0
 LINGER_BYTES = 16 << 20
 LINGER_SECONDS = 2.0
 HEADERS = {
@@ -44,9 +46,15 @@ class Guard:
     """ASGI middleware."""
 
     def __init__(
-        self, app: ASGIApp, host: str, config: ServeConfig, tally: Tally, key: str | None, names: Iterable[str] = ()
+        self,
+        app: ASGIApp,
+        host: str,
+        tally: Tally,
+        connections: Connections,
+        key: str | None,
+        names: Iterable[str] = (),
     ) -> None:
-        self.app, self.config, self.tally = app, config, tally
+        self.app, self.tally, self.connections = app, tally, connections
         self.names = LOOPBACK | {host.lower(), *(name.lower() for name in names)}
         address = _address(host)
         self.is_everywhere = address is not None and address.is_unspecified
@@ -59,22 +67,27 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        answered = self._counting(send)
+        self.connections.work(scope["client"])
+        try:
+            await self._answer(scope, receive, self._counting(send))
+        finally:
+            self.connections.rest(scope["client"])
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             entry = self._let_in(scope)
-            body = None if entry else await self._body(scope, receive)
+            body = b"" if entry else await self._body(scope, receive)
         except ApiError as error:
-            await error.response()(scope, receive, answered)
-            return
+            entry = error.response()
         if entry is not None:
-            await entry(scope, receive, answered)
+            await entry(scope, receive, send)
         else:
-            await self.app(scope, _first(body or b"", receive), answered)
+            await self.app(scope, _first(body, receive), send)
 
     def _counting(self, send: Send) -> Send:
         async def counting(message: Message) -> None:
             if message["type"] == "http.response.start":
-                self.tally.count("responses", label=f'code="{message["status"]}"')
+                self.tally.answer(message["status"])
                 there = {name.lower() for name, _ in message["headers"]}
                 message["headers"] = [*message["headers"], *(each for each in HEADERS.items() if each[0] not in there)]
             await send(message)
@@ -121,29 +134,29 @@ class Guard:
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         headers = dict(scope["headers"])
-        most, body, more = self.config.body_bytes, bytearray(), True
+        body, more = bytearray(), True
         try:
-            if int(headers.get(b"content-length", b"0")) > most:
+            if int(headers.get(b"content-length", b"0")) > BODY_BYTES:
                 if b"expect" not in headers:
                     await _linger(receive)
-                raise _too_large(most)
-            async with asyncio.timeout(self.config.body_seconds):
+                raise _too_large()
+            async with asyncio.timeout(BODY_SECONDS):
                 while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise ApiError(400, "the client left before its body was whole")
                     body += message.get("body", b"")
                     more = message.get("more_body", False)
-                    if len(body) > most:
+                    if len(body) > BODY_BYTES:
                         await _linger(receive)
-                        raise _too_large(most)
+                        raise _too_large()
         except TimeoutError:
-            raise ApiError(408, f"the body took longer than {self.config.body_seconds:g} seconds") from None
+            raise ApiError(408, f"the body took longer than {BODY_SECONDS:g} seconds") from None
         return bytes(body)
 
 
-def _too_large(most: int) -> ApiError:
-    return ApiError(413, f"a body of more than {most:,} bytes, which this server takes at most")
+def _too_large() -> ApiError:
+    return ApiError(413, f"a body of more than {BODY_BYTES:,} bytes, which this server takes at most")
 
 
 async def _linger(receive: Receive) -> None:

@@ -10,12 +10,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from hornbook.base.console import warn
 from hornbook.base.errors import UserError
+from hornbook.base.machine import free_memory_bytes
 from hornbook.infer.speaker import Speaker
 from hornbook.model.config import ModelConfig
 from hornbook.model.folder import CONFIG, RUN, config_of_run, kept_folders, load_config, resolve, step_of
@@ -24,6 +27,7 @@ from hornbook.serve.engine import Engine, RefusedError
 from hornbook.serve.tally import Tally
 
 BUSY_RETRY_SECONDS = 5
+SHARE_OF_MEMORY = 0.9  # of what is free once the weights are there; steps need some too
 LONGEST_STEP = 15  # digits
 
 
@@ -82,9 +86,10 @@ class Models:
         for path in paths:
             self._serve(path)
         self._load = load
-        self._engines: dict[Identity, Engine] = {}  # the one asked for last stands last
+        self._engines: OrderedDict[Identity, Engine] = OrderedDict()  # the one asked for last stands last
         self._changing = threading.Lock()
-        self._resolved: dict[str, tuple[tuple[Identity, ...], Identity]] = {}
+        self._has_spoken = {served.name for served in self.served.values() if served.kept or not served.is_run}
+        self._resolved: dict[tuple[str, str], tuple[tuple[Identity, ...], Identity]] = {}
         self._loader = ThreadPoolExecutor(1, "loader")
         self._waiting = 0  # for a model to be loaded
         self.closing = False
@@ -121,45 +126,58 @@ class Models:
     async def engine(self, model: str | None) -> AsyncIterator[Engine]:
         """The engine for an id; it stays in memory while it is held."""
         served, at = self.find(model)
-        engine = self._at_hand(served, at)
-        if engine is None:
-            engine = await self._load_in_turn(served, at)
+        # What a run kept is looked for in a thread: its folder may be large, or far away.
+        identity = await asyncio.to_thread(self._known, served, at)
+        while (engine := self._lend(identity)) is None:
+            identity = await self._load_in_turn(served, at)
         try:
             yield engine
         finally:
             self._give_back(engine)
 
-    async def _load_in_turn(self, served: Served, at: str) -> Engine:
-        """Whoever leaves meanwhile leaves the queue too, or gives back what was loaded for nobody."""
+    async def _load_in_turn(self, served: Served, at: str) -> Identity:
+        """Whoever leaves meanwhile leaves the queue too; what has begun to be loaded is there for who comes next."""
         if self._waiting >= self.config.queue + self.config.rows:
             raise RefusedError("full", BUSY_RETRY_SECONDS)
         self._waiting += 1
-        loading = self._loader.submit(self._loaded, served, at)
         try:
-            return await asyncio.wrap_future(loading)
-        except asyncio.CancelledError:
-            if not loading.cancel():
-                loading.add_done_callback(self._give_back_loaded)
-            raise
+            return await asyncio.get_running_loop().run_in_executor(self._loader, self._have, served, at)
         finally:
             self._waiting -= 1
 
-    def _give_back_loaded(self, loading: Future[Engine]) -> None:
-        if loading.exception() is None:
-            self._give_back(loading.result())
+    def _known(self, served: Served, at: str) -> Identity | None:
+        """Which weights were meant, if nothing was kept or deleted since."""
+        known = self._resolved.get((served.name, at))
+        return known[1] if known is not None and known[0] == served.identities() else None
+
+    def _lend(self, identity: Identity | None) -> Engine | None:
+        with self._changing:
+            engine = None if identity is None else self._engines.get(identity)
+            if engine is None or identity is None or not engine.is_alive:
+                return None
+            self._engines.move_to_end(identity)
+            engine.users += 1
+            return engine
 
     def _give_back(self, engine: Engine) -> None:
         with self._changing:
             engine.users -= 1
-            is_left = not engine.users and engine not in self._engines.values()
-        if is_left:
-            engine.end(0)
+
+    def why_silent(self, served: Served) -> str | None:
+        """What is the matter with a model of which there is nothing to speak with."""
+        if not (served.path / (RUN if served.is_run else CONFIG)).is_file():
+            return f"{served.name}: its folder was deleted or moved since the server began; put it back and ask again"
+        if not served.is_run or served.kept:
+            return None
+        if served.name in self._has_spoken:
+            return f"{served.name}: its checkpoints were deleted; ask again when it has trained for a while"
+        return f"{served.name} has no checkpoint yet; ask again when it has trained for a while"
 
     def load_first(self) -> None:
         """So that a broken model is told at the start, and the first answer comes soon."""
         served = next(iter(self.served.values()))
         if not served.is_run or served.kept:
-            self._loaded(served, "best").users -= 1
+            self._have(served, "best")
 
     def close(self) -> None:
         """Take no more jobs."""
@@ -174,48 +192,32 @@ class Models:
         gone = [engine.end(wait_seconds) for _, engine in self.loaded]
         return all(gone)
 
-    def _at_hand(self, served: Served, at: str) -> Engine | None:
-        known = self._resolved.get(f"{served.name}@{at}")
-        with self._changing:
-            if known is None or known[0] != served.identities() or known[1] not in self._engines:
-                return None
-            return self._lent(known[1])
-
-    def _lent(self, identity: Identity) -> Engine | None:
-        engine = self._engines.pop(identity)
-        if not engine.is_alive:
-            return None
-        self._engines[identity] = engine
-        engine.users += 1
-        return engine
-
-    def _loaded(self, served: Served, at: str) -> Engine:
-        """In the loader's thread, one at a time."""
-        if (engine := self._at_hand(served, at)) is not None:
-            return engine
+    def _have(self, served: Served, at: str) -> Identity:
+        """Which weights are meant, loaded unless they are there. In the loader's thread, so one at a time."""
         kept = served.identities()
-        if not kept:
-            raise UserError(f"{served.name} has no checkpoint yet; ask again when it has trained for a while")
+        if (silence := self.why_silent(served)) is not None:
+            raise UserError(silence)
+        self._has_spoken.add(served.name)
         folder = resolve(served.path, at)
         identity = Identity.of(folder)
         with self._changing:
-            self._resolved[f"{served.name}@{at}"] = (kept, identity)
-            if identity in self._engines and (engine := self._lent(identity)) is not None:
-                return engine
+            self._resolved[served.name, at] = (kept, identity)
+            if identity in self._engines and self._engines[identity].is_alive:
+                return identity
+            self._engines.pop(identity, None)
             self._make_room()
         try:
             speaker = self._load(folder)
         except (UserError, OSError):
             if folder.exists():
                 raise
-            return self._loaded(served, at)  # a run that trains let go of it meanwhile
+            return self._have(served, at)  # a run that trains let go of it meanwhile
+        engine = Engine(speaker, rows_that_fit(speaker, self.config.rows), self.config.queue, self.tally)
         with self._changing:
-            engine = Engine(speaker, self.config.rows, self.config.queue, self.tally)
             self._engines[identity] = engine
             if self.closing:
                 engine.close()
-            engine.users += 1
-            return engine
+        return identity
 
     def _make_room(self) -> None:
         while len(self._engines) >= self.config.loaded:
@@ -223,6 +225,21 @@ class Models:
             if idle is None:
                 raise RefusedError("full", BUSY_RETRY_SECONDS)
             self._engines.pop(idle).end(0)
+
+
+def rows_that_fit(speaker: Speaker, most: int) -> int:
+    """Keys and values of every row are taken when a model is loaded, so that no text fails for want of them later."""
+    model, config = speaker.model, speaker.model.config
+    each = 2 * config.n_layer * config.context * config.kv_heads * config.width_of_head
+    each *= (model.cache_dtype or model.embedding.weight.dtype).itemsize
+    free = free_memory_bytes(str(model.embedding.weight.device))
+    rows = most if free is None else min(most, int(SHARE_OF_MEMORY * free) // each)
+    told = f"keys and values of a text take {each / 1e9:.2g} GB, and {(free or 0) / 1e9:.2g} GB are free"
+    if not rows:
+        raise UserError(f"{speaker.folder.name}: no room to speak: {told}; try --dtype bfloat16, or serve fewer models")
+    if rows < most:
+        warn(f"{speaker.folder.name}: {rows} texts at once, not {most}: {told}; --rows {rows} is what fits")
+    return rows
 
 
 def _is_step(at: str) -> bool:

@@ -12,11 +12,9 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Query
 
 from hornbook.base.errors import UserError
-from hornbook.serve.errors import ApiError, ErrorAnswer
+from hornbook.serve.errors import ApiError
 from hornbook.serve.models import Models
 from hornbook.serve.watch import SAMPLES_KEPT, Watch
-
-UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"model": ErrorAnswer, "description": "No such run"}}
 
 
 def add_runs(app: FastAPI, models: Models) -> None:
@@ -43,16 +41,17 @@ def add_runs(app: FastAPI, models: Models) -> None:
                 "context": config and config.context,
                 "vocab_size": config and config.known_vocab_size,
                 "training": watch is not None and watch.training,
+                "silent": models.why_silent(served),
             }
             described.append(entry | {"points": [] if watch is None else watch.points()})
         return described
 
-    @app.get("/api/runs/{name}/curve", responses=UNKNOWN)
+    @app.get("/api/runs/{name}/curve")
     def look_at_curve(name: str, after: int = -1) -> dict[str, Any]:
         """Both losses after a step, at most about a thousand points of each."""
         return watch_of(name).curve(after)
 
-    @app.get("/api/runs/{name}/samples", responses=UNKNOWN)
+    @app.get("/api/runs/{name}/samples")
     def look_at_samples(name: str, last: Annotated[int, Query(ge=1, le=SAMPLES_KEPT)] = 10) -> list[dict[str, Any]]:
         """What the model said while it trained, the newest last."""
         return watch_of(name).samples(last)

@@ -12,7 +12,6 @@ import errno
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,16 +22,18 @@ import uvicorn
 
 from hornbook.base.console import say
 from hornbook.base.errors import UserError
+from hornbook.base.machine import BY_HAND, garbage_sought_among_new_objects, signals_to_end
+from hornbook.base.output import settle
 from hornbook.infer.speaker import Speaker, machine_to_speak
 from hornbook.serve.app import build_app
 from hornbook.serve.config import ServeConfig
-from hornbook.serve.connection import connections_within
+from hornbook.serve.connection import Connections, protocol_of
 from hornbook.serve.guard import Guard, is_loopback
 from hornbook.serve.models import Models
 from hornbook.serve.tally import Tally
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LARGEST_PORT = 65_535
+ENDING_SECONDS = 30.0
 LAST_STEP_SECONDS = 5.0
 LOOK_EVERY_SECONDS = 0.05
 
@@ -44,6 +45,8 @@ class Server(uvicorn.Server):
         self.threads_are_gone = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit and sig not in BY_HAND:
+            return
         self.force_exit = self.should_exit
         self.should_exit = True
 
@@ -53,7 +56,7 @@ class Server(uvicorn.Server):
         if threading.current_thread() is not threading.main_thread():  # where signals never come
             yield
             return
-        before = {each: signal.signal(each, self.handle_exit) for each in SIGNALS}
+        before = {each: signal.signal(each, self.handle_exit) for each in signals_to_end()}
         try:
             yield
         finally:
@@ -63,7 +66,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.models.close()
         loop = asyncio.get_running_loop()
-        last = loop.time() + self.models.config.ending_seconds
+        last = loop.time() + ENDING_SECONDS
         while self.server_state.tasks and loop.time() < last and not self.force_exit:
             await asyncio.sleep(LOOK_EVERY_SECONDS)
         self.threads_are_gone = await asyncio.to_thread(self.models.end, 0.0 if self.force_exit else LAST_STEP_SECONDS)
@@ -71,9 +74,10 @@ class Server(uvicorn.Server):
 
 
 def build_server(models: Models, host: str, key: str | None = None, names: Sequence[str] = ()) -> Server:
+    connections = Connections()
     settings = uvicorn.Config(
-        Guard(build_app(models), host, models.config, models.tally, key, names),
-        http=connections_within(models.config),
+        Guard(build_app(models), host, models.tally, connections, key, names),
+        http=protocol_of(connections),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -109,10 +113,11 @@ def serve(
         models.load_first()
         server = build_server(models, host, key, names)
         _tell(models, host, listener.getsockname()[1], key)
-        server.run([listener])
+        with garbage_sought_among_new_objects():  # to parse a request may be five times faster
+            server.run([listener])
     if not server.threads_are_gone:
         # A thread in the middle of a step cannot be stopped, and Python would crash if it ended under it.
-        sys.stdout.flush()
+        settle()
         os._exit(0)
 
 

@@ -7,7 +7,7 @@ or uint32 where the vocabulary needs it. The manifest is written last; a folder 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +19,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hornbook.base import files
 from hornbook.base.errors import UserError
+from hornbook.shards import verified
 from hornbook.text.tokenizer import TOKENIZER_FILES, Tokenizer
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+MEND = "prepare the text again: hornbook prepare TEXT --out FOLDER"
 
 
 class _Facts(BaseModel):
@@ -76,6 +78,19 @@ def is_shards(folder: Path) -> bool:
     return folder.is_dir() and any(path.name == MANIFEST for path in folder.iterdir())
 
 
+def listed(folder: Path) -> set[str] | None:
+    """The files of ours in a folder of shards; None where its manifest does not prove to be ours."""
+    try:
+        manifest = files.read_json(folder / MANIFEST) if is_shards(folder) else {}
+        return {MANIFEST, *TOKENIZER_FILES, *_hashes(manifest)} if files.is_unchanged(manifest) else None
+    except (UserError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _hashes(manifest: dict[str, Any]) -> dict[str, str]:
+    return {each["name"]: each["sha256"] for facts in manifest["splits"].values() for each in facts["shards"]}
+
+
 @dataclass(frozen=True)
 class Shards:
     folder: Path
@@ -83,14 +98,12 @@ class Shards:
 
     @classmethod
     def open(cls, folder: Path) -> Shards:
-        """Read the manifest and see that the files have the sizes it tells; `verify` reads every byte."""
+        """Read the manifest and see that the files have the sizes it tells."""
         if not is_shards(folder):
             raise UserError(f"{folder}: not prepared data (no {MANIFEST}); make it with: hornbook prepare TEXT")
         manifest = files.read_json(folder / MANIFEST)
         if manifest.get("format_version") != FORMAT_VERSION:
-            raise UserError(
-                f"{folder / MANIFEST}: another version of the format; prepare the text again: hornbook prepare TEXT"
-            )
+            raise UserError(f"{folder / MANIFEST}: another version of the format; {MEND}")
         if manifest.get("sha256") is None or not files.is_unchanged(manifest):
             raise UserError(f"{folder / MANIFEST}: was edited or damaged; prepare the text again")
         try:
@@ -123,9 +136,7 @@ class Shards:
     def _load_tokenizer(self) -> Tokenizer:
         tokenizer = Tokenizer.load(self.folder)
         if tokenizer.fingerprint != self.manifest["tokenizer_fingerprint"]:
-            raise UserError(
-                f"{self.folder / TOKENIZER_FILES[0]}: has changed since it was written; prepare the text again"
-            )
+            raise UserError(f"{self.folder / TOKENIZER_FILES[0]}: has changed since it was written; {MEND}")
         return tokenizer
 
     @property
@@ -137,6 +148,14 @@ class Shards:
         """The same for the same tokens in the same order, wherever and whenever they were prepared."""
         return str(self.manifest["fingerprint"])
 
+    def checked(self, whole: bool = False, say: Callable[[str], object] = lambda _: None) -> Shards:
+        """Itself, its tokenizer and every byte as they were written, or a UserError. What was read whole before, and
+        looks untouched since, is read again only with `whole`."""
+        self._load_tokenizer()
+        if (what := self._changed(whole, say)) is not None:
+            raise UserError(f"{self.folder}: {what}; {MEND}")
+        return self
+
     def damage(self) -> str | None:
         """What is wrong with the folder, every byte read; None when nothing is."""
         try:
@@ -144,17 +163,19 @@ class Shards:
             self._load_tokenizer()
         except UserError as error:
             return error.mistakes[0].removeprefix(f"{self.folder}/")
-        hashes = {
-            each["name"]: each["sha256"] for facts in self.manifest["splits"].values() for each in facts["shards"]
-        }
-        for path in sorted(self.folder.iterdir()):
-            if path.name not in {MANIFEST, *TOKENIZER_FILES, *hashes}:
-                return f"{path.name} does not belong there"
-            if path.is_symlink():
-                return f"{path.name} is a link"
-            if path.name in hashes and files.sha256(path) != hashes[path.name]:
-                return f"{path.name} has changed since it was written"
-        return None
+        return self._changed(whole=True)
+
+    def _changed(self, whole: bool, say: Callable[[str], object] = lambda _: None) -> str | None:
+        hashes = _hashes(self.manifest)
+        for name in hashes:
+            if (self.folder / name).is_symlink():
+                return f"{name} is a link"
+        changed = verified.changed(self.folder, hashes, whole, say)
+        return None if changed is None else f"{changed} has changed since it was written"
+
+    def note_written(self) -> None:
+        """They have just been written, and hashed on the way."""
+        verified.note_written(self.folder, _hashes(self.manifest))
 
 
 class TokenArray:
@@ -174,7 +195,7 @@ class TokenArray:
             there = path.stat().st_size if path.is_file() else -1
             if there != shard["bytes"]:
                 what = "is missing" if there < 0 else f"has {there} bytes instead of {shard['bytes']}"
-                raise UserError(f"{path}: {what}; prepare the text again: hornbook prepare TEXT")
+                raise UserError(f"{path}: {what}; {MEND}")
             if there:
                 parts.append(np.memmap(path, dtype=np.dtype(dtype).newbyteorder("<"), mode="r"))
         return cls(parts, vocab_size)
@@ -194,7 +215,7 @@ class TokenArray:
             if self._vocab_size is not None and int(piece.max()) >= self._vocab_size:
                 raise UserError(
                     f"{getattr(self._parts[part], 'filename', 'ids')}: damaged (id {int(piece.max()):,}, vocabulary "
-                    f"of {self._vocab_size:,}); prepare the text again: hornbook prepare TEXT"
+                    f"of {self._vocab_size:,}); {MEND}"
                 )
             taken.append(piece)
             start, length, part = start + len(piece), length - len(piece), part + 1

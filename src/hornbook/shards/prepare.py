@@ -15,7 +15,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, wait
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,15 @@ from typing import Any
 from pydantic import Field
 
 from hornbook.base import files
+from hornbook.base.background import Background, ended_by_signals
 from hornbook.base.console import Progress, count, duration, warn
 from hornbook.base.errors import UserError
 from hornbook.base.machine import cores_to_use, garbage_sought_among_new_objects, keep_freed_memory
 from hornbook.base.settings import Settings
 from hornbook.base.unfinished import empty_unfinished, finish_folder, remove_abandoned, unfinished_folder
-from hornbook.shards.format import FORMAT_VERSION, MANIFEST, Shards, is_shards
+from hornbook.shards.format import FORMAT_VERSION, MANIFEST, Shards, is_shards, listed
 from hornbook.shards.splits import Measured, Piece, SplitRule, measure
+from hornbook.shards.twins import Twins, find_twins
 from hornbook.shards.writer import STATE, ShardWriter, read_state, write_state
 from hornbook.text.corpora import find_source
 from hornbook.text.documents import AS_IT_COMES, TextConfig
@@ -42,7 +44,12 @@ BATCH_CHARACTERS = 8_000_000
 BATCHES_WAITING = 4
 TOKENS_PER_SHARD = 100_000_000
 YARDSTICK_BYTES = 8_000_000
+LEAST_YARDSTICK_BYTES = 1000  # of less text, a compressor's own heads and tables are most of what it writes
 LONG_LEARNING_SECONDS = 10.0
+SHARE_OF_TWINS_TO_WARN_OF = 0.01
+SPLIT_RULE = 2  # counted up where the same text with the same knobs is split in another way than before
+LEAST_TO_LEARN_FROM = 10_000
+LEARNING_SHOWN_EVERY_SECONDS = 0.5
 
 
 class ShardsConfig(Settings):
@@ -67,13 +74,15 @@ def open_or_prepare(
     progress: Progress | None = None,
     text: TextConfig = AS_IT_COMES,
 ) -> Shards:
-    """Shards of a corpus, of the text at a path, or at a folder of shards; prepared now unless they are there."""
+    """Shards of a corpus, of the text at a path, or at a folder of shards; prepared now unless they are there, as they
+    were written."""
+    progress = progress or Progress(live=False)
     if is_shards(Path(data)):
-        return Shards.open(Path(data))
+        return Shards.open(Path(data)).checked(say=progress.note)
     source = find_source(data, text, progress=progress)
     out = default_folder(source, tokenizer, shards)
     files.remove_leftovers(out.parent, shared=True)
-    return _there(out, None) or prepare(source, tokenizer, shards, out, progress)
+    return _there(out, None, progress) or prepare(source, tokenizer, shards, out, progress)
 
 
 def default_folder(source: Source, tokenizer: TokenizerConfig, shards: ShardsConfig) -> Path:
@@ -92,8 +101,11 @@ def prepare(
     out: Path,
     progress: Progress | None = None,
 ) -> Shards:
-    """Write the shards of a source into the folder `out`, or find them there."""
+    """Write the shards of a source into the folder `out`, or find them there, every byte as it was written."""
     progress = progress or Progress(live=False)
+    in_cache = out.parent == _cache()
+    if not out.name or not (in_cache or is_shards(out)):  # before the text is read
+        files.refuse_to_replace(out, listed)
     keep_freed_memory(one_heap=cores_to_use() <= 2)
     signature = source.signature()
     key = _key(signature, tokenizer_config, config)
@@ -101,12 +113,15 @@ def prepare(
     if measured.ids:
         refuse_ids(tokenizer_config.kind, measured.ids)
     rule = SplitRule(source, measured, config.val_fraction, config.test_fraction)
-    if out.parent == _cache():
+    if in_cache:
         remove_abandoned(out.parent, out)
     other = f"{out}: another process is preparing this text; waiting for it"
-    with unfinished_folder(out, STATE, lambda: progress.note(other)) as place:
-        if (there := _there(out, key)) is not None:
+    with ended_by_signals(), unfinished_folder(out, STATE, lambda: progress.note(other)) as place:
+        if (there := _there(out, key, progress, whole=True)) is not None:
             return there
+        if in_cache:  # where only we give names
+            files.set_aside_strangers(out, listed)
+        files.refuse_to_replace(out, listed)
         work = _Preparation(source, signature, rule, measured, tokenizer_config, place, key, progress)
         try:
             manifest = work.run(fast=True)
@@ -114,8 +129,10 @@ def prepare(
             progress.note(f"{failure}; going on with tokenizers, which is slower")
             files.remove(place / STATE)
             manifest = work.run(fast=False)
-        finish_folder(place, out, STATE, MANIFEST, manifest)
-    return Shards.open(out)
+        finish_folder(place, out, STATE, MANIFEST, manifest, listed)
+    shards = Shards.open(out)
+    shards.note_written()
+    return shards
 
 
 def report(manifest: dict[str, Any]) -> Iterator[str]:
@@ -123,18 +140,44 @@ def report(manifest: dict[str, Any]) -> Iterator[str]:
     for name, facts in manifest["splits"].items():
         size = count(float(facts["bytes_of_text"]))
         yield f"{name:6} {facts['documents']:,} documents, {size} bytes, {facts['tokens']:,} tokens"
-    facts, reading = manifest["report"], manifest["reading"]
+    facts = manifest["report"]
     yield (
         f"{facts['bytes_per_token']:.2f} bytes per token; {count(facts['bytes_per_second'])} bytes a second, "
         f"{duration(facts['seconds'])} in all, encoded by {facts['encoder']}"
     )
+    yield from changed_in_reading(manifest)
+    if (twins := Twins(**facts.get("twins", {}))).documents:
+        yield told_of(twins)
+
+
+def changed_in_reading(manifest: dict[str, Any]) -> Iterator[str]:
+    """Where the tokens are not all of the text as it stood there: one line."""
+    reading = manifest.get("reading", {})
     counts = {
-        "characters replaced": reading["replaced_characters"],
-        "records passed over": reading["skipped_records"],
-        "documents dropped that another split has": facts["duplicates"],
+        "characters replaced": reading.get("replaced_characters", 0),
+        "records passed over": reading.get("skipped_records", 0),
+        "documents dropped whose text is held back": manifest.get("report", {}).get("duplicates", 0),
     }
     if any(counts.values()):
         yield ", ".join(f"{number:,} {what}" for what, number in counts.items() if number)
+
+
+def told_of(twins: Twins) -> str:
+    return (
+        f"of {twins.compared:,} validation documents compared, {twins.documents:,} ({twins.share:.0%}) are in the "
+        "training text too, but for small changes"
+    )
+
+
+def too_little(shards: Shards) -> str | None:
+    """A word on a text from which nothing can be learned but itself."""
+    text_bytes = sum(facts["bytes_of_text"] for facts in shards.manifest["splits"].values())
+    if text_bytes >= LEAST_TO_LEARN_FROM:
+        return None
+    return (
+        f"{shards.manifest['name']}: only {text_bytes:,} bytes of text, far too little to learn from: 100 kB teach a "
+        "model words, and 1 MB, a long novel, is a sensible beginning"
+    )
 
 
 class _Preparation:
@@ -169,26 +212,54 @@ class _Preparation:
         if fast and tokenizer.has_gpt2_pieces and not has_gigatoken():
             self._progress.note("gigatoken is not installed; going on with tokenizers, which is slower")
         encoder = fastest_encoder if fast else SlowEncoder
-        writer = ShardWriter(self._place, tokenizer, encoder, TOKENS_PER_SHARD, state)
+        known = self._measured.text_bytes if self._measured.whole and not self._measured.ids else None
+        writer = ShardWriter(self._place, tokenizer, encoder, TOKENS_PER_SHARD, state, known)
         try:
             with garbage_sought_among_new_objects():
                 self._pump(writer)
-            writer.finish()
-            return self._manifest(tokenizer, writer)
+            with Background(finishes=True) as beside:
+                finishing = beside.submit(writer.finish)  # mostly the disk's work
+                twins = self._twins(tokenizer, writer)
+            finishing.result()
+            return self._manifest(tokenizer, writer, twins)
         finally:
             writer.abandon()
 
+    def _twins(self, tokenizer: Tokenizer, writer: ShardWriter) -> Twins:
+        twins = find_twins(writer.ids_of("val"), writer.ids_of("train"), tokenizer.end_of_text)
+        if twins.share >= SHARE_OF_TWINS_TO_WARN_OF:
+            warn(f"{told_of(twins)}: validation will look better than it is; leave such copies out of the text")
+        return twins
+
     def _learn(self, state: dict[str, Any]) -> Tokenizer:
         began = time.monotonic()
-        size = count(float(self._measured.text_bytes))
-        if self._config.kind in LEARNED:
-            self._progress.update(f"learning a {self._config.kind} vocabulary from {size} bytes of {self._source.name}")
-        texts = _sample_for_vocabulary(self._source, self._rule, self._config.train_bytes)
-        tokenizer = train_tokenizer(self._config, texts, self._measured.text_bytes)
+        learned = self._config.kind in LEARNED
+        tokenizer = self._learned() if learned else train_tokenizer(self._config, [], self._measured.text_bytes)
         tokenizer.save(self._place)
         if time.monotonic() - began > LONG_LEARNING_SECONDS:
             write_state(self._place, state | {"tokenizer": tokenizer.fingerprint, "splits": {}})
         return tokenizer
+
+    def _learned(self) -> Tokenizer:
+        """From a sample of the text, in a thread of its own, since the trainer hears no Ctrl-C."""
+        began, read = time.monotonic(), 0
+
+        def texts() -> Iterator[str]:
+            nonlocal read
+            for text, size in _sample_for_vocabulary(self._source, self._rule, self._config.train_bytes):
+                if learning.left:
+                    raise CancelledError
+                read += size
+                yield text
+
+        sample = count(float(min(self._measured.text_bytes, self._config.train_bytes)))
+        what = f"learning a {self._config.kind} vocabulary from {sample} bytes of {self._source.name}"
+        with Background() as learning:
+            tokenizer = learning.submit(train_tokenizer, self._config, texts(), self._measured.text_bytes)
+            self._progress.update(what)
+            while wait([tokenizer], LEARNING_SHOWN_EVERY_SECONDS).not_done:
+                self._progress.update(f"{what}: {count(float(read))} read, {duration(time.monotonic() - began)}")
+            return tokenizer.result()
 
     def _pump(self, writer: ShardWriter) -> None:
         """Read here, while one thread encodes what was read before, another writes what was encoded before that, and
@@ -196,7 +267,7 @@ class _Preparation:
         waiting: deque[Future[None]] = deque()
         done = 0
         self._compressed = _Compressed()
-        with ThreadPoolExecutor(1) as encoding, ThreadPoolExecutor(1) as writing, ThreadPoolExecutor(1) as compressing:
+        with Background(finishes=True) as writing, Background() as encoding, Background() as compressing:
             encoding.submit(lambda: writer.encoder)
             for batch, items, size in self._batches(writer.items, compressing):
                 if len(waiting) >= BATCHES_WAITING:
@@ -213,7 +284,7 @@ class _Preparation:
         if self._tally.skipped:
             warn(f"{self._tally.skipped:,} records were passed over, the first: {self._tally.first_skipped}")
 
-    def _batches(self, have: int, compressing: ThreadPoolExecutor) -> Iterator[tuple[list[Piece], int, int]]:
+    def _batches(self, have: int, compressing: Background) -> Iterator[tuple[list[Piece], int, int]]:
         """Pieces, how many things of the source are read with them, and their bytes; without the first `have`."""
         self._tally = Tally()
         batch: list[Piece] = []
@@ -231,7 +302,7 @@ class _Preparation:
                 batch, size = [], 0
         yield batch, items, size
 
-    def _manifest(self, tokenizer: Tokenizer, writer: ShardWriter) -> dict[str, Any]:
+    def _manifest(self, tokenizer: Tokenizer, writer: ShardWriter, twins: Twins) -> dict[str, Any]:
         splits: dict[str, Any] = {
             name: {
                 "tokens": split.tokens,
@@ -259,11 +330,16 @@ class _Preparation:
             "tokenizer_fingerprint": tokenizer.fingerprint,
             "source_signature": self._signature,
             "split_rule": self._rule.description,
-            "reading": {"replaced_characters": self._tally.replaced, "skipped_records": self._tally.skipped},
+            "reading": {
+                "replaced_characters": self._tally.replaced,
+                "skipped_records": self._tally.skipped,
+                "left_out_files": self._source.all_left_out(),
+            },
             "report": totals
             | {
                 "bytes_per_token": totals["bytes_of_text"] / max(totals["tokens"], 1),
                 "duplicates": self._rule.duplicates,
+                "twins": {"documents": twins.documents, "compared": twins.compared},
                 "encoder": writer.encoder.name if totals["tokens"] else None,
                 "seconds": seconds,
                 "bytes_per_second": totals["bytes_of_text"] / max(seconds, 1e-9),
@@ -278,25 +354,29 @@ def _key(signature: str, tokenizer: TokenizerConfig, shards: ShardsConfig) -> st
     knobs = tokenizer.model_dump()
     if tokenizer.kind == "file":  # what is in it counts, not where it lies
         knobs["file"] = train_tokenizer(tokenizer, [], 0).fingerprint
-    parts = [FORMAT_VERSION, signature, knobs, shards.model_dump()]
+    parts = [FORMAT_VERSION, SPLIT_RULE, signature, knobs, shards.model_dump()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _there(out: Path, key: str | None) -> Shards | None:
+def _there(out: Path, key: str | None, progress: Progress, whole: bool = False) -> Shards | None:
     """Shards that were made before, of the same text by the same knobs where a key tells these; None if damaged."""
+    if not is_shards(out):
+        return None
     try:
         shards = Shards.open(out)
-    except UserError:
+        return shards.checked(whole, progress.note) if key in (None, shards.manifest.get("key")) else None
+    except UserError as error:
+        progress.note(f"{error.mistakes[0].partition('; prepare')[0]}; to be prepared again")
         return None
-    return shards if key in (None, shards.manifest.get("key")) else None
 
 
-def _sample_for_vocabulary(source: Source, rule: SplitRule, limit: int) -> Iterator[str]:
+def _sample_for_vocabulary(source: Source, rule: SplitRule, limit: int) -> Iterator[tuple[str, int]]:
+    """Texts to train on, with their bytes."""
     read = 0
     for pieces in rule.split(source):
         for piece in pieces:
             if piece.split == "train" and piece.ids is None:
-                yield piece.data.decode()
+                yield piece.data.decode(), len(piece.data)
                 read += len(piece.data)
                 if read >= limit:
                     return
@@ -326,7 +406,7 @@ class _Compressed:
             self._sizes[name] = self._sizes.get(name, 0) + len(compressor.compress(text))
 
     def bits_per_byte(self) -> dict[str, float]:
-        if not 0 < self._bytes == self._wanted:
+        if not LEAST_YARDSTICK_BYTES <= self._bytes == self._wanted:
             return {}
         return {
             name: 8 * (self._sizes[name] + len(compressor.flush())) / self._bytes

@@ -4,15 +4,17 @@ In: documents as they are read.  Out: pieces of text, each with its split: train
 What a corpus brings as a split stays one. Other documents go by the hash of their text, so that they stay where they
 are when others are added; with few documents, where hashing would be a lottery, the text's tail is held back. Text
 that is held back is not trained on: a document of the same text in a split before is dropped, and counted.
+A document that comes in pieces is known by its first one, which is a million characters or more.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from array import array
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
@@ -54,8 +56,27 @@ class Measured:
     ids: str = ""
     """What holds ids, where something does."""
     whole: bool = True
-    hashes: list[tuple[int, int, int]] = field(default_factory=list)
-    """Of documents: a hash of the text, and the characters where it begins and ends."""
+    hashes: array[int] = field(default_factory=lambda: array("Q"))
+    """Of documents, in their order: a hash of the text, and its characters."""
+    sizes: array[int] = field(default_factory=lambda: array("Q"))
+    last: dict[int, int] = field(default_factory=dict)
+    """The number of the last document of each hash and size."""
+
+    @property
+    def different(self) -> int:
+        """Documents; where most are copies, twice those of which they are copies."""
+        return min(self.documents, 2 * (self.documents - len(self.hashes) + len(self.last)))
+
+    @property
+    def share_different(self) -> float:
+        return self.different / self.documents if self.documents else 1.0
+
+    def add(self, digest: int, size: int) -> None:
+        if len(self.hashes) < MOST_HASHES:
+            self.last[digest << 64 | size] = len(self.hashes)
+            self.hashes.append(digest)
+            self.sizes.append(size)
+        self.documents += 1
 
 
 def measure(source: Source, val_fraction: float | None) -> Measured:
@@ -63,20 +84,21 @@ def measure(source: Source, val_fraction: float | None) -> Measured:
     found = Measured()
     estimate = source.likely_bytes_of_text()
     most = _most_documents(source)
-    read = 0
+    read, began, digest = 0, 0, None
     for read, document in enumerate(source.documents(), start=1):
         data = _encoded(document)
         found.text_bytes += len(data) if document.ids is None else BYTES_PER_ID * document.size
         found.ids = found.ids or ("" if document.ids is None else document.name)
         if not document.split:
-            if document.ends and len(found.hashes) < MOST_HASHES:
-                found.hashes.append((_hash(document, data), found.characters, found.characters + document.size))
-            found.documents += document.ends
+            digest = _hash(document, data) if digest is None and document.size else digest
             found.characters += document.size
+            if document.ends:
+                found.add(digest or 0, found.characters - began)
+                began, digest = found.characters, None
         if found.text_bytes >= LOOK_AT_BYTES:
             likely = min(estimate, found.text_bytes // read * most) if most else estimate
             fraction = val_fraction or val_fraction_for(likely)
-            documents = max(found.documents, _sure_documents(source, fraction))
+            documents = max(found.different, int(_sure_documents(source, fraction) * found.share_different))
             if _brings_splits(source) or not _are_few(documents, fraction):
                 found.text_bytes, found.whole = max(likely, found.text_bytes), False
                 break
@@ -99,15 +121,15 @@ class SplitRule:
             )
         self.duplicates = 0
         self._hash_below = {"val": int(val * 2**64), "test": int((val + test_fraction) * 2**64)}
-        few = measured.whole and _are_few(measured.documents, val)
-        shares_after = [val + test_fraction, test_fraction] if test_fraction else [val]
-        cuts = [int(measured.characters * (1 - share)) for share in shares_after]
-        self._cuts = cuts if few else None
-        self._held = _held_back(source)
-        for digest, begin, end in measured.hashes if few else ():
-            at = sum(begin >= cut for cut in cuts)
-            if at and not any(begin < cut < end for cut in cuts):
-                self._held[digest] = max(at, self._held.get(digest, 0))
+        few = measured.whole and _are_few(measured.different, val)
+        self._held = _held_back(source, None if few else self._by_hash)
+        self._cuts: list[int] | None = None
+        self._copies: dict[int, bool] = {}
+        """Of documents of which the tail is held back, by their number: those of which another one counts, and
+        whether they are dropped."""
+        if few:
+            shares_after = [val + test_fraction, test_fraction] if test_fraction else [val]
+            self._cuts = self._hold_back_the_tail(measured, shares_after)
         rule = "tail of the text" if few else "hash of the document's text"
         shares = f"{val:.4g} for validation" + (f", {test_fraction:.4g} for testing" if test_fraction else "")
         self.description = f"{rule}, {shares}" if measured.characters else "the corpus's own"
@@ -115,25 +137,49 @@ class SplitRule:
     def split(self, source: Source, tally: Tally | None = None) -> Iterator[list[Piece]]:
         """For each thing that the source yields, the pieces that become of it: none, one, or several."""
         self.duplicates = 0
-        characters, begins, home = 0, True, "train"
+        number = characters = digest = 0
+        begins, dropped, home = True, False, "train"
+        copy: bool | None = None
         unended: set[str] = set()
         for document in source.documents(tally):
-            whole = begins and document.ends
             data = _encoded(document)
-            digest = _hash(document, data) if begins and (self._held or not (document.split or self._cuts)) else 0
+            by_tail = self._cuts is not None and not document.split
             if begins:
+                digest = _hash(document, data) if not by_tail and (self._held or not document.split) else 0
                 home = document.split or self._by_hash(digest)
-            if document.split or self._cuts is None:
-                pieces = [Piece(home, document.name, data, home not in unended, document.ends, document.ids)]
-            else:
+                copy = self._copies.get(number) if by_tail else None
+                dropped = bool(copy) if by_tail else self._held.get(digest, 0) > SPLITS.index(home)
+                self.duplicates += dropped
+            if dropped:
+                pieces = []
+            elif by_tail and copy is None:
                 pieces = self._cut(document, data, characters, unended)
                 characters += document.size
+            else:
+                home = "train" if by_tail else home
+                pieces = [Piece(home, document.name, data, home not in unended, document.ends, document.ids)]
             begins = document.ends
-            if whole and len(pieces) == 1 and self._held.get(digest, 0) > SPLITS.index(pieces[0].split):
-                self.duplicates += 1
-                pieces = []
+            number += by_tail and document.ends
             unended = {piece.split for piece in pieces if not piece.ends}
             yield pieces
+
+    def _hold_back_the_tail(self, measured: Measured, shares_after: list[float]) -> list[int]:
+        """Where the tails begin. Of documents of the same text the last one counts: the others are trained on where all
+        of it is, and dropped where any of it is held back. What a corpus holds back by itself counts nowhere else."""
+        last = [
+            measured.last[digest << 64 | size] for digest, size in zip(measured.hashes, measured.sizes, strict=True)
+        ]
+        counts = [last[number] == number and digest not in self._held for number, digest in enumerate(measured.hashes)]
+        ends = list(accumulate(size * counts[number] for number, size in enumerate(measured.sizes)))
+        characters = measured.characters - sum(measured.sizes) + (ends[-1] if ends else 0)
+        cuts = [int(characters * (1 - share)) for share in shares_after]
+        for number, digest in enumerate(measured.hashes):
+            at = sum(ends[last[number]] > cut for cut in cuts)
+            if not counts[number]:
+                self._copies[number] = at > 0 or digest in self._held
+            elif at:
+                self._held[digest] = max(at, self._held.get(digest, 0))
+        return cuts
 
     def _by_hash(self, digest: int) -> str:
         return next((split for split, limit in self._hash_below.items() if digest < limit), "train")
@@ -180,18 +226,23 @@ def _most_documents(source: Source) -> int:
     return sum(limit or 0 for limit in limits) if all(limits) else 0
 
 
-def _held_back(source: Source) -> dict[int, int]:
-    """Hashes of what a corpus holds back by itself, with the place of its split in SPLITS. A part of a source is of one
-    split, so the first document tells."""
+def _held_back(source: Source, by_hash: Callable[[int], str] | None) -> dict[int, int]:
+    """Hashes of what is held back without regard to the rest, with the place of its split in SPLITS: that of a corpus,
+    and beside a corpus that trains on what it brings, that of other documents. A part of a source is of one split, so
+    the first document tells."""
     held: dict[int, int] = {}
-    for part in _in_order(source):
+    parts = _in_order(source)
+    by_hash = by_hash if any(part.split == "train" for part in parts) else None
+    for part in parts:
         begins = True
         for document in part.documents():
-            if document.split not in SPLITS[1:] or len(held) >= MOST_HASHES:
+            if document.split == "train" or not (document.split or by_hash) or len(held) >= MOST_HASHES:
                 break
-            if begins and document.ends:
+            if begins:
                 digest = _hash(document)
-                held[digest] = max(SPLITS.index(document.split), held.get(digest, 0))
+                home = document.split or (by_hash(digest) if by_hash else "train")
+                if home != "train":
+                    held[digest] = max(SPLITS.index(home), held.get(digest, 0))
             begins = document.ends
     return held
 

@@ -18,10 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from hornbook.base import files
+from hornbook.base import files, ours
 from hornbook.base.errors import UserError
-from hornbook.base.unfinished import BinaryWriter
+from hornbook.base.room import LARGER_DISK, Room
+from hornbook.base.unfinished import AGAIN, BinaryWriter
 from hornbook.shards.splits import SPLITS, Piece
+from hornbook.shards.twins import SplitIds
 from hornbook.text.encoder import Encoder, Ids, Offsets, framed
 from hornbook.text.tokenizer import Tokenizer
 
@@ -62,8 +64,11 @@ class ShardWriter:
         encoder: Callable[[Tokenizer], Encoder],
         tokens_per_shard: int,
         state: dict[str, Any],
+        text_bytes: int | None = None,
     ) -> None:
+        """`text_bytes` are those of all the text, where that is known."""
         self._folder = folder
+        self._room, self._text_bytes = Room(folder), text_bytes
         self._tokenizer = tokenizer
         self._choose_encoder = encoder
         self.dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
@@ -107,8 +112,9 @@ class ShardWriter:
         filled = False
         for encoded in batch.result():
             split = self.splits[encoded.split]
-            split.documents += sum(piece.ends for piece in encoded.pieces)
             ids, ends, bytes_of_text = self._framed(encoded)
+            self._ask_for_room(ids.nbytes, bytes_of_text)
+            split.documents += sum(piece.ends for piece in encoded.pieces)
             split.bytes_of_text += bytes_of_text
             filled |= self._append(encoded.split, ids, ends)
         self.items = items
@@ -120,9 +126,28 @@ class ShardWriter:
         for name in list(self._open):
             self._close(name)
 
+    def ids_of(self, name: str) -> SplitIds:
+        """What is written of a split, whether its last file is full or not."""
+        split = self.splits[name]
+        paths = tuple(sorted(self._folder.glob(f"{name}-*.bin")))
+        return SplitIds(paths, self.dtype, split.tokens, split.bytes_of_text)
+
     def abandon(self) -> None:
         for file in self._open.values():
             file.abandon()
+
+    def _ask_for_room(self, size: int, bytes_of_text: int) -> None:
+        """For these ids; and once, by what they are, for those of all the text that is not written yet."""
+        told = ours.read_hidden(self._folder.name)
+        final = str(self._folder if told is None else self._folder.with_name(told.name))
+        if self._text_bytes is not None and bytes_of_text:
+            left = self._text_bytes - sum(split.bytes_of_text for split in self.splits.values())
+            self._room.ask(size / bytes_of_text * left, final, LARGER_DISK)
+            self._text_bytes = None
+        if (self._folder / STATE).exists():
+            self._room.ask(size, str(self._folder), f"make room and {AGAIN}, or delete this folder")
+        else:  # nothing will be left
+            self._room.ask(size, final, LARGER_DISK)
 
     def _framed(self, encoded: Encoded) -> tuple[Ids, Offsets, int]:
         """The ids as they go into the files, where each piece's end, and the bytes of text."""

@@ -41,7 +41,13 @@ def read_parquet(input: Input) -> Iterator[Found]:
         # what a page claims; a large one, which is the whole file where pandas wrote it, is read page by page.
         buffer = PAGE_BUFFER if min(max(sizes, default=0), path.stat().st_size) > LARGEST_HELD else 0
         file = parquet.ParquetFile(
-            opened, metadata=metadata, pre_buffer=False, buffer_size=buffer, page_checksum_verification=True
+            opened,
+            metadata=metadata,
+            pre_buffer=False,
+            buffer_size=buffer,
+            page_checksum_verification=True,
+            # So a column of categories comes as its words; otherwise every few rows would bring the whole dictionary.
+            binary_type=pyarrow.large_binary(),
         )
         is_text = {each.name: _is_text(pyarrow, each.type) for each in file.schema_arrow}
         column = input.config.field or choose_field(is_text)
@@ -114,7 +120,7 @@ def _seekable(input: Input) -> Iterator[Path]:
         return
     with contextlib.ExitStack() as stack:
         try:
-            path, _ = stack.enter_context(spooled(input.blocks()))
+            path, _ = stack.enter_context(spooled(input.blocks(), str(input.path)))
         except UserError as error:
             raise Trouble(str(error)) from None
         yield path

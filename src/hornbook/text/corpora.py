@@ -20,7 +20,8 @@ from hornbook.base.settings import nearest
 from hornbook.text import shapes
 from hornbook.text.corpus import SPLIT, Choice, Corpus, Remote, Switch
 from hornbook.text.documents import AS_IT_COMES, TextConfig
-from hornbook.text.readers import PASSED_OVER, Source, source_from_path, walk
+from hornbook.text.folders import PASSED_OVER, walk
+from hornbook.text.readers import Source, source_from_path
 
 TESTS = {"test", "tests", "idle_test", "_bundled"}
 WIKITEXT = "hub:Salesforce/wikitext@b08601e04326c79dfdd32d625aee71d232d685c3"

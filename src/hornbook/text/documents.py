@@ -1,7 +1,7 @@
 """What a reader is given, and what it gives.
 
 In: a file, a name for its documents, and knobs.  Out: the words in which readers speak: `Document`, and `Trouble` with
-its place. The readers themselves are in text/formats.py and text/columns.py.
+its place. The readers themselves are in text/formats.py, and in markup.py, tables.py and columns.py beside it.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ TOO_LONG = f"longer than {LARGEST_RECORD >> 20} MB; split it, or leave it out wi
 
 
 class TextConfig(Settings):
-    format: Literal["text", "jsonl", "json", "csv", "tsv", "parquet", "hdf5"] | None = None
+    format: Literal["text", "html", "notebook", "jsonl", "json", "csv", "tsv", "parquet", "hdf5"] | None = None
     """What a file holds; by its ending when not given."""
     field: str | None = None
-    """Field or column that holds the text; `text`, or the only one that holds any, when not given."""
+    """Field or column that holds the text, or a column's number; `text`, or the only one with text, when not given."""
     document: Literal["file", "line", "row"] | None = None
     """A file is one document, or each of its lines or rows; what fits the format when not given."""
     errors: Errors = "strict"
@@ -94,9 +94,11 @@ class Input(NamedTuple):
     name: str
     config: TextConfig
     tally: Tally
+    late: list[Trouble] | None = None
+    """Trouble that is told when all is read, since nothing is lost by it."""
 
     def blocks(self) -> Iterator[bytes]:
-        return read_blocks(self.path)
+        return read_blocks(self.path, self.late)
 
     def bytes_if_small(self) -> bytes | None:
         """All of a file that is one block; None where it is to be read block by block."""

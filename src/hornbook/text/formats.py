@@ -7,30 +7,31 @@ each may also be compressed.
 
 from __future__ import annotations
 
-import csv
-import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from hornbook.text.columns import read_hdf5, read_parquet
-from hornbook.text.documents import TOO_LONG, Document, Found, Input, choose_field, listed, short, told_at
-from hornbook.text.jsonvalues import json_values
+from hornbook.text.documents import TOO_LONG, Document, Found, Input, TextConfig, choose_field, listed, short, told_at
+from hornbook.text.jsonvalues import json_values, kind_of, parsed
+from hornbook.text.markup import read_html, read_notebook
 from hornbook.text.streams import (
     LARGEST_RECORD,
     Cutter,
     Trouble,
-    brief,
     compression_of,
     decode,
     read_escaped_blocks,
     read_lines,
     read_text_blocks,
     text_begins,
+    until_trouble,
     with_plain_line_ends,
     without_escaped_bytes,
     without_lone_surrogates,
 )
+from hornbook.text.tables import read_csv, read_tsv
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,10 @@ class Format:
     read: Callable[[Input], Iterator[Found]]
     records: bool = True
     """Whether a file holds many documents, rather than being one."""
+    text_share: float = 1
+    """Bytes of text to those of a file, about, so that sizes can be chosen before anything is read."""
+    version: int = 1
+    """One more when files that could be read before come out otherwise: what was prepared from them is then old."""
 
 
 class _Picker:
@@ -54,14 +59,14 @@ class _Picker:
         if isinstance(record, str):
             return self._sound(record)
         if not isinstance(record, dict):
-            raise Trouble(f"should be an object or a string, not {_kind(record)}")
+            raise Trouble(f"should be an object or a string, not {kind_of(record)}")
         if self._field is None:
             self._field = choose_field({name: isinstance(value, str) for name, value in record.items()})
         if self._field not in record:
             raise Trouble(f"has no field {short(self._field)}; it has {listed(record)}")
         text = record[self._field]
         if not isinstance(text, str):
-            raise Trouble(f"field {short(self._field)} should hold text, not {_kind(text)}")
+            raise Trouble(f"field {short(self._field)} should hold text, not {kind_of(text)}")
         return self._sound(text)
 
     def _sound(self, text: str) -> str:
@@ -86,11 +91,13 @@ def read_text_file(input: Input) -> Iterator[Found]:
         as_read = "\r" not in text and input.tally.replaced == replaced
         yield Document(input.name, with_plain_line_ends(text), utf8=data if as_read else None)
         return
-    cutter = Cutter()
-    for text in read_text_blocks(input.text_blocks(), input.config.errors, input.tally):
+    cutter, troubles = Cutter(), list[Trouble]()
+    texts = read_text_blocks(input.text_blocks(), input.config.errors, input.tally)
+    for text in until_trouble(texts, troubles):
         for piece in cutter.add(text):
             yield Document(input.name, piece, ends=False)
     yield Document(input.name, cutter.end())
+    yield from troubles
 
 
 def read_jsonl(input: Input) -> Iterator[Found]:
@@ -101,7 +108,7 @@ def read_jsonl(input: Input) -> Iterator[Found]:
             if line is None:
                 raise Trouble(TOO_LONG)
             if line.strip():
-                yield input.document(f"line {number}", picker.text(_parsed(input.decode(line))))
+                yield input.document(f"line {number}", picker.text(parsed(input.decode(line))))
         yield from troubles
 
 
@@ -113,87 +120,62 @@ def read_json(input: Input) -> Iterator[Found]:
             if len(source) > LARGEST_RECORD:
                 raise Trouble(TOO_LONG)
             source = without_escaped_bytes(source, input.config.errors, input.tally)
-            yield input.document(f"line {line}", picker.text(_parsed(source)))
+            yield input.document(f"line {line}", picker.text(parsed(source)))
         yield from troubles
 
 
-def read_csv(input: Input, delimiter: str = ",") -> Iterator[Found]:
-    """Rows below a row of names."""
-    csv.field_size_limit(LARGEST_RECORD)  # the module's own is 128 kB
-    lines = _CsvLines(input.text_blocks())
-    rows = csv.reader(lines, delimiter=delimiter, strict=True)
-    names: list[str] | None = None
-    column = -1
-    while True:
-        line = rows.line_num + 1
-        with told_at(f"line {line}") as troubles:
-            lines.row_size = 0
-            try:
-                row = next(rows, None)
-            except csv.Error as error:
-                raise Trouble(f"not sound {'TSV' if delimiter == chr(9) else 'CSV'} ({brief(error)})") from None
-            if row is None:
-                return
-            if names is None:
-                names = row
-                column = _csv_column(names, input)
-            elif row:
-                if len(row) != len(names):
-                    raise Trouble(f"{len(row)} columns instead of {len(names)}")
-                text = without_escaped_bytes(row[column], input.config.errors, input.tally)
-                yield input.document(f"line {line}", text)
-        if troubles and column < 0:
-            raise troubles[0]  # without names no row can be read
-        yield from troubles
-
-
-def read_tsv(input: Input) -> Iterator[Found]:
-    return read_csv(input, "\t")
-
-
+PLAIN_TEXT = "txt text md markdown rst adoc org log srt vtt"
 SOURCE_CODE = """
     py pyi c h cc cpp cxx hpp hh cu cuh java kt kts scala go rs swift m mm js mjs cjs jsx ts tsx rb php pl pm
-    lua r jl hs ml mli fs fsx cs vb dart zig nim ex exs erl clj cljs lisp el scm sh bash zsh fish ps1 sql html
-    css scss tex bib rst adoc org proto cmake f90 f95 asm s v vhd sv sol
+    lua r jl hs ml mli fs fsx cs vb dart zig nim ex exs erl clj cljs lisp el scm sh bash zsh fish ps1 sql
+    css scss tex bib proto cmake f90 f95 asm s v vhd sv sol yaml yml toml ini cfg
 """
 FORMATS = {
     each.name: each
     for each in [
         Format(
             "text",
-            (".txt", ".text", ".md", ".markdown", *(f".{each}" for each in SOURCE_CODE.split())),
+            tuple(f".{ending}" for ending in (PLAIN_TEXT + SOURCE_CODE).split()),
             read_text_file,
             records=False,
         ),
+        Format("html", (".html", ".htm", ".xhtml"), read_html, records=False, text_share=0.3, version=2),
+        Format("notebook", (".ipynb",), read_notebook, records=False, text_share=0.3, version=2),
         Format("jsonl", (".jsonl", ".ndjson"), read_jsonl),
         Format("json", (".json",), read_json),
-        Format("csv", (".csv",), read_csv),
-        Format("tsv", (".tsv",), read_tsv),
-        Format("parquet", (".parquet",), read_parquet),
+        Format("csv", (".csv",), read_csv, version=2),
+        Format("tsv", (".tsv",), read_tsv, version=2),
+        Format("parquet", (".parquet",), read_parquet, text_share=3),
         Format("hdf5", (".h5", ".hdf5"), read_hdf5),
     ]
 }
 FORMAT_OF = {ending: each for each in FORMATS.values() for ending in each.endings}
+_ENDING = re.compile(r"\.(?=\w*[^\W\d])\w{1,10}$")
 
 
-def format_by_name(name: str) -> Format | None:
-    """The format that a file's ending tells, a compression's taken off first."""
-    plain = name.lower().removesuffix(compression_of(name))
-    return FORMAT_OF.get(plain[plain.rfind(".") :])
+def ending_of(name: str) -> str:
+    """What stands after a name's last dot, a compression's taken off first; none where that is a number (`notes.2`) or
+    more words (`2. The sea`)."""
+    found = _ENDING.search(name.lower().removesuffix(compression_of(name)))
+    return found[0] if found else ""
+
+
+def format_of(name: str, config: TextConfig) -> Format | None:
+    """The format that is said, or that a file's ending tells."""
+    return FORMATS[config.format] if config.format else FORMAT_OF.get(ending_of(name))
 
 
 def read(input: Input) -> Iterator[Found]:
     """The documents of a file."""
-    chosen = input.config.format
-    reader = FORMATS[chosen] if chosen else format_by_name(input.path.name) or FORMATS["text"]
+    reader = format_of(input.path.name, input.config) or FORMATS["text"]
     found = reader.read(input)
     return _as_one(found, input.name) if input.config.document == "file" and reader.records else found
 
 
 def _as_one(found: Iterable[Found], name: str) -> Iterator[Found]:
     """All records of a file as one document, each on a line of its own."""
-    cutter = Cutter()
-    for each in found:
+    cutter, troubles = Cutter(), list[Trouble]()
+    for each in until_trouble(found, troubles):
         if isinstance(each, Trouble) or each.ids is not None:
             yield each
         else:
@@ -201,45 +183,4 @@ def _as_one(found: Iterable[Found], name: str) -> Iterator[Found]:
                 yield Document(name, piece, ends=False)
     if last := cutter.end():
         yield Document(name, last)
-
-
-class _CsvLines:
-    """Lines for the csv module. No generator: that would be at its end after the first trouble."""
-
-    def __init__(self, blocks: Iterator[bytes]) -> None:
-        self._lines = read_lines(blocks)
-        self.row_size = 0
-        """What the row under way has of them; a quote that is never closed makes the rest of the file one row."""
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        _, line = next(self._lines)
-        self.row_size += len(line or b"")
-        if line is None or self.row_size > LARGEST_RECORD:
-            raise Trouble(TOO_LONG)
-        return line.decode(errors="surrogateescape") + "\n"
-
-
-def _csv_column(names: list[str], input: Input) -> int:
-    column = input.config.field or choose_field(dict.fromkeys(names, True))
-    if column not in names:
-        raise Trouble(f"has no column {short(column)}; it has {listed(names)}")
-    return names.index(column)
-
-
-def _parsed(source: str) -> Any:
-    try:
-        return json.loads(source)
-    except json.JSONDecodeError as error:
-        raise Trouble(f"not JSON ({error.msg}: column {error.colno})") from None
-    except (ValueError, RecursionError) as error:
-        what = "nested too deeply" if isinstance(error, RecursionError) else brief(error)
-        raise Trouble(f"not JSON that can be read ({what})") from None
-
-
-def _kind(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    return {int: "a number", float: "a number", str: "a string", list: "an array"}.get(type(value), "an object")
+    yield from troubles

@@ -8,6 +8,7 @@ that are left when all tokens of lower rank were merged in it.
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from binascii import a2b_base64
 from itertools import pairwise
@@ -61,6 +62,8 @@ def merges_of(ranks: Ranks) -> Merges:
         places = bytes(len(_made_of(token, ranks)[0]) for token in tokens)
         if hashlib.sha256(places).hexdigest() == MERGES_SHA256:  # kept, since it takes half a second
             files.make_folder(path.parent)
+            if os.path.lexists(path):
+                files.set_aside(path, "is not what is kept here")
             files.write_bytes(path, places)
     return [(token[:place], token[place:]) for token, place in zip(tokens, places, strict=True)]
 

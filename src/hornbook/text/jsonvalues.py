@@ -2,15 +2,18 @@
 
 In: chunks of the text.  Out: the source of each element of its outermost array, or of each value where they stand one
 after another, with the line on which it begins. Only brackets and quotes are looked at: an element that is wrong
-inside is given out as it is, so that it can be told, or passed over, and the next one read.
+inside is given out as it is, so that it can be told, or passed over, and the next one read. `parsed` makes a value of
+such a source.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
-from hornbook.text.streams import LARGEST_RECORD, Trouble
+from hornbook.text.streams import LARGEST_RECORD, Trouble, brief
 
 _OUTSIDE = re.compile(r'["\[\]{},]')
 _IN_STRING = re.compile(r'["\\]')
@@ -112,3 +115,21 @@ def json_values(chunks: Iterable[str]) -> Iterator[tuple[int, str]]:
         scanner.add(chunk)
         yield from scanner.scan()
     yield from scanner.end()
+
+
+def parsed(source: str) -> Any:
+    """The value that a text is, or trouble."""
+    try:
+        return json.loads(source)
+    except json.JSONDecodeError as error:
+        raise Trouble(f"not JSON ({error.msg}: column {error.colno})") from None
+    except (ValueError, RecursionError) as error:
+        what = "nested too deeply" if isinstance(error, RecursionError) else brief(error)
+        raise Trouble(f"not JSON that can be read ({what})") from None
+
+
+def kind_of(value: Any) -> str:
+    """What it is, in words."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return {int: "a number", float: "a number", str: "a string", list: "an array"}.get(type(value), "an object")

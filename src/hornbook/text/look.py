@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hornbook.base.console import count, program, say, table
+from hornbook.base.console import command, count, say, table
 from hornbook.base.settings import Settings
 from hornbook.text.corpora import find_corpus, find_source, is_corpus
 from hornbook.text.documents import Document, TextConfig
@@ -170,7 +170,7 @@ def show_corpora(every: Sequence[dict[str, Any]]) -> None:
         here, splits = count(float(facts["bytes_here"])), ", ".join(facts["splits"])
         rows.append((facts["name"], here, cost, splits, facts["licence"], facts["about"]))
     table(("corpus", "bytes here", "bytes to fetch", "splits", "licence", "what it is"), rows)
-    say(f"\nnext:  {program()} corpora NAME --show    {program()} train --data NAME")
+    say(f"\nnext:  {command('corpora', 'NAME', '--show')}    {command('train', '--data', 'NAME')}")
 
 
 def show_corpus(facts: dict[str, Any]) -> None:

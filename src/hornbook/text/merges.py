@@ -10,11 +10,11 @@ from pathlib import Path
 
 from hornbook.base import files
 from hornbook.base.errors import UserError
+from hornbook.text.description import LARGEST, check_entries
 from hornbook.text.gpt2 import byte_letters
 from hornbook.text.tokenizer import END_OF_TEXT, TOKENIZER_FILES, Tokenizer, byte_level_bpe
 
 PAIRS_OF_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
-LARGEST = 64 << 20
 
 
 def find_tokenizer(folder: Path) -> Tokenizer | None:
@@ -33,9 +33,7 @@ def _from_merges(vocabulary: Path, merges: Path) -> Tokenizer:
             raise UserError(f"{path}: too large for a vocabulary; is it the right file?")
     ids = files.read_json(vocabulary)
     letters = set(byte_letters())
-    numbered = sorted(number for number in ids.values() if type(number) is int)
-    if numbered != list(range(len(ids))):
-        raise UserError(f"{vocabulary}: should give each token an id, from 0 on without a gap")
+    check_entries(ids, vocabulary)
     if END_OF_TEXT not in ids:
         raise UserError(f"{vocabulary}: has no {END_OF_TEXT} token, which ends a document")
     strange = next((token for token in ids if token != END_OF_TEXT and not letters.issuperset(token)), None)

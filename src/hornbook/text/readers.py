@@ -1,7 +1,8 @@
 """Files become documents.
 
 In: a file, a folder that is walked in a fixed order, a pattern with `*`, or `-` for standard input.  Out: a `Source`,
-which gives `Document`s: a name and a text, UTF-8, line ends as `\\n`. What the files hold is for text/formats.py.
+which gives `Document`s: a name and a text, UTF-8, line ends as `\\n`. Which files of a folder are read is for
+text/folders.py, and what the files hold for text/formats.py.
 """
 
 from __future__ import annotations
@@ -15,24 +16,30 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hornbook.base.console import warn
 from hornbook.base.errors import UserError
+from hornbook.base.names import plain_name
 from hornbook.base.spool import spooled
 from hornbook.text.documents import AS_IT_COMES, Document, Found, Input, TextConfig
-from hornbook.text.formats import FORMAT_OF, FORMATS, format_by_name, read
-from hornbook.text.streams import BLOCK, COMPRESSIONS, Tally, Trouble, compression_of, ending_by_magic
+from hornbook.text.folders import files_below
+from hornbook.text.formats import FORMATS, ending_of, format_of, read
+from hornbook.text.streams import BLOCK, Tally, Trouble, compression_of, ending_by_magic
 
 STANDARD_INPUT = "-"
-# Folders whose files nobody wrote as text to learn from.
-PASSED_OVER = {"__pycache__", "node_modules", "site-packages", "dist-packages"}
-# Text of a file to its size on disk, so that sizes can be chosen before anything is read.
+# Text of a compressed file to its size on disk, so that sizes can be chosen before anything is read.
 EXPANDS = 3
-PACKED = (*COMPRESSIONS, ".parquet")
+# Markup in which words are few: read as it is, since nobody says what of it is text, but hardly meant.
+MARKUP = {".rtf", ".xml", ".svg"}
 MARK_BYTES = 3  # a byte-order mark, of which no text is left
+
+
+class NothingPipedInError(UserError):
+    """Standard input was to be the text, and there is none."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,8 @@ class Source:
     """Says how it is shaped: with the same files, another variant is another text."""
     parts: tuple[Source, ...] = ()
     """Several sources in one, each read in its own way; `files` are all of theirs."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """What of a folder is not read: endings, and how many files there are of each."""
 
     def documents(self, tally: Tally | None = None) -> Iterator[Document]:
         """Every document that is not empty, one after another; at least one, or a UserError. What is passed over or
@@ -74,7 +83,8 @@ class Source:
             tally.skipped += mine.skipped
             tally.first_skipped = tally.first_skipped or mine.first_skipped
         if not found:
-            where = self.files[0] if len(self.files) == 1 else self.root
+            where: str | Path = self.files[0] if len(self.files) == 1 else self.root
+            where = self.name if self.content is not None else where
             if mine.skipped:
                 raise UserError(f"{where}: no record could be read; the first of {mine.skipped}: {mine.first_skipped}")
             raise UserError(f"{where}: empty; there is no text to learn from")
@@ -106,6 +116,8 @@ class Source:
         where = self.name if self.content is not None else str(path)
         line = f"{where} {trouble.place}".rstrip() + f": {trouble.what}"
         if self.config.bad_records == "stop":
+            if trouble.place and "--text." not in trouble.what:
+                line += "; --text.bad-records skip passes it over"
             raise UserError(line) from None
         tally.skipped += 1
         tally.first_skipped = tally.first_skipped or line
@@ -115,7 +127,11 @@ class Source:
 
     def likely_bytes_of_text(self) -> int:
         """From the sizes on disk, nothing read."""
-        return sum(os.stat(path).st_size * (EXPANDS if _is_packed(path) else 1) for path in self.files)
+        return round(sum(os.stat(path).st_size * _expands(path, self.config) for path in self.files))
+
+    def all_left_out(self) -> dict[str, int]:
+        """Of all its parts."""
+        return dict(sum((Counter(part.all_left_out()) for part in self.parts), Counter(self.left_out)))
 
     def files_that_are_documents(self) -> Iterator[Path]:
         """Those of which it is sure, nothing read, that each is one document: or reading it stops everything."""
@@ -123,8 +139,8 @@ class Source:
         if self.shape or config.bad_records == "skip" or config.document in ("line", "row") or config.max_documents:
             return
         for path in self.files:
-            chosen = FORMATS[config.format] if config.format else format_by_name(path.name)
-            if (chosen is None or not chosen.records) and not _is_packed(path) and os.stat(path).st_size > MARK_BYTES:
+            chosen = format_of(path.name, config) or FORMATS["text"]
+            if chosen.name == "text" and not compression_of(path.name) and os.stat(path).st_size > MARK_BYTES:
                 yield path
 
     def signature(self) -> str:
@@ -136,6 +152,9 @@ class Source:
             return digest.hexdigest()
         digest.update(json.dumps([self.config.model_dump(), self.split, self.variant], sort_keys=True).encode())
         lines = []
+        chosen = (format_of(path.name, self.config) for path in self.files)
+        if newer := sorted({f"{each.name} {each.version}" for each in chosen if each and each.version > 1}):
+            digest.update(json.dumps(newer).encode())
         for path in self.files:
             facts = os.stat(path)
             lines.append(self.content or f"{_name_below(path, self.root)}|{facts.st_size}|{facts.st_mtime_ns}\n")
@@ -159,13 +178,16 @@ def source_from_path(path: Path, config: TextConfig = AS_IT_COMES) -> Source:
         return Source("standard-input", spool.parent, (spool,), config, content)
     path = path.expanduser()
     if path.is_file():
+        _doubt_markup(path, (path,), config)
         return Source(name_of(path), path.parent, (path,), config)
     if path.is_dir():
-        return Source(name_of(path), path, _files_below(path, config), config)
+        found, left_out = files_below(path, config)
+        return Source(name_of(path), path, found, config, left_out=left_out)
     if glob.has_magic(str(path)):
         found = tuple(Path(each) for each in sorted(glob.glob(str(path), recursive=True)) if Path(each).is_file())
         if not found:
             raise UserError(f"{path}: no file has such a name")
+        _doubt_markup(path, found, config)
         return Source(name_of(path), _fixed_part(path), found, config)
     if path.exists():
         raise UserError(f"{path}: neither a file nor a folder; a stream is read from standard input: --data -")
@@ -173,15 +195,16 @@ def source_from_path(path: Path, config: TextConfig = AS_IT_COMES) -> Source:
 
 
 def name_of(path: Path) -> str:
-    """What to call the text at a path, without its endings; a pattern bears the name of its folder."""
+    """What to call the text at a path, without its endings, as a folder can be called too; a pattern bears the name of
+    its folder."""
     if str(path) == STANDARD_INPUT:
         return "standard-input"
     if glob.has_magic(str(path)) and not path.exists():
         path = _fixed_part(path)
     path = path.resolve()
     if path.is_dir():
-        return path.name
-    return Path(path.name.removesuffix(compression_of(path.name))).stem
+        return plain_name(path.name)
+    return plain_name(Path(path.name.removesuffix(compression_of(path.name))).stem)
 
 
 def joined(sources: list[Source]) -> Source:
@@ -190,60 +213,22 @@ def joined(sources: list[Source]) -> Source:
         return sources[0]
     root = Path(os.path.commonpath([source.root.resolve() for source in sources]))
     return Source(
-        "+".join(source.name for source in sources),
+        plain_name("+".join(source.name for source in sources)),
         root,
         tuple(path.resolve() for source in sources for path in source.files),
         parts=tuple(sources),
     )
 
 
-def walk(folder: Path, endings: tuple[str, ...], passed_over: set[str] = PASSED_OVER) -> list[Path]:
-    """Files below `folder` with one of `endings`, hidden ones left out, sorted by their path on any file system."""
-    found: list[str] = []
-    waiting = [str(folder)]
-    while waiting:
-        # A folder that may not be looked into is passed over.
-        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    if entry.name not in passed_over:
-                        waiting.append(entry.path)
-                elif entry.name.lower().endswith(endings) and (
-                    entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path)
-                ):
-                    found.append(entry.path)
-    return [Path(path) for path in sorted(found, key=lambda path: path.replace(os.sep, "/"))]
-
-
-def _files_below(folder: Path, config: TextConfig) -> tuple[Path, ...]:
-    """The folder's texts, or its records (.jsonl, .parquet and so on), whichever are more bytes: a README beside data
-    is not the data, nor is a table beside sources."""
-    plain = tuple(FORMATS[config.format].endings) if config.format else tuple(FORMAT_OF)
-    found = walk(folder, tuple(each + more for each in plain for more in ("", *COMPRESSIONS)))
-    if not found:
-        raise UserError(
-            f"{folder}: no {', '.join(plain[:4])} or other file of text in it; name one that has, or a file"
-        )
-    kinds: dict[bool, list[Path]] = {False: [], True: []}
-    for path in found:
-        chosen = format_by_name(path.name)
-        kinds[chosen is not None and chosen.records].append(path)
-    if not kinds[False] or not kinds[True]:
-        return tuple(found)
-    most = max(kinds, key=lambda kind: (sum(path.stat().st_size for path in kinds[kind]), len(kinds[kind])))
-    if left := kinds[not most]:
-        _warn_once(
-            f"{folder}: {len(kinds[most]):,} files of {'records' if most else 'text'} are read; {len(left):,} others, "
-            f"such as {left[0].name}, are not (to read them, name them, or a pattern in quotes)"
-        )
-    return tuple(kinds[most])
-
-
 @functools.cache
-def _warn_once(text: str) -> None:
-    warn(text)
+def _doubt_markup(path: Path, files: tuple[Path, ...], config: TextConfig) -> None:
+    """A word, once, on what is read with its markup where nobody said that it is text."""
+    met = sorted(MARKUP & {ending_of(each.name) for each in files})
+    if met and config.format is None:
+        warn(
+            f"{path}: {', '.join(met)} is read as it is, markup and all; for its words alone, convert it to plain text "
+            "first (if it is meant so: --text.format text)"
+        )
 
 
 def _fixed_part(pattern: Path) -> Path:
@@ -252,8 +237,9 @@ def _fixed_part(pattern: Path) -> Path:
     return Path(*parts)
 
 
-def _is_packed(path: Path) -> bool:
-    return str(path).lower().endswith(PACKED)
+def _expands(path: Path, config: TextConfig) -> float:
+    chosen = format_of(path.name, config) or FORMATS["text"]
+    return EXPANDS * min(chosen.text_share, 1) if compression_of(path.name) else chosen.text_share
 
 
 def _name_below(path: Path, folder: Path) -> str:
@@ -266,8 +252,10 @@ def _name_below(path: Path, folder: Path) -> str:
 
 def _with_its_end(path: Path, name: str, config: TextConfig, tally: Tally) -> Iterator[Found]:
     """What a file holds; trouble that ends it comes last, like that of a record."""
+    late: list[Trouble] = []
     try:
-        yield from read(Input(path, name, config, tally))
+        yield from read(Input(path, name, config, tally, late))
+        yield from late
     except Trouble as trouble:
         yield trouble
 
@@ -276,11 +264,17 @@ def _with_its_end(path: Path, name: str, config: TextConfig, tally: Tally) -> It
 def _standard_input() -> tuple[Path, str]:
     """Standard input as a file, since preparing reads a text more than once; it goes when the process ends."""
     if sys.stdin is None or sys.stdin.isatty():
-        raise UserError("-: nothing is piped in; for example: cat FILE | hornbook prepare -")
+        raise NothingPipedInError("-: nothing is piped in; for example: cat FILE | hornbook prepare -")
     stream = sys.stdin.buffer
     first = stream.read(BLOCK)
+    if not first:
+        raise NothingPipedInError("-: nothing came through the pipe; for example: cat FILE | hornbook prepare -")
     rest = iter(lambda: stream.read(BLOCK), b"")
     stack = contextlib.ExitStack()
-    path, digest = stack.enter_context(spooled(itertools.chain([first], rest), ending_by_magic(first)))
+    blocks = itertools.chain([first], rest)
+    try:
+        path, digest = stack.enter_context(spooled(blocks, STANDARD_INPUT, ending_by_magic(first)))
+    except UserError as error:
+        raise UserError(f"{STANDARD_INPUT}: {error}") from None
     atexit.register(stack.close)
     return path, digest

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal, Protocol
+from typing import IO, Literal, Protocol, TypeVar
 
 BLOCK = 1 << 20
 # A line, row or element above this is damage or an attack, not a document; where it ends is not waited for.
@@ -26,6 +26,7 @@ PIECE = 8 << 20
 DECOMPRESSOR_BYTES = 256 << 20
 
 Errors = Literal["strict", "replace"]
+T = TypeVar("T")
 
 
 class Trouble(Exception):  # noqa: N818
@@ -113,6 +114,10 @@ MAGIC = {
 }
 
 
+LONGEST_MAGIC = max(map(len, MAGIC))
+KEEP_SOUND_PART = "or keep what comes before: --text.bad-records skip"
+
+
 def ending_by_magic(data: bytes) -> str:
     """The ending that a file with these first bytes should have, or none."""
     return next((ending for magic, ending in MAGIC.items() if data.startswith(magic)), "")
@@ -124,65 +129,111 @@ def compression_of(name: str) -> str:
     return ending if ending in COMPRESSIONS else ""
 
 
-def read_blocks(path: Path) -> Iterator[bytes]:
-    """The bytes of a file, decompressed, in blocks of at most a megabyte."""
+class _OtherDataError(Exception):
+    """What follows the compressed data is none; all of that was read."""
+
+
+def read_blocks(path: Path, late: list[Trouble] | None = None) -> Iterator[bytes]:
+    """The bytes of a file, decompressed, in blocks of at most a megabyte. Trouble that takes nothing from them is put
+    into `late` where that is given."""
     compression = compression_of(path.name)
     try:
         with open(path, "rb") as file:
             if compression:
-                yield from _decompressed(file, COMPRESSIONS[compression])
+                yield from _decompressed(file, compression)
             else:
                 yield from iter(lambda: file.read(BLOCK), b"")
+    except _OtherDataError:
+        trouble = Trouble(f"other data follows its {compression[1:]} data; cut that off, {KEEP_SOUND_PART}")
+        if late is None:
+            raise trouble from None
+        late.append(trouble)
     except EOFError:
-        raise Trouble("ends before its compressed data does; it was cut off, so fetch it again") from None
+        raise Trouble(
+            f"ends before its compressed data does: it was cut off; fetch it again, {KEEP_SOUND_PART}"
+        ) from None
     except MemoryError:
         raise Trouble("asks for too much memory to be decompressed; compress it again with a smaller window") from None
     except OSError as error:
         if error.errno is not None:
             raise Trouble(f"cannot be read ({error.strerror})") from None
-        raise Trouble(f"not sound {compression[1:]} data ({brief(error)})") from None
+        raise _unsound(compression, error) from None
     except Exception as error:  # zlib, lzma and zstd each have an error of their own
         if not compression:
             raise
-        raise Trouble(f"not sound {compression[1:]} data ({brief(error)})") from None
+        raise _unsound(compression, error) from None
 
 
-def _decompressed(file: IO[bytes], begin: Callable[[], _Engine]) -> Iterator[bytes]:
+def _unsound(compression: str, error: Exception) -> Trouble:
+    return Trouble(f"not sound {compression[1:]} data ({brief(error)}); fetch it again, {KEEP_SOUND_PART}")
+
+
+def _decompressed(file: IO[bytes], compression: str) -> Iterator[bytes]:
     """One compressed stream, or several one after another; zeros after them are padding."""
-    engine, waiting, fresh, streams = begin(), b"", True, 0
+    begin = COMPRESSIONS[compression]
+    engine, waiting = begin(), b""
     while True:
         if engine.eof:
-            engine, waiting, fresh, streams = begin(), engine.unused_data, True, streams + 1
-        if fresh and streams:
-            waiting = waiting.lstrip(b"\0")
-        if engine.needs_input and not waiting:
-            waiting = file.read(BLOCK)
-            if waiting:
-                continue
-            if fresh and streams:
+            waiting = engine.unused_data.lstrip(b"\0")
+            while len(waiting) < LONGEST_MAGIC and (more := file.read(BLOCK)):
+                waiting = (waiting + more).lstrip(b"\0")
+            if not waiting:
                 return
-            raise EOFError
+            if ending_by_magic(waiting) != compression and not _is_skippable(waiting):
+                raise _OtherDataError
+            engine = begin()
+        elif engine.needs_input:
+            waiting = file.read(BLOCK)
+            if not waiting:
+                raise EOFError
         block = engine.decompress(waiting, BLOCK)
-        waiting, fresh = b"", False
+        waiting = b""
         if block:
             yield block
 
 
+def _is_skippable(data: bytes) -> bool:
+    """Whether it begins with a frame of zstd that holds no text; some writers put an index into one."""
+    return 0x50 <= data[0] <= 0x5F and data[1:4] == b"\x2a\x4d\x18"
+
+
+def until_trouble(items: Iterable[T], troubles: list[Trouble]) -> Iterator[T]:
+    """The same; trouble that ends them is put into the list, for when what came before it is used."""
+    try:
+        yield from items
+    except Trouble as trouble:
+        troubles.append(trouble)
+
+
 def text_only(blocks: Iterator[bytes]) -> Iterator[bytes]:
     """The same blocks without byte-order mark, once the first show that they are text."""
-    head = b""
+    head, troubles = b"", list[Trouble]()
+    blocks = until_trouble(blocks, troubles)
     for block in blocks:
         head += block
         if len(head) >= 1 << 16:
             break
-    yield text_begins(head)
+    if head or not troubles:
+        yield text_begins(head)
     yield from blocks
+    for trouble in troubles:
+        raise trouble
+
+
+# The longer before what they begin with.
+OTHER_UNICODE = {
+    b"\xff\xfe\0\0": "utf-32",
+    b"\0\0\xfe\xff": "utf-32",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+}
 
 
 def text_begins(head: bytes) -> bytes:
     """The first bytes of a text without byte-order mark, if they are of a text."""
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise Trouble("UTF-16, not UTF-8 text; convert it: iconv -f utf-16 -t utf-8")
+    for mark, name in OTHER_UNICODE.items():
+        if head.startswith(mark):
+            raise Trouble(f"{name.upper()}, not UTF-8 text; convert it: iconv -f {name} -t utf-8")
     # A zstd frame need not hold a zero.
     if head.find(0, 0, 1 << 16) >= 0 or MAGIC.get(head[:4]) == ".zst":
         if ending := ending_by_magic(head):

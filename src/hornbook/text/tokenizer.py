@@ -22,7 +22,9 @@ from pydantic import Field
 from hornbook.base import files
 from hornbook.base.errors import UserError
 from hornbook.base.settings import Settings
+from hornbook.text.description import LARGEST, PROBE, check_entries, panics_untold, tamed
 from hornbook.text.gpt2 import byte_letters, gpt2_ranks, merges_of
+from hornbook.text.sample import LETTERS_OR_DIGITS, learnable
 from hornbook.text.wordpiece import WORDPIECE_END, WORDPIECE_UNKNOWN, train_wordpiece
 
 if TYPE_CHECKING:
@@ -32,8 +34,6 @@ if TYPE_CHECKING:
 END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<|unknown|>"
 WORDPIECE_ENTRIES = 40_000
-# Of a wrong one of these, the library makes a panic that tells its trace on standard error.
-PREFIXED_PAIRS = (r'"type"\s*:\s*"BPE"', r'"continuing_subword_prefix"\s*:\s*"(?!")')
 # What ends a document, or stands between two, here and in vocabularies of other models.
 ENDS = (END_OF_TEXT, WORDPIECE_END, "<|end_of_text|>", "<|bos|>")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -195,10 +195,14 @@ class Tokenizer:
 
         path = folder if folder.is_file() else folder / TOKENIZER_FILES[0]
         try:
-            text = files.read_small(path)
-            if all(re.search(part, text) for part in PREFIXED_PAIRS):
-                raise ValueError("byte pairs with a prefix")
-            return cls(tokenizers.Tokenizer.from_str(text))
+            if path.stat().st_size > LARGEST:
+                raise UserError("too large for a tokenizer; is it the right file?")
+            description = tamed(files.read_small(path))
+            with panics_untold():
+                tokenizer = cls(tokenizers.Tokenizer.from_str(description))
+                tokenizer.encode_batch([PROBE, *PROBE])
+            check_entries(tokenizer._inner.get_vocab(), path)
+            return tokenizer
         except FileNotFoundError:
             raise UserError(f"{folder}: has no {TOKENIZER_FILES[0]}") from None
         except (KeyboardInterrupt, SystemExit, MemoryError):
@@ -310,7 +314,7 @@ def train_bpe(texts: Iterable[str], _config: TokenizerConfig, vocab_size: int) -
         initial_alphabet=sorted(byte_letters()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(learnable(texts, LETTERS_OR_DIGITS), trainer)
     return tokenizer
 
 

@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from hornbook.text.sample import WORDS, learnable
+
 if TYPE_CHECKING:
     import tokenizers
 
@@ -40,7 +42,7 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, as_published: bool) -
         tokenizer.train_from_iterator(kept, trainer)
         return dict(tokenizer.get_vocab())
 
-    kept = list(texts)
+    kept = list(learnable(texts, WORDS))
     # The trainer numbers letters inside of words by chance, and by the numbers it decides between pairs that are
     # equally frequent. With the letters known beforehand, the same text always gives the same vocabulary.
     letters = sorted(entry for entry in learned(1, specials) if entry.startswith("##") and len(entry) == 3)

@@ -32,10 +32,12 @@ from hornbook.model.folder import (
 )
 from hornbook.model.gpt import GPT
 from hornbook.text.tokenizer import Tokenizer
+from hornbook.train.config import RunConfig, learned_by
 from hornbook.train.optim import Optimizer
 
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
+SETTINGS = "settings"
 # What must be equal for a resumed run to be the same bit for bit.
 SAME_FOR_EXACTNESS = ("device", "dtype", "name", "threads", "torch")
 # Weights and two moments in fp32.
@@ -74,20 +76,21 @@ def save_checkpoint(
     optimizer: Optimizer,
     state: TrainState,
     machine: dict[str, Any],
-    keep: int,
+    config: RunConfig,
 ) -> Path:
     """Write the checkpoint of this step, then let go of those that are neither newest nor best."""
-    folder = run / CHECKPOINTS / f"step-{state.step:08}"
+    folder, keep = run / CHECKPOINTS / f"step-{state.step:08}", config.train.keep_checkpoints
     evaluated = state.val_loss if state.evaluated_at == state.step else None
-    with files.staged_folder(folder, {"run_id": run_id, "step": state.step, "val_loss": evaluated}) as staging:
+    notes = {"run_id": run_id, "step": state.step, "val_loss": evaluated}
+    with files.staged_folder(folder, notes, aside=True) as staging:
         save_model(model, tokenizer, staging)
         tensors = {name: tensor.contiguous() for name, tensor in optimizer.tensors().items()}
         safetensors.torch.save_file(tensors, staging / OPTIMIZER)
-        files.write_json(staging / STATE, {**asdict(state), "machine": machine})
+        files.write_json(staging / STATE, {**asdict(state), "machine": machine, SETTINGS: learned_by(config)})
     # One of a later step was found damaged, or it would have been resumed from: it takes nobody's place.
     for old in [each for each in checkpoint_folders(run) if step_of(each) <= state.step][keep:]:
         if step_of(old) != state.best_step:
-            files.remove(old)
+            files.remove_sealed(old)
     return folder
 
 
@@ -111,7 +114,7 @@ def save_snapshot(
         warn(f"{folder}: left out, to keep room on the disk for checkpoints")
         return
     try:
-        with files.staged_folder(folder, {"run_id": run_id, "step": state.step}) as staging:
+        with files.staged_folder(folder, {"run_id": run_id, "step": state.step}, aside=True) as staging:
             save_model(model, tokenizer, staging, SNAPSHOT_DTYPE)
     except MachineError as error:
         warn(f"{folder}: left out ({error.__cause__}); training goes on")
@@ -127,12 +130,22 @@ def forget_snapshots_after(run: Path, step: int) -> None:
     """Those of steps that are still to be taken, or taken again, perhaps by another run under this name."""
     for folder in snapshot_folders(run):
         if step_of(folder) > step:
-            files.remove(folder)
+            files.remove_sealed(folder)
 
 
 def newest_checkpoint(run: Path, run_id: str) -> Path:
     """The newest checkpoint that is whole and this run's own; each newer one that is not is named in one line."""
     return first_good(run, checkpoint_folders(run), lambda each: files.damage(each) or _strangeness(each, run_id))
+
+
+def refuse_other_settings(checkpoint: Path, config: RunConfig) -> None:
+    """Somebody may have edited run.json; what a run learns by is in its checkpoints too, save in old ones."""
+    saved, now = files.read_json(checkpoint / STATE).get(SETTINGS, {}), learned_by(config)
+    for name in (each for each in now if each in saved and saved[each] != now[each]):
+        raise UserError(
+            f"{checkpoint}: made with {name} {saved[name]}, but run.json says {now[name]}; "
+            "put run.json back as it was, or train anew"
+        )
 
 
 def restore(checkpoint: Path, model: GPT, optimizer: Optimizer, machine: dict[str, Any]) -> TrainState:

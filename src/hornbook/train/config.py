@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from hornbook.base.files import is_utf8
 from hornbook.base.settings import Settings, build, merge
 from hornbook.infer.config import SamplerConfig
 from hornbook.model.config import ModelConfig
@@ -20,6 +21,9 @@ from hornbook.text.documents import TextConfig
 from hornbook.text.tokenizer import TokenizerConfig
 
 STOPS = ("steps", "epochs", "tokens", "minutes", "target_loss")
+# Another value of these, and the same text makes other weights.
+LEARNED_BY = ("seed", "order", "model", "optim", "schedule")
+LEARNED_BY_IN_TRAIN = ("batch_tokens", "context", "micro_batch", "dtype", "compile")
 
 
 class OptimConfig(Settings):
@@ -72,6 +76,11 @@ class SampleConfig(Settings):
     """Length of a sample."""
     rules: SamplerConfig = SamplerConfig()
 
+    def mistakes(self) -> Iterator[tuple[str, str]]:
+        for prompt in self.prompts:
+            if not is_utf8(prompt):
+                yield "prompts", f"{prompt[:40]}: not UTF-8, so no text begins with it"
+
 
 class TrainConfig(Settings):
     steps: int | None = Field(None, ge=1)
@@ -81,10 +90,10 @@ class TrainConfig(Settings):
     tokens: int | None = Field(None, ge=1)
     """Stop when so many tokens were read."""
     minutes: float | None = Field(None, gt=0)
-    """Stop when so much time has passed since the first step, evaluations and saving included."""
+    """Stop when so much time has passed since the first step, evaluations and saving included, compiling not."""
     target_loss: float | None = Field(None, gt=0)
     """Stop when a step's training loss is not above this."""
-    batch_tokens: int = Field(16_384, ge=1)
+    batch_tokens: int = Field(16_384, ge=1, le=2**40)
     """Tokens that each update learns from."""
     context: int | None = Field(None, ge=1)
     """Tokens in a training window; as many as the model sees, when not given. Places beyond it are never learned."""
@@ -133,7 +142,7 @@ class RunConfig(Settings):
     start_from: str | None = None
     """Begin with the weights of this model folder, run, or name on the Hugging Face hub (--from for short), whose sizes
     and tokenizer stay."""
-    seed: int = Field(1, ge=0)
+    seed: int = Field(1, ge=0, lt=2**63)
     """Everything random in a run follows from this."""
     text: TextConfig = TextConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -158,6 +167,19 @@ class RunConfig(Settings):
     def sequences(self) -> int:
         """Sequences in a batch."""
         return max(self.train.batch_tokens // self.window, 1)
+
+
+def learned_by(config: RunConfig) -> dict[str, Any]:
+    """By dotted names, what the weights of a run depend on besides its text and its end."""
+    tree = config.model_dump(mode="json")
+    chosen = {name: tree[name] for name in LEARNED_BY} | {
+        "train": {name: tree["train"][name] for name in LEARNED_BY_IN_TRAIN}
+    }
+    return {
+        f"{section}.{name}" if name else section: each
+        for section, value in chosen.items()
+        for name, each in (value.items() if isinstance(value, dict) else [("", value)])
+    }
 
 
 def override(config: RunConfig, *layers: Mapping[str, Any], origins: Mapping[str, str] | None = None) -> RunConfig:

@@ -6,8 +6,8 @@ micro-batch.
 
 from __future__ import annotations
 
+import contextlib
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
@@ -17,14 +17,16 @@ import torch
 
 from hornbook.base.console import warn
 from hornbook.base.errors import UserError
+from hornbook.base.machine import BY_HAND, signals_to_end
+from hornbook.base.output import tell
 
 NON_FINITE_IN_A_ROW = 10
 CPU_TOKENS = 8192
 
 
 class StopSignals:
-    """Ctrl-C and SIGTERM ask for the end: the loop finishes its step, saves, and leaves. A third one leaves at
-    once."""
+    """Ctrl-C, SIGTERM and a terminal that is closed ask for the end: the loop finishes its step, saves, and leaves. Who
+    asks a third time leaves at once."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -32,7 +34,7 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in signals_to_end():
                 self._before[number] = signal.signal(number, self._ask)
         return self
 
@@ -43,9 +45,12 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked and number not in BY_HAND:  # a closed terminal, its shell and ssh each say so
+            return
         self.asked += 1
         if self.asked == 1:
-            print("\nstopping: this step is finished and saved first", file=sys.stderr, flush=True)
+            with contextlib.suppress(RuntimeError):  # it came in the middle of a line that was being written
+                tell("stopping: this step is finished and saved first")
         elif self.asked > 2:
             raise KeyboardInterrupt
 

@@ -11,13 +11,13 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from hornbook.base.console import Progress
-from hornbook.base.machine import Machine, attention_backend, mix_seed
+from hornbook.base.machine import Machine, attention_backend
 from hornbook.infer.decode import generate
 from hornbook.infer.score import score
 from hornbook.model.compile import Trunk
@@ -31,7 +31,8 @@ from hornbook.train.guard import NonFiniteGuard, StopSignals, is_out_of_memory, 
 from hornbook.train.metrics import Metrics, StepReading
 from hornbook.train.optim import Optimizer, clip_gradients
 from hornbook.train.precision import WorkingCopy
-from hornbook.train.schedule import lr_factor
+from hornbook.train.recorded import StepRecorder, seed_step
+from hornbook.train.schedule import WHOLE, Extension, lr_factor, share_done
 
 EVALUATIONS_IN_A_RUN = 10
 SAVE_EVERY_SECONDS = 300.0
@@ -58,7 +59,9 @@ class Run:
     guard: NonFiniteGuard
     progress: Progress
     state: TrainState
-    began: float  # when the run's clock would have been started, had the run never been interrupted
+    began: float = 0.0  # when the run's clock would have been started, had the run never been interrupted
+    planned: Extension = WHOLE  # since when the learning rate has followed its plan
+    recorder: StepRecorder = field(default_factory=lambda: StepRecorder(learn))
     weights_are_whole: bool = True  # not in the middle of an update
     saved_step: int = 0
     saved_seconds: float = 0.0
@@ -66,16 +69,17 @@ class Run:
 
 def train(run: Run) -> str:
     """Step until the run is done; how it ended, in a few words."""
-    if share_done(run) >= 1:
+    if share_of(run) >= 1:
         return "nothing left to do"
     ended = ""
     with StopSignals() as signals, attention_backend(run.machine.device), saved_if_it_fails(run):
         run.trunk = run.make_trunk(run)
+        run.began = time.monotonic() - run.state.seconds
         known_already = run.config.start_from is not None
         if run.state.step == 0 and (run.config.train.eval_from_step is not None or known_already):
             evaluate(run)
         while not ended:
-            before = share_done(run)
+            before = share_of(run)
             update(run, before)
             ended = look_around(run, before, signals.asked > 0)
     return ended
@@ -84,23 +88,28 @@ def train(run: Run) -> str:
 def update(run: Run, share: float) -> None:
     """One step: what the batch says, turned into changed weights."""
     config, state = run.config, run.state
-    factor = lr_factor(config.schedule, state.step, share)
-
-    loss = gradients(run)
-    gradient_length = clip_gradients(list(run.model.parameters()), config.optim.clip)
-    # Decided on the device: what is not finite never reaches the weights, and nobody waits to know.
-    skip = 1 - (loss + gradient_length).isfinite().float()
-    run.weights_are_whole = False
-    run.optimizer.step(factor, skip)
-    run.weights_are_whole = True
+    factor = lr_factor(config.schedule, state.step, share, run.planned)
+    loss, gradient_length = run.recorder.step(run, factor)
 
     first_sample = state.sample
     state.step += 1
     state.sample += config.sequences
     state.tokens += config.sequences * config.window
     state.seconds = time.monotonic() - run.began
-    reading = StepReading(state.step, first_sample, state.tokens, factor, state.seconds, share_done(run))
+    reading = StepReading(state.step, first_sample, state.tokens, factor, state.seconds, share_of(run))
     run.metrics.launched(reading, loss, gradient_length)
+
+
+def learn(run: Run, factor: float | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss of the step's batch and the length of its gradients, once these have changed the weights."""
+    loss = gradients(run)
+    gradient_length = clip_gradients(list(run.model.parameters()), run.config.optim.clip)
+    # Decided on the device: what is not finite never reaches the weights, and nobody waits to know.
+    skip = 1 - (loss + gradient_length).isfinite().float()
+    run.weights_are_whole = False
+    run.optimizer.step(factor, skip)
+    run.weights_are_whole = True
+    return loss, gradient_length
 
 
 def gradients(run: Run) -> torch.Tensor:
@@ -110,8 +119,7 @@ def gradients(run: Run) -> torch.Tensor:
     state, sequences, context = run.state, run.config.sequences, run.config.window
     while True:
         try:
-            # All that is random in a step follows from its number, so a resumed run repeats it.
-            torch.manual_seed(mix_seed(run.config.seed, "step", state.step))
+            seed_step(run)
             run.working.refresh()
             total = torch.zeros((), device=run.machine.torch_device)
             for first in range(0, sequences, state.micro_batch):
@@ -133,7 +141,7 @@ def gradients(run: Run) -> torch.Tensor:
 def look_around(run: Run, before: float, asked_to_stop: bool) -> str:
     """Evaluate, sample and save when it is time; why the run ends here, if it does. None of it changes what is
     learned."""
-    knobs, state, after = run.config.train, run.state, share_done(run)
+    knobs, state, after = run.config.train, run.state, share_of(run)
     tenth = int(after * EVALUATIONS_IN_A_RUN) > int(before * EVALUATIONS_IN_A_RUN)
     evaluating = is_due(state.step - (knobs.eval_from_step or 0), knobs.eval_every_steps, tenth)
     sampling = is_due(state.step, knobs.sample_every_steps, evaluating)
@@ -219,26 +227,14 @@ def save(run: Run) -> None:
         run.optimizer,
         run.state,
         run.machine.facts(),
-        run.config.train.keep_checkpoints,
+        run.config,
     )
     run.saved_step, run.saved_seconds = run.state.step, run.state.seconds
 
 
-def share_done(run: Run) -> float:
-    """From 0 to 1, by whichever end is nearest."""
-    knobs, state = run.config.train, run.state
-    shares = [0.0]
-    if knobs.steps is not None:
-        shares.append(state.step / knobs.steps)
-    if knobs.epochs is not None:
-        shares.append(state.sample / (run.order.samples_per_epoch * knobs.epochs))
-    if knobs.tokens is not None:
-        shares.append(state.tokens / knobs.tokens)
-    if knobs.minutes is not None:
-        shares.append(state.seconds / (60 * knobs.minutes))
-    if knobs.target_loss is not None and state.reached_loss is not None:
-        shares.append(float(state.reached_loss <= knobs.target_loss))
-    return max(shares)
+def share_of(run: Run) -> float:
+    """How much of the run is done, from 0 to 1."""
+    return share_done(run.config.train, run.state, run.order.samples_per_epoch)
 
 
 def is_due(step: int, every_steps: int | None, otherwise: bool) -> bool:

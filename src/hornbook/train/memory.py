@@ -16,6 +16,7 @@ from functools import cached_property
 import torch
 
 from hornbook.infer.score import TOKENS_AT_ONCE
+from hornbook.model.activations import ACTIVATIONS
 from hornbook.model.attention import SHORT
 from hornbook.model.config import ModelConfig
 from hornbook.model.gpt import GPT
@@ -25,8 +26,6 @@ from hornbook.train.optim import GROUPINGS
 
 FP32 = 4
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
-# Of the MLP's inside, what backward needs, in widths of it.
-KEPT_OF_MLP = {"swiglu": 4, "gelu": 2, "gelu_tanh": 2, "relu2": 2, "relu": 1}
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,7 @@ def _kept_in_block(config: ModelConfig, window: int, dtype: torch.dtype, device:
     of_stream += 1 if config.embedding_skip else 0
     of_queries, of_keys = (3.0, 3.0) if config.qk_norm != "none" else (2.0, 2.0)
     of_keys += sum(map(config.has_value_embedding, range(config.n_layer))) / config.n_layer
-    of_mlp = KEPT_OF_MLP[config.activation] + (mask if config.drops("mlp") else 0)
+    of_mlp = ACTIVATIONS[config.activation].kept + (mask if config.drops("mlp") else 0)
     kept = [(of_stream, width), (of_queries, queries), (of_keys, keys), (of_mlp, config.width_of_mlp)]
     # Fused attention keeps no scores. On a CPU it is not used for short windows in bf16, nor with dropout.
     short = dtype == torch.bfloat16 and window <= SHORT

@@ -38,7 +38,7 @@ class Muon:
         }
 
     @torch.no_grad()
-    def step(self, lr: float, skip: torch.Tensor) -> None:
+    def step(self, lr: float | torch.Tensor, skip: torch.Tensor) -> None:
         """One update; where `skip` is 1, none, and the momentum stays as it was."""
         keep = 1 - skip
         for parameters, momenta in self._stacks:

@@ -75,12 +75,14 @@ class Optimizer:
             fused=True,
         )
 
-    def step(self, factor: float, skip: torch.Tensor) -> None:
-        """One update at `factor` of every learning rate. Where `skip` is 1, nothing changes; nobody waits to know."""
+    def step(self, factor: float | torch.Tensor, skip: torch.Tensor) -> None:
+        """One update at `factor` of every learning rate, a number or one on the device. Where `skip` is 1, nothing
+        changes; nobody waits to know."""
+        recording = skip.is_cuda and torch.cuda.is_current_stream_capturing()
         for muon, lr in self._muons:
             muon.step(lr * factor, skip)
         for group, lr in zip(self._adamw.param_groups, self._adamw_lrs, strict=True):
-            group["lr"] = lr * factor
+            group["lr"], group["capturable"] = lr * factor, recording
         self._adamw.found_inf = skip  # type: ignore[attr-defined]
         self._adamw.step()
 

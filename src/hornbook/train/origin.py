@@ -14,7 +14,7 @@ from typing import Any
 from hornbook.base import files
 from hornbook.base.errors import UserError
 from hornbook.base.settings import spoken
-from hornbook.exchange.doors import imported_from_hub, is_hub_name
+from hornbook.exchange.imports import imported_from_hub, is_hub_name
 from hornbook.model.config import ModelConfig
 from hornbook.model.folder import INDEX, WEIGHTS, load_config, resolve
 from hornbook.shards.format import Shards

@@ -14,19 +14,20 @@ from typing import Any
 
 import torch
 
-from hornbook.base import files
-from hornbook.base.console import Progress, count, program, say, warn
+from hornbook.base import files, ours
+from hornbook.base.console import Progress, command, count, say, warn
 from hornbook.base.errors import UserError
 from hornbook.base.machine import Machine, choose_machine, fast_float_modes, keep_freed_memory, peak_memory_bytes
+from hornbook.base.names import plain_name
 from hornbook.base.settings import build
 from hornbook.model.compile import Trunk, compiled_or_eager
-from hornbook.model.folder import RUN, checkpoint_folders, first_good, load_weights
+from hornbook.model.folder import CHECKPOINTS, RUN, SNAPSHOTS, checkpoint_folders, first_good, is_run, load_weights
 from hornbook.model.gpt import GPT
 from hornbook.shards.format import Shards
 from hornbook.shards.loader import Loader
 from hornbook.shards.order import SampleOrder
-from hornbook.shards.prepare import open_or_prepare
-from hornbook.text.readers import name_of
+from hornbook.shards.prepare import changed_in_reading, open_or_prepare, too_little
+from hornbook.text.readers import STANDARD_INPUT, NothingPipedInError, name_of
 from hornbook.text.tokenizer import TokenizerConfig
 from hornbook.train import loop
 from hornbook.train.checkpoint import (
@@ -35,15 +36,17 @@ from hornbook.train.checkpoint import (
     clear_leftovers,
     forget_snapshots_after,
     newest_checkpoint,
+    refuse_other_settings,
     restore,
 )
 from hornbook.train.config import STOPS, RunConfig, override
 from hornbook.train.guard import NonFiniteGuard, first_micro_batch, smaller_micro_batch
 from hornbook.train.memory import training_memory
-from hornbook.train.metrics import Metrics
+from hornbook.train.metrics import METRICS, SAMPLES, Metrics
 from hornbook.train.optim import Optimizer
 from hornbook.train.origin import Origin
 from hornbook.train.precision import WorkingCopy
+from hornbook.train.schedule import Extension, planned_since
 
 # Weight, gradient, and what Muon remembers of it.
 LEAST_BYTES_OF_A_PARAMETER = 12
@@ -70,6 +73,10 @@ class Outcome:
 def fit(config: RunConfig, folder: Path, progress: Progress | None = None) -> Outcome:
     """Train a model from nothing, or from what another has learned, into a new run folder."""
     _refuse_taken(folder)
+    if not files.is_utf8(str(folder)):
+        raise UserError(
+            f"{folder}: not UTF-8, and libraries that write into it take nothing else; choose another --out"
+        )
     progress = progress or Progress()
     machine = choose_machine(config.train.device, config.train.dtype, config.train.threads)
     origin = Origin.find(config.start_from) if config.start_from is not None else None
@@ -79,6 +86,8 @@ def fit(config: RunConfig, folder: Path, progress: Progress | None = None) -> Ou
     if origin is not None:
         origin.check_tokenizer(shards)
     config = fitted_to(shards, config)
+    if doubt := too_little(shards):
+        warn(doubt)
     record = {
         "run_id": uuid.uuid4().hex,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -97,14 +106,16 @@ def fit(config: RunConfig, folder: Path, progress: Progress | None = None) -> Ou
 def resume(folder: Path, changes: Mapping[str, Any] | None = None, progress: Progress | None = None) -> Outcome:
     """Go on with a run from its newest good checkpoint. `changes` may move where it stops."""
     if not (folder / RUN).is_file():
-        raise UserError(f"{folder}: no run to go on with (no {RUN}); begin one: hornbook train --out {folder}")
+        raise UserError(f"{folder}: no run to go on with (no {RUN}); begin one: {command('train', '--out', folder)}")
     progress = progress or Progress()
     record, config = _recorded(folder)
     run_id, fingerprint = str(record["run_id"]), record["data"]["fingerprint"]
     try:
-        shards = Shards.open(Path(record["data"]["folder"]))
-    except UserError:  # the cache was cleared; the same text gives the same tokens
-        shards = open_or_prepare(config.data, _tokenizer_at_hand(config, folder), config.shards, progress, config.text)
+        shards = Shards.open(Path(record["data"]["folder"])).checked(say=progress.note)
+    except UserError as error:  # the cache was cleared, or is damaged; the same text gives the same tokens
+        where = "standard input" if config.data == STANDARD_INPUT else "the text"
+        progress.note(f"{error.mistakes[0].partition('; ')[0]}; looking for {where}")
+        shards = _prepared_again(config, folder, progress)
         record["data"]["folder"] = str(shards.folder.resolve())
     if shards.fingerprint != fingerprint:
         raise UserError(f"{shards.folder}: not the data that this run began with; train on it into another --out")
@@ -113,13 +124,24 @@ def resume(folder: Path, changes: Mapping[str, Any] | None = None, progress: Pro
     if fixed:
         may = ", ".join(sorted(MAY_CHANGE))
         raise UserError(f"{min(fixed)}: a run keeps the settings that it began with, except --train. {may}")
-    config = override(config, changes)
+    before, config = config, override(config, changes)
     machine = choose_machine(config.train.device, config.train.dtype, config.train.threads)
     with files.locked(folder):
         clear_leftovers(folder)
         checkpoint = newest_checkpoint(folder, run_id)
+        refuse_other_settings(checkpoint, config)
         record["config"] = config.model_dump()
-        return _train(config, folder, record, shards, machine, checkpoint, progress)
+        return _train(config, folder, record, shards, machine, checkpoint, progress, before)
+
+
+def _prepared_again(config: RunConfig, folder: Path, progress: Progress) -> Shards:
+    try:
+        return open_or_prepare(config.data, _tokenizer_at_hand(config, folder), config.shards, progress, config.text)
+    except NothingPipedInError:
+        raise UserError(
+            f"{folder}: its text came by standard input and is gone from the cache; pipe it in again: "
+            "cat TEXT | hornbook resume RUN (hornbook prepare - --out FOLDER keeps it)"
+        ) from None
 
 
 def begun(folder: Path) -> RunConfig | None:
@@ -131,12 +153,15 @@ def begun(folder: Path) -> RunConfig | None:
 
 def _recorded(folder: Path) -> tuple[dict[str, Any], RunConfig]:
     record = files.read_json(folder / RUN)
+    if ours.is_edited(record):
+        warn(f"{folder / RUN}: was edited since it was written; taken as it is now")
     try:
         _ = record["run_id"], Path(record["data"]["folder"]), record["data"]["fingerprint"]
+        _ = Extension.of(record)
         return record, build(RunConfig, record["config"])
     except UserError as error:
         raise UserError(*(f"{folder / RUN}: {mistake}" for mistake in error.mistakes)) from None
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError, ValueError):
         raise UserError(f"{folder / RUN}: damaged; train again into another --out") from None
 
 
@@ -150,19 +175,36 @@ def _tokenizer_at_hand(config: RunConfig, folder: Path) -> TokenizerConfig:
 def _refuse_taken(folder: Path) -> None:
     if checkpoint_folders(folder):
         raise UserError(
-            f"{folder}: holds a run already; go on with it: hornbook resume {folder} (or choose another --out)"
+            f"{folder}: holds a run already; choose another --out, or go on with it: {command('resume', folder)}"
         )
+    if (name := _stranger(folder)) is not None:
+        raise UserError(f"{folder / name}: not known to be written by Hornbook; choose another --out, or move it away")
+
+
+def _stranger(folder: Path) -> str | None:
+    """What stands where a new run would write, and is of no run that ended before its first checkpoint."""
+    known = is_run(folder)
+    for name in (RUN, METRICS, SAMPLES):
+        path = folder / name
+        if path.is_symlink() or (path.exists() and not known):
+            return name
+    if known:
+        return None
+    return next((name for name in (CHECKPOINTS, SNAPSHOTS) if ours.in_the_way(folder / name) is not None), None)
 
 
 def free_folder(config: RunConfig, parent: Path = Path("runs")) -> Path:
     """Where a run goes that was given no --out: runs/NAME, or runs/NAME-2 and so on where there is a run already."""
-    name = name_of(Path(config.data)) if config.recipe in ("own-text", "continued") else config.recipe
+    own = config.recipe in ("own-text", "continued")
+    name = name_of(Path(config.data)) if own else plain_name(config.recipe, "run")
     folder, number = parent / name, 1
-    while checkpoint_folders(folder):
+    while checkpoint_folders(folder) or _stranger(folder):
         taken, number = folder, number + 1
         folder = parent / f"{name}-{number}"
     if number > 1:
-        say(f"{taken} is there already (to go on with it: {program()} resume {taken}); this is a new run, {folder}")
+        known = checkpoint_folders(taken)
+        mend = f"to go on with it: {command('resume', taken)}" if known else "none of Hornbook's"
+        say(f"{taken} is there already ({mend}); this is a new run, {folder}")
     return folder
 
 
@@ -198,6 +240,7 @@ def _train(
     machine: Machine,
     begin: Path | Origin | None,
     progress: Progress,
+    before: RunConfig | None = None,
 ) -> Outcome:
     """Assemble the run, from nothing, another model or a checkpoint, and let the loop have it."""
     device, tokens = machine.torch_device, shards.split("train")
@@ -214,8 +257,10 @@ def _train(
     elif begin is not None:
         load_weights(model, begin.folder)
     forget_snapshots_after(folder, state.step)
-    files.write_json(folder / RUN, record | {"machine": machine.facts()})
     order = SampleOrder(config.order, config.seed, shards.fingerprint, len(tokens), config.window, config.sequences)
+    planned = planned_since(before or config, config, state, order.samples_per_epoch, Extension.of(record))
+    record |= {"machine": machine.facts()} | planned.record()
+    files.write_json(folder / RUN, ours.with_own_hash(record))
     flops = config.model.flops_per_token(config.window)
     working = WorkingCopy(model, machine.torch_dtype)
     run = loop.Run(
@@ -235,7 +280,7 @@ def _train(
         guard=NonFiniteGuard(state.not_finite_in_a_row),
         progress=progress,
         state=state,
-        began=time.monotonic() - state.seconds,
+        planned=planned,
         saved_step=state.step,
         saved_seconds=state.seconds,
     )
@@ -318,8 +363,11 @@ def _introduce(run: loop.Run, begin: Path | Origin | None) -> None:
         f"on {machine.name}, {machine.dtype}{threads}",
         f"run       {run.folder} (Ctrl-C stops and saves)",
     ]
+    lines[1:1] = (f"          {each}" for each in changed_in_reading(shards.manifest))
     if isinstance(begin, Path):
         lines.append(f"going on from {begin}, step {run.state.step}")
+        if run.planned.step == run.state.step:
+            lines.append(run.planned.told(config.schedule))
     elif begin is not None:
         lines.append(f"weights   those of {begin.folder}")
     for line in lines:

@@ -11,7 +11,6 @@ const CONSIDERED = 8; // how many tokens the popover tells of
 const KEPT = 100; // answers that the page remembers
 const REFRESH_MS = 3000;
 const RESTING_TURNS = 10;
-const NOTHING_YET = "No checkpoint yet: once there is one, the model can be spoken to.";
 const REST_MS = 700; // between two snapshots that play
 
 const main = document.querySelector("main");
@@ -23,6 +22,7 @@ const knobs = new Knobs($("knobs"), remember, draw);
 
 let models = [];
 let model = null;
+let silence = ""; // why the model cannot be spoken to, as it was told last
 let point = -1; // index into model.points
 let following = false; // the newest point, whichever it is
 let work = null; // the AbortController of the request that runs
@@ -42,7 +42,7 @@ function request() {
   return { model: modelId(), prompt: prompt.value, ...others, ...(top_k && { top_k }), logprobs: CONSIDERED };
 }
 
-const canWrite = () => model && (model.kind === "model" || model.points.length > 0);
+const canWrite = () => model && !model.silent;
 
 // --- writing ---
 
@@ -358,8 +358,8 @@ function update() {
   $("copy").disabled = !prompt.value && !answer.pieces.length;
   $("play").setAttribute("aria-pressed", Boolean(playing));
   $("play").disabled = $("point").disabled = !model?.points.length;
-  if (model && !canWrite()) tellState(NOTHING_YET);
-  else if ($("state").textContent === NOTHING_YET) tellState("");
+  if (model?.silent) tellState((silence = model.silent));
+  else if (silence && $("state").textContent === silence) tellState((silence = ""));
 }
 
 const tellState = (text) => ($("state").textContent = text);

@@ -1,4 +1,4 @@
-"""Damaged and hostile files at each door: one line that names the file, soon, with nothing run, written or taken."""
+"""Damaged and hostile files of each program: one line that names the file, soon, with nothing run, written or taken."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from refusing import refused
 from system_files import KEPT_IN, written
 
 from hornbook.base.errors import UserError
-from hornbook.exchange.doors import import_model
-from hornbook.exchange.names import LAYOUTS
+from hornbook.exchange.imports import import_model
+from hornbook.exchange.programs import PROGRAMS
 from hornbook.exchange.tensorflow import read_checkpoint
 from hornbook.model.folder import load_model
 
@@ -86,8 +86,8 @@ def two_conventions(state: Weights) -> None:
 
 
 def of_two_programs(state: Weights) -> None:
-    mark = next(layout.mark for layout in LAYOUTS if layout.mark not in state)
-    state[mark] = np.ones((61, 24), np.float32)
+    marks = [program.layout.name("embedding") for program in PROGRAMS]
+    state[next(mark for mark in marks if mark not in state)] = np.ones((61, 24), np.float32)
 
 
 def nothing(state: Weights) -> None:
@@ -124,7 +124,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory, letters: Letters) -> None:
         import_model(str(path), folder / f"{form} out", tokenizer=letters(61))
 
 
-def refused_at_the_door(path: Path, letters: Letters, **knobs: Any) -> str:
+def refused_on_import(path: Path, letters: Letters, **knobs: Any) -> str:
     out = path.parent / "out"
     return refused(lambda: import_model(str(path), out, knobs=knobs, tokenizer=letters(61)), path)
 
@@ -137,7 +137,7 @@ def test_a_state_dict_that_is_not_the_program_s_is_refused(
     state = weights(SYSTEMS[form], SIZES, 1)
     DAMAGES[damage](state)
     path, knobs = written(form, state, SIZES, tmp_path / "a")
-    assert SAYS.get(damage, "") in refused_at_the_door(path, letters, **knobs)
+    assert SAYS.get(damage, "") in refused_on_import(path, letters, **knobs)
 
 
 class Attack:
@@ -155,10 +155,10 @@ def test_code_in_a_file_does_not_run_and_a_cut_file_is_refused(form: str, letter
     whole = path.read_bytes()
     for kept in (0, 10, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:kept])
-        refused_at_the_door(path, letters, **knobs)
+        refused_on_import(path, letters, **knobs)
     tree = KEPT_IN[form][1](state, SIZES)
     torch.save(dict(tree) | {"attack": Attack(tmp_path / "ran")}, path)
-    assert "holds more than weights" in refused_at_the_door(path, letters, **knobs)
+    assert "holds more than weights" in refused_on_import(path, letters, **knobs)
     assert not (tmp_path / "ran").exists()
 
 
@@ -198,7 +198,7 @@ def test_arguments_that_lie_about_the_tensors_are_refused(
 def test_what_the_file_cannot_tell_is_asked_for(letters: Letters, tmp_path: Path) -> None:
     for form in ("the-verdict", "wikitext-wordpiece", "julius-caesar-small"):
         path, _ = written(form, weights(SYSTEMS[form], SIZES, 1), SIZES, tmp_path / form)
-        assert "name it: --n-head" in refused_at_the_door(path, letters)
+        assert "name it: --n-head" in refused_on_import(path, letters)
 
 
 def test_what_the_file_tells_is_not_to_be_told(letters: Letters, tmp_path: Path) -> None:
@@ -477,4 +477,4 @@ def test_a_state_dict_of_ours_needs_its_config(letters: Letters, tmp_path: Path)
         ({"model_state_dict": state, "config": {"n_layer": 9_999, "vocab_size": 61}}, "claims 9,999 layers"),
     ):
         torch.save(tree, path)
-        assert says in refused_at_the_door(path, letters)
+        assert says in refused_on_import(path, letters)

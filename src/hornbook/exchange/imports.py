@@ -1,12 +1,13 @@
 """Other people's models come in.
 
 In: a file of torch.save, a Hugging Face folder or the name of one on the hub, a folder of OpenAI's.  Out: a model
-folder of ours, with a tokenizer. Which of them it is, the names of its tensors tell; its sizes, their shapes. What a
-file does not tell is taken as its program has it, said, and can be said otherwise.
+folder of ours, with a tokenizer. Which of them it is follows from the names of its tensors; its sizes, from their
+shapes. What a file does not say is taken as its program has it, noted, and can be given otherwise.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from hornbook.base.console import Progress
 from hornbook.base.errors import UserError
 from hornbook.base.hub import AbsentError, fetch_from_hub
 from hornbook.base.settings import build
-from hornbook.exchange import names
+from hornbook.exchange import programs
 from hornbook.exchange.tensorflow import read_checkpoint
 from hornbook.exchange.torchfile import find_weights, read_torch
 from hornbook.model.config import ModelConfig
@@ -27,8 +28,8 @@ from hornbook.model.folder import (
     CONFIG,
     INDEX,
     WEIGHTS,
-    check_plausible,
     load_config,
+    mistakes_in,
     model_of,
     read_tensors,
     read_weights,
@@ -37,6 +38,7 @@ from hornbook.model.folder import (
     type_of,
 )
 from hornbook.model.gpt import GPT
+from hornbook.model.shapes import layout_of
 from hornbook.text.merges import PAIRS_OF_FILES, find_tokenizer
 from hornbook.text.tokenizer import TOKENIZER_FILES, Tokenizer, TokenizerConfig, train_tokenizer
 
@@ -49,7 +51,7 @@ GPT2_FILLED_UP = 50_304
 HEAD_WIDTH = 64
 PUBLISHED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 FILES_OF_WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
-# What a file of ours or its program may call the knobs that it tells.
+# What a file of ours or its program may call the knobs that it names.
 ARGUMENTS = {"n_layer": "n_layer", "n_head": "n_head", "n_embd": "n_embd", "block_size": "context"}
 ARGUMENTS |= {"vocab_size": "vocab_size", "dropout": "dropout"}
 HPARAMETERS = {"n_layer": "n_layer", "n_head": "n_head", "n_embd": "n_embd", "n_ctx": "context"}
@@ -76,8 +78,8 @@ class Imported:
 
     def as_dict(self) -> dict[str, Any]:
         """For a script to read."""
-        told = {"model": str(self.folder), "kind": self.kind, "notes": self.notes, "tokenizer": self.tokenizer}
-        return told | {"parameters": self.config.n_params(), "config": self.config.model_dump()}
+        result = {"model": str(self.folder), "kind": self.kind, "notes": self.notes, "tokenizer": self.tokenizer}
+        return result | {"parameters": self.config.n_params(), "config": self.config.model_dump()}
 
 
 def import_model(
@@ -89,7 +91,7 @@ def import_model(
     ranks: str | None = None,
 ) -> Imported:
     """Read a model from elsewhere and write it as a model folder. `knobs` are those of ModelConfig that the source
-    cannot tell: n_head, activation, attention_scale."""
+    does not say: n_head, activation, attention_scale."""
     if out.exists() or out.is_symlink():
         raise UserError(f"{out}: is there already; choose another OUT, or delete it")
     found = _read(source, knobs or {})
@@ -110,7 +112,9 @@ def imported_from_hub(source: str) -> Path:
     name = source.removeprefix("hub:").replace("/", "--").replace("@", "--")
     out = files.home() / "models" / f"{name}--imported"
     if files.damage(out) is not None:
-        files.remove(out)
+        files.remove_sealed(out)
+        if os.path.lexists(out):
+            files.set_aside(out, "is not the model that was imported")
         import_model(source, out)
     return out
 
@@ -180,22 +184,28 @@ def _from_folder(folder: Path, knobs: Mapping[str, Any]) -> Found:
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder}: neither a Hugging Face folder (no {CONFIG}) nor one of OpenAI's (no {HPARAMS})")
     config = load_config(folder)
-    _refuse_what_is_told(folder / CONFIG, knobs)
+    _refuse_known(folder / CONFIG, knobs)
     kind, path = type_of(folder, config), folder / WEIGHTS
     if not path.is_file() and not (folder / INDEX).is_file() and (folder / OLDER_WEIGHTS).is_file():
         path = folder / OLDER_WEIGHTS
         weights = find_weights(read_torch(path), path)
     else:
         weights = read_weights(folder)
-    return Found(f"a Hugging Face folder of type {kind or 'hornbook'}", model_of(config, kind, weights, path), folder)
+    return Found(
+        f"a Hugging Face folder of type {kind or 'hornbook'}", model_of(config, layout_of(kind), weights, path), folder
+    )
 
 
 def _from_openai(folder: Path, checkpoint: Path, knobs: Mapping[str, Any]) -> Found:
     path = folder / HPARAMS
     said = files.read_json(path)
-    _refuse_what_is_told(path, knobs)
-    weights = dict(read_checkpoint(checkpoint))
-    return _converted(names.OPENAI, weights, _told(said, HPARAMETERS, path), checkpoint, folder, [])
+    _refuse_known(path, knobs)
+    # Matrices have an axis of one before theirs.
+    weights = {
+        name: tensor[0] if tensor.ndim == 3 and len(tensor) == 1 else tensor
+        for name, tensor in read_checkpoint(checkpoint).items()
+    }
+    return _converted(programs.OPENAI, weights, _knobs_in(said, HPARAMETERS, path), checkpoint, folder, [])
 
 
 def _from_file(path: Path, knobs: Mapping[str, Any]) -> Found:
@@ -207,53 +217,48 @@ def _from_file(path: Path, knobs: Mapping[str, Any]) -> Found:
         weights = find_weights(tree, path)
     if "blocks.0.attention.query.weight" in weights:
         return _ours(tree, weights, knobs, path)
-    layout = names.layout_of(weights)
-    if layout is None:
+    program = programs.program_of(weights)
+    if program is None:
         raise UserError(_unknown(weights, path))
+    weights = programs.learned(program, weights)
     notes: list[str] = []
     said: dict[str, Any] = {}
     arguments = tree.get("model_args")
     if isinstance(arguments, dict):
-        said = _told(arguments, ARGUMENTS, path)
+        said = _knobs_in(arguments, ARGUMENTS, path)
         if "n_head" in said and knobs.get("n_head", said["n_head"]) != said["n_head"]:
             raise UserError(f"{path}: its model_args say {said['n_head']} heads; leave --n-head out")
-    heads = names.heads_in(layout, weights)
+    heads = programs.heads_in(program, weights)
     if heads is not None:
         if knobs.get("n_head", heads) != heads:
             raise UserError(f"{path}: has {heads} heads; leave --n-head out")
         said["n_head"] = heads
-        if not names.has_projection(layout, weights) and "attention_scale" not in knobs:
+        if not programs.has_projection(program, weights) and "attention_scale" not in knobs:
             said["attention_scale"] = "width"
             notes.append("scores are scaled by the width of the stream, as published; --attention-scale head if later")
     elif "n_head" not in said and "n_head" not in knobs:
-        said["n_head"] = _assumed_heads(layout, weights, path, notes)
-    if layout.knobs["activation"] == "gelu" and "activation" not in knobs:
+        said["n_head"] = _assumed_heads(program, weights, path, notes)
+    if program.knobs["activation"] == "gelu" and "activation" not in knobs:
         notes.append(
-            "bent by the exact GELU, as its program does; --activation gelu_tanh for its files before May 2023"
+            "activation: the exact GELU, as in its program; --activation gelu_tanh for its files before May 2023"
         )
-    return _converted(layout, weights, {**said, **knobs}, path, path.parent, notes)
+    return _converted(program, weights, {**said, **knobs}, path, path.parent, notes)
 
 
 def _converted(
-    layout: names.Layout,
+    program: programs.Program,
     weights: Mapping[str, Any],
     said: Mapping[str, Any],
     path: Path,
     folder: Path,
     notes: list[str],
 ) -> Found:
-    try:
-        learned = names.without_buffers(layout, weights)
-        config = names.config_of(layout, learned, said)
-        check_plausible(config, learned, path)
-        ours = names.to_ours(layout, config, learned)
-    except UserError as error:
-        known = [each if str(path) in each else f"{path}: {each}" for each in error.mistakes]
-        raise UserError(*known) from None
-    return Found(f"weights of {layout.program}", model_of(config, None, ours, path), folder, notes)
+    with mistakes_in(path):
+        config = programs.config_of(program, weights, said)
+    return Found(f"weights of {program.name}", model_of(config, program.layout, dict(weights), path), folder, notes)
 
 
-def _told(said: Mapping[str, Any], arguments: Mapping[str, str], path: Path) -> dict[str, Any]:
+def _knobs_in(said: Mapping[str, Any], arguments: Mapping[str, str], path: Path) -> dict[str, Any]:
     """What a table beside the weights says of the knobs; ModelConfig looks at the values."""
     missing = next((name for name in arguments if name not in said and name != "dropout"), None)
     if missing is not None:
@@ -261,24 +266,25 @@ def _told(said: Mapping[str, Any], arguments: Mapping[str, str], path: Path) -> 
     return {knob: said[name] for name, knob in arguments.items() if name in said}
 
 
-def _refuse_what_is_told(path: Path, knobs: Mapping[str, Any]) -> None:
+def _refuse_known(path: Path, knobs: Mapping[str, Any]) -> None:
     for knob in knobs:
-        raise UserError(f"{path}: tells what the model is; leave --{knob.replace('_', '-')} out")
+        raise UserError(f"{path}: says what the model is; leave --{knob.replace('_', '-')} out")
 
 
-def _assumed_heads(layout: names.Layout, weights: Mapping[str, Any], path: Path, notes: list[str]) -> int:
+def _assumed_heads(program: programs.Program, weights: Mapping[str, Any], path: Path, notes: list[str]) -> int:
     """No tensor shows how many heads its matrices are cut into."""
-    width = names.width_of(layout, weights)
-    if layout is names.WIKITEXT:
+    with mistakes_in(path):
+        _, width = programs.matrix(program, weights, "embedding")
+    if program is programs.WIKITEXT:
         for near in (path.parent / CONFIG, path.parent / "config" / CONFIG, path.parent.parent / "config" / CONFIG):
             heads = _heads_in_config(near)
             if heads:
                 notes.append(f"{heads} heads, from {near}")
                 return heads
-    if width % HEAD_WIDTH or layout.program == names.NOTEBOOK:
-        raise UserError(f"{path}: does not tell the number of heads; name it: --n-head {max(width // HEAD_WIDTH, 1)}")
+    if width % HEAD_WIDTH or program is programs.NOTEBOOK:
+        raise UserError(f"{path}: does not say the number of heads; name it: --n-head {max(width // HEAD_WIDTH, 1)}")
     heads = width // HEAD_WIDTH
-    notes.append(f"{heads} heads of width {HEAD_WIDTH}, as is usual; the file does not tell, --n-head says otherwise")
+    notes.append(f"{heads} heads of width {HEAD_WIDTH}, as is usual; the file does not say, --n-head says otherwise")
     return heads
 
 
@@ -292,13 +298,11 @@ def _ours(tree: Mapping[Any, Any], weights: Mapping[str, Any], knobs: Mapping[st
     held = tree.get(OUR_CONFIG)
     if not isinstance(held, dict):
         raise UserError(f"{path}: weights of Hornbook without their config; hornbook export --to pt writes both")
-    _refuse_what_is_told(path, knobs)
-    try:
+    _refuse_known(path, knobs)
+    with mistakes_in(path):
         config = build(ModelConfig, held)
-    except UserError as error:
-        raise UserError(*(f"{path}: {mistake}" for mistake in error.mistakes)) from None
     learned = dict(weights)
-    if config.tied and names.are_the_same(learned.get("head.weight"), learned.get("embedding.weight")):
+    if config.tied and programs.are_the_same(learned.get("head.weight"), learned.get("embedding.weight")):
         del learned["head.weight"]
     return Found("weights of Hornbook", model_of(config, None, learned, path), path.parent)
 

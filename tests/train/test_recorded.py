@@ -1,0 +1,72 @@
+"""A recorded step is the step that it was recorded from. The recording itself is CUDA's; here a list of calls stands in
+for it, so that what is around it is judged on any machine: which batch, which seed, which rate, what happens when it
+fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hornbook.base.logs import read_log
+from hornbook.train import recorded
+from hornbook.train.config import RunConfig
+from hornbook.train.start import fit
+
+
+def recording(act: Callable[[], recorded.Numbers]) -> tuple[Callable[[], None], recorded.Numbers]:
+    places = (torch.zeros(()), torch.zeros(()))
+
+    def replay() -> None:
+        for place, number in zip(places, act(), strict=True):
+            place.copy_(number)
+
+    return replay, places
+
+
+def losses(folder: Path) -> list[float]:
+    return [each["loss"] for each in read_log(folder / "metrics.jsonl") if "loss" in each]
+
+
+@pytest.fixture
+def trained(tiny: Callable[..., RunConfig], tmp_path: Path) -> Callable[..., list[float]]:
+    def train(name: str, **knobs: Any) -> list[float]:
+        fit(tiny(model={"dropout": 0.1}, train={"steps": 12, **knobs}), tmp_path / name)
+        return losses(tmp_path / name)
+
+    return train
+
+
+def test_a_recorded_step_learns_what_a_step_learns(
+    trained: Callable[..., list[float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches, dropout and learning rates of each step are its own: in micro-batches too, that do not divide it."""
+    plain, replayed = trained("plain", micro_batch=3), []
+    replay = recorded._Record.replay
+
+    def counted(record: recorded._Record, run: Any, factor: float) -> recorded.Numbers:
+        replayed.append(run.state.step)
+        return replay(record, run, factor)
+
+    monkeypatch.setattr(recorded, "_pays", lambda run: True)
+    monkeypatch.setattr(recorded, "_recorded", recording)
+    monkeypatch.setattr(recorded._Record, "replay", counted)
+    assert trained("recorded", micro_batch=3) == pytest.approx(plain, rel=1e-5)
+    assert replayed == list(range(recorded.STEPS_BEFORE, 12))
+
+
+def test_a_step_that_cannot_be_recorded_goes_on_as_it_is(
+    trained: Callable[..., list[float]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = trained("plain")
+
+    def fail(act: Callable[[], recorded.Numbers]) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(recorded, "_pays", lambda run: True)
+    monkeypatch.setattr(recorded, "_recorded", fail)
+    assert trained("unrecorded") == plain
+    assert capsys.readouterr().err.count("this step cannot be recorded (CUDA out of memory)") == 1
