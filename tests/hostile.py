@@ -92,8 +92,8 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def send(self, data: bytes) -> None:
+        self.asked.sent += len(data)  # first: who has the last byte may look at the sum at once
         self.wfile.write(data)
-        self.asked.sent += len(data)
 
     def start_asked_for(self) -> int:
         text = self.asked.headers.get("range", "")
