@@ -15,7 +15,7 @@ BIN := .venv/bin
 # What is computed, and so may depend on the processor.
 NUMBERS := tests/model tests/train tests/infer tests/base/test_machine.py \
 	$(addprefix --ignore=tests/,train/test_checkpoint.py infer/test_terminal.py) \
-	$(addprefix tests/exchange/test_,card.py gguf_models.py hub_models.py references.py systems.py transformers.py with_code.py)
+	$(addprefix tests/exchange/test_,card.py gguf.py hub_models.py references.py systems.py transformers.py with_code.py)
 PLAIN := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
