@@ -4,7 +4,7 @@
 
 Each is 5 MB: the English texts one after another, over again where they are shorter; one character; newlines; DNA;
 base64, in lines and in none; Chinese without a sign or blank. A turn prepares each once, with `hornbook prepare` in a
-process of its own. Then each is interrupted at ten moments, from its start to its end, and how long it took to end is
+process of its own. Then each is interrupted at eight moments, from its start to its end, and how long it took to end is
 told, with what it left behind.
 """
 
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 SIZE = 5_000_000
-MOMENTS = 10
+MOMENTS = 8
 
 
 def texts(english: list[Path]) -> dict[str, bytes]:
@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--kind", default="bpe")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it, and so would children
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -25,6 +25,9 @@ def long_text(some_text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def preparing(source: str, kind: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # where it is ignored, as in a shell's background, so it is there
     command = [sys.executable, "-m", "hornbook.cli", "prepare", source, "--out", str(folder / "out" / "shards")]
     with subprocess.Popen(
         [*command, "--tokenizer.kind", kind],

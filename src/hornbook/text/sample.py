@@ -16,7 +16,7 @@ BLOCK = 1 << 15
 LONGEST_PIECE = 1_000
 # So many bytes may be new in any text, and of the rest one in so many. Texts of people and programs have less: 5 MB of
 # Wikipedia 4 %, 30 MB of Python 2 %. Each new byte costs a trainer as much as five that it knows.
-NEW_BYTES = 1_000_000
+NEW_BYTES = 500_000
 NEW_SHARE = 16
 # A script without blanks has no words that come again: a clause of it is new, and is nothing strange.
 LONGEST_CLAUSE = 64
