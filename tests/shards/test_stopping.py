@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from hornbook.base.ours import UNFINISHED, hidden
+
 BYTES = 30_000_000  # many seconds of work, most of it in a few calls of a library
 
 
@@ -78,7 +80,7 @@ def test_a_preparation_ends_at_once(
         assert child.stdout.readline().startswith(f"learning a {kind} vocabulary from 30M bytes of long")
         allowed = max(time.monotonic() - began, 2.5)  # what starting takes, on a machine that is busy
         if at == "encoding":
-            wait_until((tmp_path / "out" / ".unfinished-shards" / "tokenizer.json").exists, child)
+            wait_until((tmp_path / "out" / hidden(UNFINISHED, "shards") / "tokenizer.json").exists, child)
         time.sleep(0.3)
         assert end(child, number, allowed, tmp_path) == (code, "interrupted\n" if number == signal.SIGINT else "")
 
