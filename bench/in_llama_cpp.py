@@ -30,7 +30,7 @@ import numpy as np
 import torch
 import transformers
 
-from hornbook.exchange.gguf_models import DTYPES, export_gguf
+from hornbook.exchange.gguf import DTYPES, export_gguf
 from hornbook.model.config import classic, modern
 from hornbook.model.folder import load_config, load_model, save_model
 from hornbook.model.gpt import GPT
