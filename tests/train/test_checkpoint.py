@@ -98,10 +98,10 @@ def in_peace(short_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def half_way(short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The same run, killed in step 4, with the checkpoints of steps 2 and 3."""
 
-    def kill_in_step_four(config: ScheduleConfig, step: int, progress: float) -> float:
+    def kill_in_step_four(config: ScheduleConfig, step: int, *share: Any) -> float:
         if step == 3:
             raise Killed
-        return lr_factor(config, step, progress)
+        return lr_factor(config, step, *share)
 
     with monkeypatch.context() as patch:
         patch.setattr("hornbook.train.loop.lr_factor", kill_in_step_four)
@@ -510,12 +510,12 @@ def test_a_disk_that_really_fills_ends_with_one_line(
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("a small disk cannot be mounted here (it takes root)")
 
-    def fill(config: ScheduleConfig, step: int, progress: float) -> float:
+    def fill(config: ScheduleConfig, step: int, *share: Any) -> float:
         if what_fills_it == "another program" and step == 2:
             with contextlib.suppress(OSError), open(place / "other", "wb", buffering=0) as other:
                 while True:
                     other.write(bytes(4096))
-        return lr_factor(config, step, progress)
+        return lr_factor(config, step, *share)
 
     try:
         run = place / "run"
@@ -581,7 +581,7 @@ def test_the_newest_ones_and_the_best_one_are_kept(
     """A learning rate that jumps far too high after two steps makes an early checkpoint the best."""
     run = tmp_path / "run"
     knobs = {"steps": 8, "eval_every_steps": 1, "save_every_steps": 1, "keep_checkpoints": 2}
-    monkeypatch.setattr("hornbook.train.loop.lr_factor", lambda _config, step, _progress: 1.0 if step < 2 else 1000.0)
+    monkeypatch.setattr("hornbook.train.loop.lr_factor", lambda _config, step, *_: 1.0 if step < 2 else 1000.0)
     fit(tiniest(short_text, train=knobs), run)
     evaluations = {entry["step"]: entry["val_loss"] for entry in metrics(run) if "val_loss" in entry}
     best = min(evaluations, key=lambda step: evaluations[step])
