@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,10 @@ from hornbook.base.settings import merge
 from hornbook.train.config import RunConfig, override
 
 ROOT = Path(__file__).parent.parent
+
+# As in a terminal, for these processes and their children: a shell's background ignores the one, nohup the other.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -181,7 +181,9 @@ def test_a_tensor_of_another_kind_is_told(made: Path, tell: Tell) -> None:
     path = made / "model" / "model.safetensors"
     tensors = safetensors.torch.load(path.read_bytes())
     name = "model.norm.weight"
-    others = {str(kind): torch.ones(32).to(kind) for kind in (torch.int64, torch.uint8, torch.bool, torch.float64)}
+    others = {
+        str(kind): torch.ones(32).to(kind) for kind in (torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn)
+    }
     others |= {"no axis": torch.tensor(1.0), "no number": torch.ones(0), "more axes": torch.ones(1, 32)}
     cases = {what: safetensors.torch.save(tensors | {name: tensor}) for what, tensor in others.items()}
     cases["none"] = safetensors.torch.save({})
