@@ -38,10 +38,13 @@ CUTS = {
 
 def ordinary(some_text: str) -> dict[str, str]:
     """Texts of people and programs, among them some without lines or blanks to cut at."""
+    chance = random.Random(1)  # of its own: the same text whichever tests ran before
+    clauses = ["".join(chance.choices("的一是不了人我在有他", k=chance.randrange(3, 40))) for _ in range(3_000)]
     return {
         "python": some_text,
         "without line ends": some_text.replace("\n", " "),
         "without blanks": re.sub(r"\s+", ",", some_text),
+        "chinese": "\uff0c".join(clauses),
         "rulers": "".join(f"{'=' * 300}\n{line}\n{' ' * 300}|\n" for line in some_text.splitlines()[:500]),
     }
 

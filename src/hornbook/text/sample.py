@@ -31,6 +31,7 @@ _PLACES = [
     re.compile(r"(?<=\S\n)(?=\S)"),
     re.compile(r"(?<=\S)(?= \S)"),
     re.compile(r"(?<=[0-9A-Za-z])(?=[!-&(-/:-@[-^`{-~])"),  # not "'", with which a piece may go on: "n't"
+    re.compile(r"(?<=[^\W_])(?=[\uff0c\u3002\uff01\uff1f\uff1b\uff1a\u3001])"),  # the signs of scripts without blanks
 ]
 _LOOKED_FOR_IN = 2_000
 
