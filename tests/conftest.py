@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sysconfig
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,11 @@ ROOT = Path(__file__).parent.parent
 # As in a terminal, for these processes and their children: a shell's background ignores the one, nohup the other.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# Compiled once for all processes of all runs, but not for a plain processor and this one (make test-plain) alike.
+os.environ.setdefault(
+    "TORCHINDUCTOR_CACHE_DIR",
+    f"{tempfile.gettempdir()}/hornbook-tests-{os.getuid()}-{os.environ.get('ATEN_CPU_CAPABILITY', 'as-it-is')}",
+)
 
 
 @pytest.fixture(scope="session", autouse=True)

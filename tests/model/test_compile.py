@@ -12,6 +12,7 @@ import torch
 
 from effort import long
 from hornbook.base.machine import choose_machine
+from hornbook.model import compile as compiling
 from hornbook.model.compile import compiled_or_eager
 from hornbook.model.gpt import GPT
 
@@ -72,6 +73,59 @@ def test_what_only_fails_when_it_runs_is_one_warning_too(
     assert trunk(torch.zeros(3, 16, dtype=torch.long)).shape == (3, 16, 16)
 
 
+@pytest.mark.parametrize("wrong", [lambda hidden: hidden * 1.2, lambda hidden: hidden * float("nan")])
+def test_a_compiler_that_computes_something_else_is_one_warning(
+    wrong: Callable[[torch.Tensor], torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    random_model: Callable[..., GPT],
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda forward, **_: lambda ids: wrong(forward(ids)))
+    model = random_model("modern", **SMALL).train()
+    trunk = compiled_or_eager(model, (3, 16))
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert "going on without" in warning
+    ids = torch.zeros(3, 16, dtype=torch.long)
+    assert torch.equal(trunk(ids), model(ids))
+
+
+def test_gradients_that_are_no_numbers_are_one_warning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], random_model: Callable[..., GPT]
+) -> None:
+    def compiled(forward: Callable[..., torch.Tensor], **_: Any) -> Callable[..., torch.Tensor]:
+        def run(ids: torch.Tensor) -> torch.Tensor:
+            hidden = forward(ids)
+            hidden.register_hook(lambda gradient: gradient * float("inf"))
+            return hidden
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    compiled_or_eager(random_model("modern", **SMALL).train(), (3, 16))
+    assert "its gradients are not finite" in capsys.readouterr().err
+
+
+def test_what_is_compiled_is_kept_apart_by_processor(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, random_model: Callable[..., GPT]
+) -> None:
+    """Inductor's own key knows nothing of the processor: in a home that two machines share, the one with AVX2 took what
+    the one with AVX512 had left, and its hidden states were NaN."""
+    monkeypatch.setattr(torch, "compile", lambda forward, **_: forward)
+    monkeypatch.setenv("HORNBOOK_HOME", str(tmp_path))
+    folders = set()
+    for capability, name in (("AVX2", "a"), ("AVX512", "a"), ("AVX2", "b"), ("AVX2", "a")):
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
+        monkeypatch.setattr(compiling, "processor_name", lambda name=name: name)
+        compiled_or_eager(random_model("modern", **SMALL).train(), (3, 16))
+        folders.add(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    assert len(folders) == 3
+    assert all(Path(each).is_relative_to(tmp_path) for each in folders)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "the user's own")
+    compiled_or_eager(random_model("modern", **SMALL).train(), (3, 16))
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "the user's own"
+
+
 def test_only_training_batches_of_the_one_shape_are_compiled(
     monkeypatch: pytest.MonkeyPatch, random_model: Callable[..., GPT]
 ) -> None:
@@ -108,6 +162,7 @@ def test_memory_that_runs_out_is_left_to_the_loop(
 WITHOUT_COMPILER = """
 import torch
 from hornbook.base.machine import choose_machine
+from hornbook.model import compile as compiling
 from hornbook.model.compile import compiled_or_eager
 from hornbook.model.config import modern
 from hornbook.model.gpt import GPT

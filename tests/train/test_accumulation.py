@@ -56,13 +56,14 @@ def test_micro_batches_add_up_to_the_gradients_of_the_one_large_batch(
     assert run.config.sequences == SEQUENCES
     whole_loss, whole = gradients_of(run, SEQUENCES)
     assert len(whole) == len(list(run.model.parameters()))
+    terms = max(float(each.norm()) for each in whole)
     for micro_batch in (1, 2, 3, 5, 7):
         loss, cut = gradients_of(run, micro_batch)
         assert loss == pytest.approx(whole_loss, rel=1e-6)
         for one, other in zip(whole, cut, strict=True):
             assert one.any()
-            # Sums over all tokens of the batch; the gradient of a key's bias cancels out to nothing, about 1e-11.
-            assert (one - other).norm() < rounding(SEQUENCES * 32) * max(float(one.norm()), 1e-6)
+            # Sums over all tokens of the batch; the gradient of a key's bias cancels out to nothing but rounding.
+            assert (one - other).norm() < rounding(SEQUENCES * 32) * max(float(one.norm()), 1e-3 * terms)
 
 
 def test_the_gradients_are_those_of_the_mean_loss_over_all_tokens(assembled: Callable[..., loop.Run]) -> None:

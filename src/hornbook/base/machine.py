@@ -114,7 +114,7 @@ def choose_machine(device: str | None = None, dtype: str | None = None, threads:
         properties = torch.cuda.get_device_properties(kind)
         name, memory = properties.name, int(properties.total_memory)
     else:
-        name, memory = (_processor_name() if kind == "cpu" else platform.machine()), _main_memory()
+        name, memory = (processor_name() if kind == "cpu" else platform.machine()), _main_memory()
     return Machine(
         device=kind,
         dtype=dtype or ("bfloat16" if _bf16_is_fast(kind) else "float32"),
@@ -296,7 +296,7 @@ def _peak_flops(name: str) -> float | None:
     return None
 
 
-def _processor_name() -> str:
+def processor_name() -> str:
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
         for line in file:
             if line.startswith("model name"):
