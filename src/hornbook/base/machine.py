@@ -174,6 +174,15 @@ def garbage_sought_among_new_objects() -> Iterator[None]:
         gc.unfreeze()
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Accelerators have an error of their own for it; the CPU's allocator tells it in words."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
 def mix_seed(*parts: object) -> int:
     """A seed from anything that can be printed: the same parts always give the same seed, others give another."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode(errors="surrogatepass")).digest()

@@ -8,7 +8,7 @@ differ only in the values of these fields; nothing else asks which one a model i
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -26,6 +26,8 @@ Place = Literal["embedding", "attention", "mlp", "residual"]
 
 
 class ModelConfig(Settings):
+    every_knob_counts: ClassVar[bool] = True
+
     vocab_size: int | None = Field(None, ge=2, le=2**32)
     """Ids that the model knows: those of its tokenizer, from which a run takes it."""
     context: int = Field(256, ge=2, le=10_000_000)

@@ -15,16 +15,17 @@ from typing import Any
 
 import torch
 
-from hornbook.base import files
 from hornbook.base.console import say, table
 from hornbook.base.errors import UserError
-from hornbook.base.settings import build, nearest
-from hornbook.model.folder import CONFIG, RUN, load_config, resolve
+from hornbook.base.settings import nearest
+from hornbook.base.stored import stored
+from hornbook.model.folder import CONFIG, load_config
 from hornbook.model.gpt import GPT, outline
 from hornbook.model.shapes import shape_of
 from hornbook.model.tree import Part, tree_of
 from hornbook.plan.gpus import GB, GPUS, Gpu
 from hornbook.recipes import RECIPES, compose
+from hornbook.runs.folder import RunFolder, resolve
 from hornbook.text.tokenizer import WORDPIECE_ENTRIES, TokenizerConfig
 from hornbook.train.config import RunConfig, TrainConfig, override
 from hornbook.train.memory import TrainingMemory, training_memory
@@ -67,17 +68,10 @@ def _run_of(name: str, knobs: Mapping[str, Any]) -> RunConfig:
         raise UserError(f"--{knob.replace('_', '-')}: {name} has its shape already; only a recipe's can be changed")
     runs = [path, path.absolute().parent.parent] if (path / CONFIG).is_file() else [path]
     for run in runs:
-        if (run / RUN).is_file():
-            return override(_config_of(run), knobs)
+        if (folder := RunFolder(run)).has_record():
+            return override(stored(RunConfig, folder.record().config, folder.record_file), knobs)
     config = RunConfig(recipe=name, model=load_config(resolve(path)), train=TrainConfig(steps=1))
     return override(config, knobs)
-
-
-def _config_of(run: Path) -> RunConfig:
-    record = files.read_json(run / RUN).get("config")
-    if not isinstance(record, Mapping):
-        raise UserError(f"{run / RUN}: damaged; name one of the run's checkpoints in another place")
-    return build(RunConfig, record)
 
 
 def _with_vocabulary(name: str, config: RunConfig) -> RunConfig:
