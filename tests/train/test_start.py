@@ -344,6 +344,23 @@ def test_compiling_takes_nothing_from_the_minutes(
     assert metrics(tmp_path / "run")[0]["seconds"] < 1.5
 
 
+def test_a_notebook_finds_its_process_as_it_was(short_text: Path, tmp_path: Path) -> None:
+    """Threads, and memory: a tensor that is freed afterwards goes back to the system."""
+    threads = torch.get_num_threads()
+    fit(tiniest(short_text, train={"steps": 1, "threads": threads + 1}), tmp_path / "run")
+    assert torch.get_num_threads() == threads
+    if sys.platform == "linux":
+        before = resident_bytes()
+        large = torch.ones(1 << 26)
+        assert resident_bytes() - before > 200 << 20
+        del large
+        assert resident_bytes() - before < 50 << 20
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def test_a_run_works_outside_the_main_thread(short_text: Path, tmp_path: Path) -> None:
     """Where Python hands out no signals: in a notebook's helper or a server."""
     thread = threading.Thread(target=fit, args=(tiniest(short_text), tmp_path / "run"))

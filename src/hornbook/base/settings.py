@@ -1,4 +1,4 @@
-"""One door for every setting.
+"""The one way in for every setting.
 
 In: nested dictionaries from TOML or JSON files, from `--a.b value`, or from Python.
 Out: a frozen, validated `Settings` object, or a `UserError` that tells every mistake at once, one line each.

@@ -71,7 +71,7 @@ class ModelConfig(Settings):
     tied: bool = False
     """One matrix for embedding and head."""
     logit_cap: float | None = Field(None, gt=0)
-    """Bend logits so that none is larger than this, which keeps a fast learner from being too sure."""
+    """Squash logits so that none is larger than this, which keeps a fast learner from being too sure."""
     value_embeddings: bool = False
     """Add to the values of every second layer what a table holds for the token itself: much memory, little time."""
     bigram_embeddings: int = Field(0, ge=0)

@@ -1,7 +1,7 @@
 """Cross-entropy of the next token, without ever holding all logits.
 
 In: hidden states (N, C), the head's weight (V, C) and, where it has them, its bias (V,) and the cap that its logits are
-bent under, targets (N,).  Out: the sum of the losses, in fp32.
+squashed under, targets (N,).  Out: the sum of the losses, in fp32.
 At GPT-2's vocabulary the logits of a batch are larger than everything else together. So tokens go through the head a
 piece at a time, and each piece leaves its gradients behind while its logits are still in the processor's cache.
 """
@@ -54,7 +54,7 @@ def token_losses(
 
 
 def capped(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
-    """Small logits as they are, large ones bent towards the cap."""
+    """Small logits as they are, large ones squashed towards the cap."""
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
@@ -83,7 +83,7 @@ class _CrossEntropySum(torch.autograd.Function):
         for piece in _pieces(len(targets), weight.shape[0], weight.is_cuda):
             states, wanted = hidden[piece], targets[piece]
             logits = F.linear(states, weight, bias)  # (n, V)
-            bent = logits.div_(cap).tanh_().clone() if cap is not None else None
+            squashed = logits.div_(cap).tanh_().clone() if cap is not None else None
             if cap is not None:
                 logits *= cap
             logits[:, vocab_size:] = float("-inf")
@@ -95,8 +95,8 @@ class _CrossEntropySum(torch.autograd.Function):
             total -= _logarithms(likelihood, probabilities, wanted).sum()
             flat[places] = likelihood - 1  # scatter_ would copy everything first
             gradient = probabilities  # d loss / d logits = probabilities - one-hot
-            if bent is not None:
-                gradient *= 1 - bent.square_()
+            if squashed is not None:
+                gradient *= 1 - squashed.square_()
             torch.mm(gradient, weight, out=hidden_gradient[piece])
             weight_gradient += gradient.T @ states
             if bias_gradient is not None:

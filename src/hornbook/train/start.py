@@ -13,7 +13,14 @@ from typing import Any
 from hornbook.base import files
 from hornbook.base.console import Progress, command, warn
 from hornbook.base.errors import UserError
-from hornbook.base.machine import Machine, choose_machine, fast_float_modes, keep_freed_memory, peak_memory_bytes
+from hornbook.base.machine import (
+    Machine,
+    choose_machine,
+    fast_float_modes,
+    keep_freed_memory,
+    peak_memory_bytes,
+    process_left_as_found,
+)
 from hornbook.base.names import plain_name
 from hornbook.base.stored import stored
 from hornbook.base.world import World
@@ -66,6 +73,7 @@ class Outcome:
         return self.reason == loop.INTERRUPTED
 
 
+@process_left_as_found()
 def fit(config: RunConfig, path: Path, progress: Progress | None = None) -> Outcome:
     """Train a model from nothing, or from what another has learned, into a new run folder."""
     folder, progress = RunFolder(path), progress or Progress()
@@ -92,6 +100,7 @@ def fit(config: RunConfig, path: Path, progress: Progress | None = None) -> Outc
         return _train(config, folder, record, shards, machine, origin, progress)
 
 
+@process_left_as_found()
 def resume(path: Path, changes: Mapping[str, Any] | None = None, progress: Progress | None = None) -> Outcome:
     """Go on with a run from its newest good checkpoint. `changes` may move where it stops."""
     folder, progress = RunFolder(path), progress or Progress()

@@ -1,6 +1,6 @@
-"""The truth about a model, before or after it is trained.
+"""What a model is and takes, before or after it is trained.
 
-In: the name of a recipe, a run, or a model folder, and knobs.  Out: `Truth`: its tree with shapes, its parameters,
+In: the name of a recipe, a run, or a model folder, and knobs.  Out: `Sizes`: its tree with shapes, its parameters,
 FLOPs, bytes at rest and in training, and which GPUs hold it; to read, each number with the arithmetic that it comes
 from, or as a dictionary. The model is built on the meta device, so three billion parameters take no memory.
 """
@@ -39,7 +39,7 @@ MOST_BYTES_OF_ANGLES = 10**9
 KNOWN_VOCABULARIES = {"byte": 257, "gpt2": 50_257, "wordpiece": WORDPIECE_ENTRIES}
 
 
-def find(name: str, knobs: Mapping[str, Any]) -> Truth:
+def find(name: str, knobs: Mapping[str, Any]) -> Sizes:
     """Of a recipe or a settings file, with knobs turned; of a run, as it is trained; of a model folder, as a run with
     our defaults would go on with it."""
     run = _run_of(name, knobs)
@@ -51,7 +51,7 @@ def find(name: str, knobs: Mapping[str, Any]) -> Truth:
         raise UserError(
             f"{name}: a context of {config.context:,} needs {size_in_words(angles)} of angles alone; take a shorter one"
         )
-    return Truth(name, run)
+    return Sizes(name, run)
 
 
 def _run_of(name: str, knobs: Mapping[str, Any]) -> RunConfig:
@@ -110,7 +110,7 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Truth:
+class Sizes:
     name: str
     run: RunConfig
 
