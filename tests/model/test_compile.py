@@ -165,10 +165,10 @@ from hornbook.base.machine import choose_machine
 from hornbook.model import compile as compiling
 from hornbook.model.compile import compiled_or_eager
 from hornbook.model.config import modern
-from hornbook.model.gpt import GPT
+from hornbook.model.init import untrained
 
 print(choose_machine("cpu").can_compile)
-model = GPT(modern(vocab_size=32, context=16, n_layer=1, n_head=2, n_embd=16)).train()
+model = untrained(modern(vocab_size=32, context=16, n_layer=1, n_head=2, n_embd=16)).train()
 ids = torch.arange(16)[None]
 print(torch.equal(compiled_or_eager(model, (1, 16))(ids), model(ids)))
 """

@@ -19,6 +19,7 @@ from hornbook.infer.decode import generate
 from hornbook.model.config import ModelConfig, classic, modern
 from hornbook.model.folder import load_model, resolve
 from hornbook.model.gpt import GPT
+from hornbook.model.init import untrained
 from hornbook.text.tokenizer import Tokenizer
 from hornbook.train.config import RunConfig
 from hornbook.train.start import fit
@@ -205,7 +206,7 @@ def test_dropout_keeps_the_mean(random_model: Callable[..., GPT]) -> None:
 @pytest.mark.parametrize("preset", [classic, modern])
 def test_an_untrained_model_finds_all_tokens_about_equally_likely(preset: Callable[..., ModelConfig]) -> None:
     torch.manual_seed(0)
-    model = GPT(preset(vocab_size=1000, context=32, n_layer=3, n_head=4, n_embd=64))
+    model = untrained(preset(vocab_size=1000, context=32, n_layer=3, n_head=4, n_embd=64))
     ids = some_ids(1000, 8, 33)
     loss = F.cross_entropy(model.logits(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
     assert loss.item() == pytest.approx(math.log(1000), abs=0.03)
@@ -213,7 +214,7 @@ def test_an_untrained_model_finds_all_tokens_about_equally_likely(preset: Callab
 
 def test_gpt2_begins_as_the_paper_says() -> None:
     torch.manual_seed(0)
-    model = GPT(classic(vocab_size=500, context=64, n_layer=8, n_head=4, n_embd=64))
+    model = untrained(classic(vocab_size=500, context=64, n_layer=8, n_head=4, n_embd=64))
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:
             assert torch.equal(parameter, torch.full_like(parameter, 0.0 if name.endswith("bias") else 1.0))
@@ -226,7 +227,7 @@ def test_gpt2_begins_as_the_paper_says() -> None:
 
 def test_blocks_of_modern_begin_as_the_identity() -> None:
     torch.manual_seed(0)
-    model = GPT(modern(vocab_size=500, context=16, n_layer=3, n_head=4, n_embd=64))
+    model = untrained(modern(vocab_size=500, context=16, n_layer=3, n_head=4, n_embd=64))
     stream = torch.randn(2, 16, 64)
     for block in model.blocks:
-        assert torch.equal(block(stream, stream, None, model.rotary, None), stream)
+        assert torch.equal(block(stream, stream, None, model.rotation(torch.arange(16), stream), None), stream)

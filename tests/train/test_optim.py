@@ -9,6 +9,7 @@ import torch
 
 from hornbook.model.config import ModelConfig, classic, modern
 from hornbook.model.gpt import GPT
+from hornbook.model.init import untrained
 from hornbook.model.loss import cross_entropy_sum
 from hornbook.train.config import OptimConfig
 from hornbook.train.optim import GROUPINGS, Optimizer, clip_gradients
@@ -19,7 +20,7 @@ SIZES: dict[str, Any] = {"vocab_size": 19, "context": 8, "n_layer": 2, "n_head":
 
 def model_of(config: ModelConfig) -> GPT:
     torch.manual_seed(0)
-    return GPT(config).train()
+    return untrained(config).train()
 
 
 def take_gradients(model: GPT, seed: int) -> None:

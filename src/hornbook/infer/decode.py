@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from hornbook.infer.cache import KVCache
 from hornbook.infer.config import SamplerConfig
 from hornbook.infer.sampler import next_tokens, penalized
-from hornbook.model.attention import KVCache
 from hornbook.model.gpt import GPT
 
 ROWS = 8
@@ -77,11 +77,14 @@ def window_start(length: int, context: int) -> int:
 class Batch:
     """Texts that are computed together, each in a row of one cache; they may come and go between steps."""
 
-    def __init__(self, model: GPT, rows: int, known_ids: int | None = None) -> None:
-        """Ids from `known_ids` on, of a vocabulary that was widened, stand for no text and are never taken."""
+    def __init__(
+        self, model: GPT, rows: int, known_ids: int | None = None, cache_dtype: torch.dtype | None = None
+    ) -> None:
+        """Ids from `known_ids` on, of a vocabulary that was widened, stand for no text and are never taken. Keys and
+        values are kept in `cache_dtype`, or in the model's own."""
         self.model, self.rows, self.known_ids = model, rows, known_ids
         self.device = model.embedding.weight.device
-        self.cache = KVCache(model.config, rows, self.device, model.cache_dtype or model.embedding.weight.dtype)
+        self.cache = KVCache(model.config, rows, self.device, cache_dtype or model.embedding.weight.dtype)
         self.texts: list[Growing] = []
         self._starts: list[int] = []  # of the windows that the rows hold
 
@@ -198,12 +201,13 @@ def grow(
     rows: int = ROWS,
     end_of_text: int | None = None,
     known_ids: int | None = None,
+    cache_dtype: torch.dtype | None = None,
 ) -> Iterator[tuple[Growing, Chosen | None]]:
     """Every text with each of its new tokens, until all have ended, and what ended it set with the last; the
     end-of-text id is not handed out, but None. At most `rows` are computed at once; the others begin where one has
     ended. To end a text, set what ended it."""
     waiting = deque(texts)
-    batch = Batch(model, min(rows, len(texts)), known_ids)
+    batch = Batch(model, min(rows, len(texts)), known_ids, cache_dtype)
     while waiting or batch.texts:
         while waiting and batch.has_room:
             batch.add(waiting.popleft())

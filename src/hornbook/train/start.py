@@ -23,6 +23,7 @@ from hornbook.base.settings import build
 from hornbook.model.compile import Trunk, compiled_or_eager
 from hornbook.model.folder import CHECKPOINTS, RUN, SNAPSHOTS, checkpoint_folders, first_good, is_run, load_weights
 from hornbook.model.gpt import GPT
+from hornbook.model.init import untrained
 from hornbook.shards.format import Shards
 from hornbook.shards.loader import Loader
 from hornbook.shards.order import SampleOrder
@@ -248,7 +249,7 @@ def _train(
         keep_freed_memory()
     _refuse_without_room(config, machine)
     torch.manual_seed(config.seed)
-    model = GPT(config.model).to(device).train()
+    model = untrained(config.model).to(device).train()
     optimizer = Optimizer(model, config.optim, machine.torch_dtype)
     check_room(folder, model, config.train.keep_checkpoints)
     state = TrainState(micro_batch=_micro_batch(config, model, machine))
