@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from collections import defaultdict
 from pathlib import Path
 from types import ModuleType
 
@@ -18,56 +17,38 @@ from hornbook.model import activations, attention, config, gpt, layers, loss, no
 
 TEMPLATE = "modeling_hornbook.py.jinja"
 # In the order in which each needs those before it.
-BEFORE_THE_CONFIG = (activations, norms, positions)
-AFTER_THE_CONFIG = (rms_norm, rotary, layers, attention, loss, gpt)
-# Of ModelConfig, what weighs knobs and counts, and goes to nobody who only runs the model.
+MODULES = (activations, norms, rms_norm, positions, rotary, layers, attention, loss, gpt)
+# Of ModelConfig, what weighs knobs and counts: nothing to who only runs the model.
 LEFT_OUT = ("mistakes", "fits_vocabulary", "n_params", "flops_per_token")
 
 
 def modeling_file() -> str:
     """The same bytes whenever the sources are the same."""
-    imports: dict[str, set[str]] = defaultdict(set)
-    before, after = (
-        "\n\n".join(_without_imports(each, imports) for each in modules)
-        for modules in (BEFORE_THE_CONFIG, AFTER_THE_CONFIG)
-    )
-    lines = [f"from {module} import {', '.join(sorted(names))}" for module, names in imports.items() if module]
+    imports: set[str] = set()
+    sources = [_without_imports(module, imports) for module in MODULES]
+    own = [getattr(each, "fget", each) for name, each in vars(config.ModelConfig).items() if name not in LEFT_OUT]
+    implied = [inspect.getsource(each) for each in own if getattr(each, "__module__", "") == config.__name__]
     form = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True).from_string(
         Path(__file__).with_name(TEMPLATE).read_text("utf-8")
     )
     return form.render(
-        imports="\n".join(sorted(imports[""]) + sorted(lines)),
-        before_the_config=before,
+        imports="\n".join(sorted(imports)),
         width_multiple=config.WIDTH_MULTIPLE,
-        implied="\n".join(_implied()).rstrip(),
-        after_the_config=after,
+        implied="\n".join(implied).rstrip(),
+        sources="\n\n\n".join(sources),
     )
 
 
-def _without_imports(module: ModuleType, imports: dict[str, set[str]]) -> str:
-    """A module's source; what it imports from elsewhere is noted, what it imports of ours stands above it."""
-    lines = inspect.getsource(module).splitlines()
-    tree, gone = ast.parse("\n".join(lines)), set[int]()
+def _without_imports(module: ModuleType, imports: set[str]) -> str:
+    """A module's source; what it imports from elsewhere is noted, and what it imports of ours is in the same file."""
+    text = inspect.getsource(module)
+    tree, gone = ast.parse(text), set[int]()
     for node in ast.walk(tree):
-        if not isinstance(node, ast.Import | ast.ImportFrom):
-            continue
-        source = (node.module or "") if isinstance(node, ast.ImportFrom) else ""
-        ours = source.startswith("hornbook.")
-        if ours or node in tree.body:
-            gone.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
-            if not ours and source != "__future__":
-                names = [ast.unparse(each) for each in node.names]
-                imports[source].update(names if source else [f"import {name}" for name in names])
-    text = "\n".join(line for number, line in enumerate(lines, 1) if number not in gone).strip()
-    text = re.sub(r"\n{4,}", "\n\n\n", text)
-    return f"# {module.__name__.replace('.', '/')}.py\n{text}\n"
-
-
-def _implied() -> list[str]:
-    """The sources of what ModelConfig works out of its knobs."""
-    own = [getattr(each, "fget", each) for name, each in vars(config.ModelConfig).items() if name not in LEFT_OUT]
-    return [
-        inspect.getsource(each)
-        for each in own
-        if inspect.isfunction(each) and each.__qualname__ == f"ModelConfig.{each.__name__}"
-    ]
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            start = f"from {node.module} import" if isinstance(node, ast.ImportFrom) else "import"
+            ours = start.startswith("from hornbook.")
+            if ours or node in tree.body:
+                gone.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+                imports.update(f"{start} {ast.unparse(each)}" for each in node.names if not ours)
+    kept = "\n".join(line for number, line in enumerate(text.splitlines(), 1) if number not in gone)
+    return f"# {module.__name__}\n" + re.sub(r"\n{4,}", "\n\n\n", kept).strip()

@@ -48,6 +48,7 @@ class KVCache:
             self.mask = torch.zeros(later.shape, device=device, dtype=self.keys.dtype).masked_fill_(later, -torch.inf)
 
     def previous(self, ids: torch.Tensor) -> torch.Tensor:
+        """The id before each of the newest, (B, T)."""
         return id_before(ids, self.last_ids)
 
     def extend(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -22,22 +22,16 @@ SHORT = 256
 class Cache(Protocol):
     """What stands before the newest tokens, and where these stand (infer/cache.py)."""
 
-    places: torch.Tensor
-    """Of the newest, (T,) or (B, T)."""
-    mask: torch.Tensor | None
-    """What the newest may look at, (B, 1, T, S); None where it is all up to themselves."""
+    places: torch.Tensor  # of the newest, (T,) or (B, T)
+    mask: torch.Tensor | None  # what they may look at, (B, 1, T, S), where it is not all up to themselves
 
-    def begin(self, ids: torch.Tensor) -> None:
-        """Before the first layer: the newest, (B, T)."""
+    def begin(self, ids: torch.Tensor) -> None: ...
 
-    def previous(self, ids: torch.Tensor) -> torch.Tensor:
-        """The id before each of the newest, (B, T), -1 where there is none."""
+    def previous(self, ids: torch.Tensor) -> torch.Tensor: ...
 
-    def extend(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Take the newest keys and values (B, K, T, D) of a layer, and hand back all, (B, K, S, D)."""
+    def extend(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
 
-    def advance(self, ids: torch.Tensor) -> None:
-        """After the last layer."""
+    def advance(self, ids: torch.Tensor) -> None: ...
 
 
 class Attention(nn.Module):
@@ -106,7 +100,7 @@ def attend(
         return _attend_in_short_windows(q, k, v, scale, dropout)
     causal = mask is None and T == S
     if mask is None and 1 < T < S:
-        mask = _lower_right(T, S, q.device)
+        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(diagonal=S - T)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout, scale=scale, enable_gqa=shared
     )
@@ -123,8 +117,3 @@ def _attend_in_short_windows(
     scores = torch.baddbmm(later, q.reshape(B * K, H // K * T, D), k.reshape(B * K, T, D).mT, alpha=scale)
     weights = F.dropout(scores.softmax(dim=-1), dropout)
     return (weights @ v.reshape(B * K, T, D)).view(B, H, T, D)
-
-
-def _lower_right(newest: int, seen: int, device: torch.device) -> torch.Tensor:
-    """What each of the newest tokens may look at among all that are seen: (newest, seen)."""
-    return torch.ones(newest, seen, dtype=torch.bool, device=device).tril(diagonal=seen - newest)

@@ -43,11 +43,6 @@ class MLP(nn.Module):
         return self.down(self.dropout(wide))
 
 
-def rows_of_pairs(ids: torch.Tensor, previous: torch.Tensor, rows: int) -> torch.Tensor:
-    """Each of ids (B, T) with the one before it, -1 where there is none, as a row of a table, (B, T)."""
-    return ((previous + 1) * 36_313 + ids * 27_191) % rows
-
-
 def id_before(ids: torch.Tensor, first: torch.Tensor | None = None) -> torch.Tensor:
     """Of each of ids (B, T), the one before it, with `first` (B, 1) before the first; -1 where there is none."""
     unknown = torch.full_like(ids[:, :1], -1)
