@@ -22,6 +22,8 @@ class Normalisation:
     """Takes torch.nn.functional, gives the function of x (..., width), weight (width,) or None, bias and eps."""
     biased: bool = False
     """Whether it can have a bias."""
+    kept: int = 1
+    """Of what it read, what backward needs, in widths of it."""
 
 
 def _layernorm(F: Any) -> Normalise:
