@@ -37,10 +37,11 @@ import transformers
 from hornbook.base.machine import cpu_multiplies_int8
 from hornbook.infer.config import SamplerConfig
 from hornbook.infer.decode import Growing, grow
-from hornbook.infer.quantize import prepare_to_speak
+from hornbook.infer.quantize import dtype_of_cache, prepare_to_speak
 from hornbook.model.config import classic
 from hornbook.model.folder import load_model, save_model
 from hornbook.model.gpt import GPT
+from hornbook.model.init import untrained
 from hornbook.text.tokenizer import TokenizerConfig, train_tokenizer
 
 # By so much the embeddings of GPT-2's initialisation are stretched: the tokens' for logits as far apart as a trained
@@ -52,7 +53,7 @@ WAYS = {"greedy": SamplerConfig(temperature=0.0, top_p=None), "drawn": SamplerCo
 
 def write_model(folder: Path, tokenizer: TokenizerConfig) -> None:
     torch.manual_seed(0)
-    model = GPT(classic(vocab_size=50_257, context=1024, n_layer=12, n_head=12, n_embd=768))
+    model = untrained(classic(vocab_size=50_257, context=1024, n_layer=12, n_head=12, n_embd=768))
     assert model.positions is not None
     with torch.no_grad():
         model.embedding.weight.mul_(TOKENS_STRETCHED)
@@ -60,9 +61,9 @@ def write_model(folder: Path, tokenizer: TokenizerConfig) -> None:
     save_model(model, train_tokenizer(tokenizer, [], 0), folder)
 
 
-def by_hornbook(model: GPT, rules: SamplerConfig, tokens: int, streams: int) -> None:
+def by_hornbook(model: GPT, kept_in: torch.dtype, rules: SamplerConfig, tokens: int, streams: int) -> None:
     texts = [Growing(PROMPT, rules, seed, tokens) for seed in range(streams)]
-    given = sum(1 for _ in grow(model, texts, rows=streams))
+    given = sum(1 for _ in grow(model, texts, rows=streams, cache_dtype=kept_in))
     assert given == tokens * streams, given
 
 
@@ -114,7 +115,8 @@ def measure(folder: Path, number_of_rounds: int, tokens: int, streams: int) -> d
             for name, mine in ours.items():
                 for rows in (1, streams):
                     key = f"hornbook {name} {way}" + (f" x{rows}" if rows > 1 else "")
-                    found[key] = rate(by_hornbook, mine, rules, tokens, rows, tokens=rows * tokens)
+                    kept_in = dtype_of_cache(mine, name)
+                    found[key] = rate(by_hornbook, mine, kept_in, rules, tokens, rows, tokens=rows * tokens)
         found["load"] = os.getloadavg()[0]
         if number:
             rounds.append(found)

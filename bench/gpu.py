@@ -33,7 +33,7 @@ from unittest import mock
 import torch
 
 from hornbook.model.config import classic, modern
-from hornbook.model.gpt import outline
+from hornbook.model.init import outline
 from hornbook.recipes.miniature import miniature
 from hornbook.recipes.modern import demo
 from hornbook.recipes.seeds import pile_2b, shakespeare_124m

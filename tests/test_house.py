@@ -326,9 +326,8 @@ WITHOUT_A_USER_YET = {"encode_bytes"}
 
 def test_every_public_function_has_a_user() -> None:
     """Called in the sources from outside itself, or offered at the Python door; not by its own test alone."""
-    # settings, torch, argparse, urllib, transformers
+    # settings, torch, argparse, urllib
     called_by_others = {"mistakes", "forward", "backward", "error", "redirect_request"}
-    called_by_others |= {"prepare_inputs_for_generation", "get_input_embeddings", "get_output_embeddings"}
     called_by_others |= {"capture_signals", "handle_exit", "shutdown"}  # uvicorn
     door = {("hornbook", name) for name in ("fit", "load", "prepare_text", "TrainedRun")} | {
         ("hornbook.infer.speaker", "Speaker")

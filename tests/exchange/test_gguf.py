@@ -22,7 +22,7 @@ from hornbook.base.errors import UserError
 from hornbook.exchange.gguf import export_gguf
 from hornbook.model.config import ModelConfig, classic, modern
 from hornbook.model.folder import save_model
-from hornbook.model.gpt import GPT
+from hornbook.model.init import untrained
 from hornbook.text.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -59,7 +59,7 @@ def folder_of(name: str, tokenizer: Tokenizer, folder: Path) -> Path:
         return llama_folder(tokenizer, folder)
     preset = classic if name.startswith("gpt2") else modern
     config = preset(vocab_size=tokenizer.vocab_size, **SIZES[name])
-    model = GPT(config)
+    model = untrained(config)
     spread(model)
     save_model(model, tokenizer, folder)
     return folder
@@ -362,7 +362,7 @@ def test_a_shape_that_llama_cpp_lacks_is_refused(
     config: ModelConfig, told: str, bpe: Tokenizer, tmp_path: Path
 ) -> None:
     (tmp_path / "model").mkdir()
-    save_model(GPT(config.with_(vocab_size=bpe.vocab_size, **SIZES["gpt2-untied"])), bpe, tmp_path / "model")
+    save_model(untrained(config.with_(vocab_size=bpe.vocab_size, **SIZES["gpt2-untied"])), bpe, tmp_path / "model")
     with pytest.raises(UserError, match=re.escape(told)):
         export_gguf(tmp_path / "model", tmp_path / "a.gguf")
 

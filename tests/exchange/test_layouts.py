@@ -11,7 +11,7 @@ from hornbook.base.errors import UserError
 from hornbook.exchange.gguf import ARCHITECTURES
 from hornbook.exchange.programs import PROGRAMS, program_of
 from hornbook.model.config import ModelConfig, classic, modern
-from hornbook.model.gpt import GPT
+from hornbook.model.init import untrained
 from hornbook.model.layouts import Layout, to_ours, to_theirs
 from hornbook.model.shapes import SHAPES
 
@@ -31,7 +31,7 @@ TABLES: dict[str, tuple[Layout, ModelConfig]] = {
 
 def state_of(config: ModelConfig) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    return {name: torch.randn_like(each) for name, each in GPT(config).state_dict().items()}
+    return {name: torch.randn_like(each) for name, each in untrained(config).state_dict().items()}
 
 
 @pytest.mark.parametrize("table", TABLES)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from hornbook.base.errors import UserError
 from hornbook.cli import main
 from hornbook.exchange.export import CODE, export_model
+from hornbook.model.activations import ACTIVATIONS
 from hornbook.model.config import ModelConfig
 from hornbook.model.folder import load_model, save_model
 from hornbook.model.gpt import GPT
+from hornbook.model.init import untrained
+from hornbook.model.norms import NORMS
+from hornbook.model.positions import POSITIONS
 from hornbook.text.tokenizer import Tokenizer
 from rounding import rounding_of_logits
 
@@ -41,31 +47,16 @@ EVERYTHING: dict[str, Any] = {
     "embedding_skip": True,
     "dropout": 0.1,
 }
+TABLES: dict[str, Any] = {"activation": ACTIVATIONS, "norm": NORMS, "positions": POSITIONS}
+GREEDY: dict[str, Any] = {"do_sample": False, "eos_token_id": None}
+# The file holds the model's own source, so what is left to go wrong is what a config asks of it.
 CASES: dict[str, dict[str, Any]] = {
-    "layernorm": {"norm": "layernorm"},
-    "layernorm with biases": {"norm": "layernorm", "biases": ("norm",)},
-    "layernorm, biases without weights": {"norm": "layernorm", "norm_weight": False, "biases": ("norm",)},
-    "rmsnorm without weights": {"norm_weight": False},
-    "embedding norm": {"embedding_norm": True, "norm_eps": 0.1},
-    "gelu": {"activation": "gelu"},
-    "gelu_tanh": {"activation": "gelu_tanh"},
-    "relu": {"activation": "relu", "mlp_width": 20},
-    "relu2": {"activation": "relu2"},
-    "learned": {"positions": "learned"},
-    "no positions": {"positions": "none"},
-    "rotary at another base": {"rope_theta": 50.0, "qk_norm": "after"},
-    "norms after rotation": {"qk_norm": "after"},
-    "scale by width": {"attention_scale": "width", "activation": "relu"},
-    "scale by number": {"attention_scale": 0.7, "qk_norm": "none"},
-    "no projection": {"out_projection": False},
+    **{f"{knob} {name}": {knob: name, "bigram_embeddings": 53} for knob, table in TABLES.items() for name in table},
+    "rmsnorm without weights": {"norm_weight": False, "qk_norm": "none", "attention_scale": "width"},
     "every bias": {"norm": "layernorm", "biases": ("norm", "qkv", "out", "mlp", "head")},
     "tied, with a bias": {"tied": True, "biases": ("head",)},
-    "logit cap": {"logit_cap": 2.0},
-    "value embeddings": {"value_embeddings": True, "n_kv_head": 2},
-    "bigrams": {"bigram_embeddings": 53},
-    "embedding skip": {"embedding_skip": True},
-    "one key for all heads": {"n_kv_head": 1, "head_width": 10, "activation": "gelu"},
-    "dropout in the mlp": {"dropout": 0.2, "dropout_at": ("embedding", "mlp"), "activation": "relu"},
+    "one key for all heads": {"n_kv_head": 1, "head_width": 10, "mlp_width": 20, "logit_cap": 2.0},
+    "dropout in the mlp": {"dropout": 0.2, "dropout_at": ("embedding", "mlp"), "embedding_skip": True},
     "everything": EVERYTHING,
     "everything, with learned positions": EVERYTHING | {"positions": "learned", "qk_norm": "before", "tied": False},
 }
@@ -85,7 +76,7 @@ def modules_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def saved(folder: Path, letters: Letters, **knobs: Any) -> GPT:
     """A model of random numbers, every tensor among them, so that none could be left out unseen."""
     torch.manual_seed(0)
-    model = GPT(ModelConfig(**(SIZES | knobs)))
+    model = untrained(ModelConfig(**(SIZES | knobs)))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.2).add_(0.5 if parameter.ndim == 1 else 0.0)
@@ -102,12 +93,10 @@ def some_ids(length: int, rows: int = 3) -> torch.Tensor:
     return torch.randint(0, VOCAB, (rows, length), generator=torch.Generator().manual_seed(1))
 
 
-def spoken(model: Any, ids: torch.Tensor, tokens: int) -> torch.Tensor:
+def spoken(model: Any, ids: torch.Tensor, tokens: int, **options: Any) -> torch.Tensor:
     # Without an end, ids of the padding would be taken for such: hence the mask.
     mask = torch.ones_like(ids)
-    done: torch.Tensor = model.generate(
-        ids, attention_mask=mask, max_new_tokens=tokens, do_sample=False, eos_token_id=None
-    )
+    done: torch.Tensor = model.generate(ids, attention_mask=mask, **GREEDY, max_new_tokens=tokens, **options)
     return done
 
 
@@ -137,7 +126,7 @@ def test_transformers_computes_what_we_do(case: str, letters: Letters, tmp_path:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("case", ["everything", "everything, with learned positions", "no positions"])
+@pytest.mark.parametrize("case", ["everything", "everything, with learned positions", "positions none"])
 def test_beyond_the_context_the_last_tokens_count_and_padding_does_not(
     case: str, letters: Letters, tmp_path: Path
 ) -> None:
@@ -146,12 +135,39 @@ def test_beyond_the_context_the_last_tokens_count_and_padding_does_not(
     ids = some_ids(18, rows=1)
     assert torch.equal(spoken(theirs, ids, 9), continued(ours, ids, 9))
     padded = torch.cat((torch.zeros(1, 2, dtype=torch.long), ids[:, :7]), dim=1)
-    mask = torch.tensor([[0, 0] + [1] * 7])
+    mask = torch.tensor([[0, 0] + [1] * 7, [1] * 9])
     wanted = ours.logits(ids[:, :7])
     within = rounding_of_logits(wanted, ours.config.n_layer, ours.config.n_embd)
-    assert (theirs(padded, attention_mask=mask).logits[:, 2:] - wanted).abs().max() < within < 1e-4
+    assert (theirs(padded, attention_mask=mask[:1]).logits[:, 2:] - wanted).abs().max() < within < 1e-4
+    # Texts of unequal length in one batch, each as it is alone.
+    together = torch.cat((padded, some_ids(9, rows=1)))
+    said = theirs.generate(together, attention_mask=mask, **GREEDY, max_new_tokens=9)
+    assert torch.equal(said[0, 2:], continued(ours, ids[:, :7], 9)[0])
+    assert torch.equal(said[1], continued(ours, some_ids(9, rows=1), 9)[0])
     with pytest.raises(ValueError, match="21 tokens; the model sees 20"):
         theirs(some_ids(21))
+
+
+@torch.no_grad()
+def test_a_cache_changes_nothing_but_the_time(letters: Letters, tmp_path: Path) -> None:
+    ours = saved(tmp_path / "ours", letters, **EVERYTHING)
+    theirs = opened(export_model(tmp_path / "ours", "hf", tmp_path / "out", with_code=True))
+    ids, wanted = some_ids(18), ours.logits(some_ids(18))
+    first = theirs(ids[:, :5], use_cache=True)
+    with pytest.raises(ValueError, match="asks for the id before the newest"):
+        theirs(ids[:, 5:], past_key_values=first.past_key_values)
+    rest = theirs(ids[:, 5:], past_key_values=first.past_key_values, before=ids[:, 4:5])
+    within = rounding_of_logits(wanted, ours.config.n_layer, ours.config.n_embd)
+    assert (torch.cat((first.logits, rest.logits), dim=1) - wanted).abs().max() < within < 1e-4
+    assert rest.past_key_values.get_seq_length() == 18
+    seen: list[int] = []
+    theirs.embedding.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[1]))
+    spoken(theirs, ids[:, :17], 6)
+    assert seen == [17, 1, 1, 1, 20, 20]
+    with pytest.raises(ValueError, match="position_ids: a Hornbook model takes"):
+        theirs(ids, position_ids=ids)
+    with pytest.raises(ValueError, match="takes a DynamicCache"):
+        spoken(theirs, ids, 2, cache_implementation="static")
 
 
 def test_the_folder_is_one_of_ours_and_of_theirs(letters: Letters, tmp_path: Path) -> None:
@@ -171,7 +187,8 @@ def test_the_file_imports_torch_and_transformers_only(letters: Letters, tmp_path
     saved(tmp_path / "ours", letters, **EVERYTHING)
     out = export_model(tmp_path / "ours", "hf", tmp_path / "out", with_code=True)
     lines = [line for line in (out / CODE).read_text().splitlines() if line.startswith(("import ", "from "))]
-    assert {line.split()[1].split(".")[0] for line in lines} == {"torch", "transformers", "types"}
+    assert {line.split()[1].split(".")[0] for line in lines} - sys.stdlib_module_names == {"torch", "transformers"}
+    assert not re.search(r"^\s*(import|from) hornbook", (out / CODE).read_text(), re.MULTILINE)
     with pytest.raises(ValueError, match="trust_remote_code"):
         AutoModelForCausalLM.from_pretrained(out, trust_remote_code=False)
 

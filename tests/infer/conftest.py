@@ -13,6 +13,7 @@ from hornbook.infer.speaker import Speaker, load_speaker
 from hornbook.model.config import classic, modern
 from hornbook.model.folder import save_model
 from hornbook.model.gpt import GPT
+from hornbook.model.init import untrained
 from hornbook.text.tokenizer import TokenizerConfig, train_tokenizer
 
 SIZES = {"vocab_size": 257, "n_layer": 2, "n_head": 2, "n_embd": 16}
@@ -24,7 +25,7 @@ def untaught() -> Callable[..., GPT]:
 
     def build(preset: str = "modern", **sizes: Any) -> GPT:
         torch.manual_seed(0)
-        model = GPT({"classic": classic, "modern": modern}[preset](**SIZES | sizes)).eval()
+        model = untrained({"classic": classic, "modern": modern}[preset](**SIZES | sizes)).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.normal_(std=0.3)

@@ -20,6 +20,7 @@ from hornbook.infer.decode import generate, window_start
 from hornbook.model.config import classic, modern
 from hornbook.model.folder import save_model
 from hornbook.model.gpt import GPT
+from hornbook.model.init import untrained
 from hornbook.text.tokenizer import TokenizerConfig, train_tokenizer
 from rounding import rounding
 
@@ -39,7 +40,7 @@ def drawn_model(preset: str, seed: int, context: int = 40) -> GPT:
     sizes: dict[str, Any] = {"n_layer": chance.choice([1, 2]), "n_head": heads, "n_embd": 8 * heads}
     config = {"classic": classic, "modern": modern}[preset](vocab_size=VOCABULARY, context=context, **sizes)
     generator = torch.Generator().manual_seed(seed)
-    model = GPT(config).eval()
+    model = untrained(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.25, generator=generator)

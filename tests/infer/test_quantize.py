@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from hornbook import cli
 from hornbook.base.console import Progress
 from hornbook.base.errors import UserError
 from hornbook.base.machine import cpu_multiplies_int8, cpu_packs_bf16
+from hornbook.infer import quantize
 from hornbook.infer.config import SamplerConfig
 from hornbook.infer.decode import Growing, grow
 from hornbook.infer.evaluate import evaluate
@@ -120,6 +121,30 @@ def test_packed_bfloat16_is_the_same_product() -> None:
     with torch.inference_mode():
         ours, plain = PackedLinear(layers)(x), torch.cat([each(x) for each in layers], dim=-1)
     assert torch.allclose(ours.float(), plain.float(), atol=0.02)
+
+
+def test_one_product_in_place_of_three_changes_nothing(
+    untaught: Callable[..., GPT], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a layer that any processor computes."""
+
+    class Plain(nn.Module):
+        def __init__(self, layers: Sequence[nn.Linear]) -> None:
+            super().__init__()
+            self.weight = torch.cat([each.weight for each in layers])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.weight.T
+
+    monkeypatch.setattr(quantize, "cpu_packs_bf16", lambda: True)
+    monkeypatch.setattr(quantize, "PackedLinear", Plain)
+    model, ids = untaught("modern", n_head=4, n_kv_head=2), torch.arange(20)[None]
+    with torch.inference_mode():
+        expected = model.logits(ids)
+        assert torch.allclose(prepare_to_speak(model, "bfloat16").logits(ids), expected, atol=1e-5)
+    assert not hasattr(model.blocks[0].attention, "query")
+    assert quantize.dtype_of_cache(model, "int8") == torch.bfloat16
+    assert quantize.dtype_of_cache(model, "float32") == torch.float32
 
 
 def test_what_cannot_be_had_is_told(

@@ -12,6 +12,7 @@ import torch
 from hornbook.model.config import ModelConfig, classic, modern
 from hornbook.model.folder import save_model
 from hornbook.model.gpt import GPT
+from hornbook.model.init import untrained
 from hornbook.text.tokenizer import TokenizerConfig, train_tokenizer
 
 PRESETS = {"classic": classic, "modern": modern}
@@ -24,7 +25,7 @@ def random_model() -> Callable[..., GPT]:
     def build(shape: str | ModelConfig, **sizes: Any) -> GPT:
         config = PRESETS[shape](**sizes) if isinstance(shape, str) else shape
         torch.manual_seed(0)
-        model = GPT(config).eval()
+        model = untrained(config).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.normal_(std=0.15)

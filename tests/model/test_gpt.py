@@ -19,6 +19,7 @@ from hornbook.infer.decode import generate
 from hornbook.model.config import ModelConfig, classic, modern
 from hornbook.model.folder import load_model
 from hornbook.model.gpt import GPT
+from hornbook.model.init import untrained
 from hornbook.runs.folder import resolve
 from hornbook.text.tokenizer import Tokenizer
 from hornbook.train.config import RunConfig
@@ -197,7 +198,7 @@ def test_dropout_keeps_the_mean(random_model: Callable[..., GPT]) -> None:
     model = random_model("modern", vocab_size=4, context=4, n_layer=1, n_head=1, n_embd=8, dropout=0.3).train()
     entering: list[torch.Tensor] = []
     model.blocks[0].register_forward_pre_hook(lambda _, given: entering.append(given[0]))
-    model(torch.zeros(4000, 2, dtype=torch.long))
+    model.hidden(torch.zeros(4000, 2, dtype=torch.long))
     whole = model.embedding.weight[0].detach()
     assert (entering[0] == 0).float().mean().item() == pytest.approx(0.3, abs=0.01)
     assert torch.allclose(entering[0].detach().mean(dim=(0, 1)), whole, atol=0.05 * float(whole.abs().max()))
@@ -206,7 +207,7 @@ def test_dropout_keeps_the_mean(random_model: Callable[..., GPT]) -> None:
 @pytest.mark.parametrize("preset", [classic, modern])
 def test_an_untrained_model_finds_all_tokens_about_equally_likely(preset: Callable[..., ModelConfig]) -> None:
     torch.manual_seed(0)
-    model = GPT(preset(vocab_size=1000, context=32, n_layer=3, n_head=4, n_embd=64))
+    model = untrained(preset(vocab_size=1000, context=32, n_layer=3, n_head=4, n_embd=64))
     ids = some_ids(1000, 8, 33)
     loss = F.cross_entropy(model.logits(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
     assert loss.item() == pytest.approx(math.log(1000), abs=0.03)
@@ -214,7 +215,7 @@ def test_an_untrained_model_finds_all_tokens_about_equally_likely(preset: Callab
 
 def test_gpt2_begins_as_the_paper_says() -> None:
     torch.manual_seed(0)
-    model = GPT(classic(vocab_size=500, context=64, n_layer=8, n_head=4, n_embd=64))
+    model = untrained(classic(vocab_size=500, context=64, n_layer=8, n_head=4, n_embd=64))
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:
             assert torch.equal(parameter, torch.full_like(parameter, 0.0 if name.endswith("bias") else 1.0))
@@ -227,7 +228,7 @@ def test_gpt2_begins_as_the_paper_says() -> None:
 
 def test_blocks_of_modern_begin_as_the_identity() -> None:
     torch.manual_seed(0)
-    model = GPT(modern(vocab_size=500, context=16, n_layer=3, n_head=4, n_embd=64))
+    model = untrained(modern(vocab_size=500, context=16, n_layer=3, n_head=4, n_embd=64))
     stream = torch.randn(2, 16, 64)
     for block in model.blocks:
-        assert torch.equal(block(stream, stream, None, model.rotary, None), stream)
+        assert torch.equal(block(stream, stream, None, model.rotation(torch.arange(16), stream), None), stream)

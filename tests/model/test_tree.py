@@ -7,7 +7,8 @@ from test_model_config import configs
 
 from effort import examples
 from hornbook.model.config import ModelConfig, classic, modern
-from hornbook.model.gpt import GPT, outline
+from hornbook.model.gpt import GPT
+from hornbook.model.init import outline
 from hornbook.model.tree import tree_of
 from yardstick import within
 

@@ -154,7 +154,6 @@ def test_a_knob_of_a_recipe_is_turned(capsys: pytest.CaptureFixture[str]) -> Non
         (["."], "neither a model"),
         (["demo", "--model.depth", "3"], "--model.depth"),
         (["demo", "--tokenizer.vocab-size", "auto"], "--model.vocab-size 100"),
-        (["demo", "--model.context", "10000000"], "a context of 10,000,000 needs 2.56 GB of angles alone"),
         (["run", "--model.n-layer", "3"], "--model.n-layer: run has its shape already"),
     ],
 )

@@ -16,7 +16,7 @@ from serving import Running
 from hornbook.infer.speaker import Speaker
 from hornbook.model.config import modern
 from hornbook.model.folder import save_model
-from hornbook.model.gpt import GPT
+from hornbook.model.init import untrained
 from hornbook.serve.config import ServeConfig
 from hornbook.serve.models import Models
 from hornbook.serve.server import build_server
@@ -30,7 +30,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "toy"
     folder.mkdir()
     torch.manual_seed(0)
-    model = GPT(modern(vocab_size=257, n_layer=2, n_head=2, n_embd=16, context=64)).eval()
+    model = untrained(modern(vocab_size=257, n_layer=2, n_head=2, n_embd=16, context=64)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.3)

@@ -148,15 +148,17 @@ class SmallMemory:
 
     def wrap(self, learner: Learner) -> None:
         """In place of `Learner.prepare`."""
-        trunk = learner._working.model
+        hidden = learner._working.model.hidden
 
-        def tried(ids: torch.Tensor) -> torch.Tensor:
+        def tried(ids: torch.Tensor, cache: Any = None) -> torch.Tensor:
+            if not learner._working.model.training:  # evaluations and samples
+                return hidden(ids, cache)
             self.sizes.append(len(ids))
             if len(ids) > self._room:
                 raise self._error
-            return trunk(ids)
+            return hidden(ids)
 
-        learner._working.trunk = tried
+        learner._working.model.hidden = tried
 
 
 ERRORS = [
@@ -199,11 +201,11 @@ def test_out_of_memory_while_compiling_halves_too(
 ) -> None:
     tried = []
 
-    def compiled(model: torch.nn.Module, shape: tuple[int, int]) -> torch.nn.Module:
+    def compiled(model: GPT, shape: tuple[int, int]) -> Callable[..., torch.Tensor]:
         tried.append(shape)
         if shape[0] > 1:
             raise torch.OutOfMemoryError
-        return model
+        return model.hidden
 
     monkeypatch.setattr("hornbook.train.learner.compiled_or_eager", compiled)
     fit(tiniest(short_text, train={"compile": True, "steps": 1}), tmp_path / "run")

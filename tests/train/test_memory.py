@@ -14,7 +14,7 @@ import torch
 from hornbook.base.console import Progress
 from hornbook.base.machine import choose_machine
 from hornbook.model.config import classic, modern
-from hornbook.model.gpt import outline
+from hornbook.model.init import outline
 from hornbook.train import loop
 from hornbook.train.config import RunConfig
 from hornbook.train.memory import training_memory

@@ -9,6 +9,7 @@ import torch
 
 from hornbook.model.config import ModelConfig, classic, modern
 from hornbook.model.gpt import GPT
+from hornbook.model.init import untrained
 from hornbook.model.loss import cross_entropy_sum
 from hornbook.train.config import OptimConfig
 from hornbook.train.optim import Optimizer, clip_gradients
@@ -20,14 +21,14 @@ SIZES: dict[str, Any] = {"vocab_size": 19, "context": 8, "n_layer": 2, "n_head":
 
 def model_of(config: ModelConfig) -> GPT:
     torch.manual_seed(0)
-    return GPT(config).train()
+    return untrained(config).train()
 
 
 def take_gradients(model: GPT, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, 19, (4, 9), generator=generator)
     model.zero_grad()
-    (cross_entropy_sum(model(ids[:, :-1]), model.head.weight, ids[:, 1:]) / 32).backward()
+    (cross_entropy_sum(model.hidden(ids[:, :-1]), model.head.weight, ids[:, 1:]) / 32).backward()
 
 
 def weights(model: GPT) -> dict[str, torch.Tensor]:

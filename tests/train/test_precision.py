@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from trial import losses, tiniest
 
 from hornbook.model.config import classic
-from hornbook.model.gpt import GPT
+from hornbook.model.init import untrained
 from hornbook.runs.folder import RunFolder
 from hornbook.train.precision import WorkingCopy
 from hornbook.train.start import fit
@@ -20,7 +20,7 @@ CONFIG = classic(vocab_size=19, context=8, n_layer=1, n_head=1, n_embd=8)
 
 def test_gradients_of_micro_batches_are_added_in_fp32() -> None:
     """In bf16 a small gradient would be lost beside a large one."""
-    master = GPT(CONFIG)
+    master = untrained(CONFIG)
     working = WorkingCopy(master, torch.bfloat16)
     working.refresh()
     for value in (256.0, *[0.5] * 10):
@@ -35,7 +35,7 @@ def test_gradients_of_micro_batches_are_added_in_fp32() -> None:
 
 
 def test_the_working_copy_follows_its_master() -> None:
-    master = GPT(CONFIG)
+    master = untrained(CONFIG)
     working = WorkingCopy(master, torch.bfloat16)
     with torch.no_grad():
         master.embedding.weight.fill_(1.0009765625)  # between two numbers of bf16
@@ -46,7 +46,7 @@ def test_the_working_copy_follows_its_master() -> None:
 
 
 def test_in_fp32_the_master_itself_computes() -> None:
-    master = GPT(CONFIG)
+    master = untrained(CONFIG)
     assert WorkingCopy(master, torch.float32).model is master
 
 

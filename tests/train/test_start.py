@@ -468,7 +468,7 @@ def test_a_resumed_run_is_compiled_when_it_was_and_only_then(
     short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[bool] = []
-    monkeypatch.setattr("hornbook.train.learner.compiled_or_eager", lambda model, _: asked.append(True) or model)
+    monkeypatch.setattr("hornbook.train.learner.compiled_or_eager", lambda model, _: asked.append(True) or model.hidden)
     monkeypatch.setattr("hornbook.train.sizing._compiling_pays", lambda *_: False)
     config = override(tiniest(short_text), {"train": {"compile": None, "steps": 1}})
     fit(config, tmp_path / "eager")

@@ -20,9 +20,7 @@ def import_foreign(words: list[str]) -> int:
     parser.add_argument("source", metavar="SOURCE")
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument("--n-head", type=int, help="attention heads, where the file does not tell")
-    parser.add_argument(
-        "--activation", choices=("gelu", "gelu_tanh"), help="where the file does not tell"
-    )
+    parser.add_argument("--activation", choices=("gelu", "gelu_tanh"), help="where the file does not tell")
     parser.add_argument(
         "--attention-scale", choices=("head", "width"), help="for train-llm-from-scratch without a projection"
     )

@@ -2,7 +2,7 @@
 
 In: a model folder, or a run.  Out: a folder that transformers opens by its path, one GGUF file for llama.cpp, or one
 file of torch.save with the state dict under our own names and the config that builds a GPT for it. Into a folder of a
-shape that transformers does not have goes, where it is asked for, a modelling file; it is never imported here.
+shape that transformers does not have goes, where it is asked for, a modelling file (modeling.py).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from hornbook.base.errors import UserError
 from hornbook.exchange.card import write_card
 from hornbook.exchange.gguf import DTYPES, export_gguf
 from hornbook.exchange.imports import OUR_CONFIG, STATE
+from hornbook.exchange.modeling import modeling_file
 from hornbook.model.folder import CONFIG, load_model, save_model
 from hornbook.model.shapes import SHAPES, shape_of
 from hornbook.runs.folder import resolve
@@ -25,7 +26,6 @@ from hornbook.text.tokenizer import Tokenizer
 
 PLAIN = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 LARGEST_HALF = 65504.0
-GENERATION = "generation_config.json"
 CODE = "modeling_hornbook.py"
 CLASSES = {"AutoConfig": "HornbookConfig", "AutoModelForCausalLM": "HornbookForCausalLM"}
 
@@ -75,12 +75,10 @@ def _to_transformers(folder: Path, out: Path, dtype: str, with_code: bool = Fals
 
 def _add_code(staging: Path) -> None:
     """The modelling file, and where config.json and transformers look for it."""
-    files.write_bytes(staging / CODE, Path(__file__).with_name(CODE).read_bytes())
+    files.write_text(staging / CODE, modeling_file())
     auto_map = {auto: f"{Path(CODE).stem}.{name}" for auto, name in CLASSES.items()}
     described = files.read_json(staging / CONFIG) | {"architectures": [CLASSES["AutoModelForCausalLM"]]}
     files.write_json(staging / CONFIG, described | {"auto_map": auto_map})
-    usual = files.read_json(staging / GENERATION)
-    files.write_json(staging / GENERATION, usual | {"use_cache": False})
 
 
 def _to_torch(folder: Path, out: Path, dtype: str) -> None:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import torch
 
+from hornbook.infer.cache import KVCache
 from hornbook.infer.config import SamplerConfig
 from hornbook.infer.decode import Chosen, last_logits, told, window_start
 from hornbook.infer.sampler import penalized
-from hornbook.model.attention import KVCache
 from hornbook.model.gpt import GPT
 
 
@@ -45,11 +45,12 @@ def beam_search(
     alternatives: int | None = None,
     end_of_text: int | None = None,
     known_ids: int | None = None,
+    cache_dtype: torch.dtype | None = None,
     is_stopped: Callable[[list[int]], bool] = lambda _: False,
 ) -> list[Beam]:
     """`is_stopped` ends a text by its new ids. The end-of-text token is not among the tokens handed out."""
     device = model.embedding.weight.device
-    cache = KVCache(model.config, beams, device, model.cache_dtype or model.embedding.weight.dtype)
+    cache = KVCache(model.config, beams, device, cache_dtype or model.embedding.weight.dtype)
     running, finished, start = [Beam((), 0.0)], list[Beam](), 0
     for length in range(1, max_tokens + 1):
         moved = window_start(len(prompt) + length - 1, model.config.context)

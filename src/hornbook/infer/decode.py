@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from hornbook.infer.cache import KVCache
 from hornbook.infer.config import SamplerConfig
 from hornbook.infer.sampler import next_tokens, penalized
-from hornbook.model.attention import KVCache
 from hornbook.model.gpt import GPT
 
 ROWS = 8
@@ -77,11 +77,14 @@ def window_start(length: int, context: int) -> int:
 class Batch:
     """Texts that are computed together, each in a row of one cache; they may come and go between steps."""
 
-    def __init__(self, model: GPT, rows: int, known_ids: int | None = None) -> None:
-        """Ids from `known_ids` on, of a vocabulary that was widened, stand for no text and are never taken."""
+    def __init__(
+        self, model: GPT, rows: int, known_ids: int | None = None, cache_dtype: torch.dtype | None = None
+    ) -> None:
+        """Ids from `known_ids` on, of a vocabulary that was widened, stand for no text and are never taken. Keys and
+        values are kept in `cache_dtype`, or in the model's own."""
         self.model, self.rows, self.known_ids = model, rows, known_ids
         self.device = model.embedding.weight.device
-        self.cache = KVCache(model.config, rows, self.device, model.cache_dtype or model.embedding.weight.dtype)
+        self.cache = KVCache(model.config, rows, self.device, cache_dtype or model.embedding.weight.dtype)
         self.texts: list[Growing] = []
         self._starts: list[int] = []  # of the windows that the rows hold
 
@@ -111,7 +114,7 @@ class Batch:
         ends = self._starts_of_unseen()
         # A row that still catches up goes on by one token like the others, only that nothing is read off.
         newest = [[text.tokens[end]] for text, end in zip(self.texts, ends, strict=True)]
-        hidden = self.model(torch.tensor(newest, device=self.device), self.cache.part(0, len(self.texts)))
+        hidden = self.model.hidden(torch.tensor(newest, device=self.device), self.cache.part(0, len(self.texts)))
         ready = [row for row, text in enumerate(self.texts) if ends[row] == len(text.tokens) - 1]
         texts = [self.texts[row] for row in ready]
         if not ready:
@@ -149,7 +152,7 @@ class Batch:
             width = min(max(map(len, unseen)), max(room // len(rows), 1))
             unseen = [ids[:width] for ids in unseen]
             padded = [ids + [0] * (width - len(ids)) for ids in unseen]
-            self.model(torch.tensor(padded, device=self.device), self.cache.part(first, last + 1))
+            self.model.hidden(torch.tensor(padded, device=self.device), self.cache.part(first, last + 1))
             for row, ids in zip(rows, unseen, strict=True):
                 self.cache.shorten(row, width - len(ids), ids[-1])
             room -= width * len(rows)
@@ -198,12 +201,13 @@ def grow(
     rows: int = ROWS,
     end_of_text: int | None = None,
     known_ids: int | None = None,
+    cache_dtype: torch.dtype | None = None,
 ) -> Iterator[tuple[Growing, Chosen | None]]:
     """Every text with each of its new tokens, until all have ended, and what ended it set with the last; the
     end-of-text id is not handed out, but None. At most `rows` are computed at once; the others begin where one has
     ended. To end a text, set what ended it."""
     waiting = deque(texts)
-    batch = Batch(model, min(rows, len(texts)), known_ids)
+    batch = Batch(model, min(rows, len(texts)), known_ids, cache_dtype)
     while waiting or batch.texts:
         while waiting and batch.has_room:
             batch.add(waiting.popleft())
@@ -232,4 +236,4 @@ def generate(
 
 def last_logits(model: GPT, ids: torch.Tensor, cache: KVCache | None) -> torch.Tensor:
     """(B, T) to the logits after the last token, (B, V): the head is not computed for the others."""
-    return model.read_off(model(ids, cache)[:, -1])
+    return model.read_off(model.hidden(ids, cache)[:, -1])

@@ -26,32 +26,40 @@ ROWS_EXPECTED = 16  # of a bf16 product; in the order for 1, one token takes fou
 def prepare_to_speak(model: GPT, dtype: str) -> GPT:
     """`dtype`: int8, of a model in float32, or the number type that it is in. Where a processor has no instructions for
     it, bfloat16 is left as it is, and int8 refused."""
-    knows_bf16 = cpu_packs_bf16()
     is_on_cpu = model.embedding.weight.device.type == "cpu"
     if dtype == "int8":
         if not is_on_cpu:
             raise UserError("--dtype int8: is for CPUs; use bfloat16 here, or --device cpu")
         if not cpu_multiplies_int8():
             raise UserError("--dtype int8: this processor has no instructions for it (VNNI); use bfloat16 or float32")
-        if knows_bf16:  # with many texts, reading keys and values costs as much as reading the weights
-            model.cache_dtype = torch.bfloat16
         return _with_layers(model, Int8Linear)
-    if dtype == "bfloat16" and is_on_cpu and knows_bf16:
+    if dtype == "bfloat16" and is_on_cpu and cpu_packs_bf16():
         return _with_layers(model, PackedLinear)
     return model
 
 
+def dtype_of_cache(model: GPT, dtype: str) -> torch.dtype:
+    """Of keys and values: with many texts, reading them costs as much as reading the weights."""
+    return torch.bfloat16 if dtype == "int8" and cpu_packs_bf16() else model.embedding.weight.dtype
+
+
 def _with_layers(model: GPT, kind: type[Int8Linear] | type[PackedLinear]) -> GPT:
     for part in list(model.modules()):
-        if isinstance(part, Attention):  # one product is sooner done than three
-            part.joined = kind([part.query, part.key, part.value])
-            for name in ("query", "key", "value"):
-                setattr(part, name, nn.Identity())
+        if isinstance(part, Attention):
+            _join(part, kind)
     for part in list(model.modules()):
         for name, layer in list(part.named_children()):
             if isinstance(layer, nn.Linear):
                 setattr(part, name, kind([layer]))
     return model
+
+
+def _join(attention: Attention, kind: type[Int8Linear] | type[PackedLinear]) -> None:
+    """One product is sooner done than three."""
+    layers = [attention.query, attention.key, attention.value]
+    joined, widths = kind(layers), [each.out_features for each in layers]
+    attention.project = lambda x: joined(x).split(widths, dim=-1)  # type: ignore[method-assign]
+    del attention.query, attention.key, attention.value
 
 
 def _joined(layers: Sequence[nn.Linear]) -> tuple[torch.Tensor, torch.Tensor | None]:

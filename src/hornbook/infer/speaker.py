@@ -18,7 +18,7 @@ from hornbook.infer.beams import beam_search
 from hornbook.infer.config import SamplerConfig
 from hornbook.infer.continuation import Continuation
 from hornbook.infer.decode import ROWS, Chosen, Growing, grow, window_start
-from hornbook.infer.quantize import prepare_to_speak
+from hornbook.infer.quantize import dtype_of_cache, prepare_to_speak
 from hornbook.infer.sampler import FILTERS
 from hornbook.infer.score import Score, score
 from hornbook.model.folder import load_model
@@ -42,7 +42,9 @@ class Speaker:
     def __init__(self, folder: Path, device: str | None = None, dtype: str | None = None) -> None:
         machine = machine_to_speak(device, dtype)
         self.folder = folder
-        self.model = prepare_to_speak(load_model(folder, machine.device, machine.torch_dtype), dtype or "float32")
+        dtype = dtype or "float32"
+        self.model = prepare_to_speak(load_model(folder, machine.device, machine.torch_dtype), dtype)
+        self.cache_dtype = dtype_of_cache(self.model, dtype)
         self.tokenizer = Tokenizer.load(folder)
         if not self.model.config.fits_vocabulary(self.tokenizer.vocab_size):
             raise UserError(
@@ -120,6 +122,7 @@ class Speaker:
             alternatives=logprobs,
             end_of_text=self.tokenizer.end_of_text,
             known_ids=self.tokenizer.vocab_size,
+            cache_dtype=self.cache_dtype,
             is_stopped=lambda new: bool(stop) and read(map(Chosen, new), None).ended == "stop",
         )
         continuations = [read(beam.tokens, beam.ended) for beam in found[:n]]
@@ -169,8 +172,14 @@ class Speaker:
         return dict(begun)
 
     def _grown(self, begun: dict[Growing, Continuation], rows: int) -> Iterator[tuple[Continuation, str]]:
-        end, known = self.tokenizer.end_of_text, self.tokenizer.vocab_size
-        for growing, token in grow(self.model, list(begun), rows=rows, end_of_text=end, known_ids=known):
+        for growing, token in grow(
+            self.model,
+            list(begun),
+            rows=rows,
+            end_of_text=self.tokenizer.end_of_text,
+            known_ids=self.tokenizer.vocab_size,
+            cache_dtype=self.cache_dtype,
+        ):
             continuation = begun[growing]
             piece = continuation.feed(token, growing.ended)
             growing.ended = continuation.ended

@@ -26,27 +26,29 @@ TOLERANCE = 0.05
 
 
 def compiled_or_eager(model: GPT, shape: tuple[int, int], quiet: bool = False) -> Trunk:
-    """The model's forward, compiled for batches of one shape and tried out forwards and backwards; other shapes run
-    eager."""
+    """The model's way to its hidden states, compiled for batches of one shape and tried out forwards and backwards;
+    other shapes run eager."""
     began = time.monotonic()
+    vars(model).pop("hidden", None)  # which was compiled for another shape
+    eager: Trunk = model.hidden
     try:
         logging.getLogger("torch").setLevel(logging.ERROR)
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_folder_of_this_processor()))
-        compiled = torch.compile(model.forward, dynamic=False)
+        compiled = torch.compile(eager, dynamic=False)
         ids = torch.arange(shape[0] * shape[1], device=next(model.parameters()).device) % (model.config.vocab_size or 1)
         _check(compiled, model, ids.view(shape))
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
         warn(f"torch.compile does not work here, going on without ({type(error).__name__}: {str(error)[:80]})")
-        return model.forward
+        return eager
     finally:
         model.zero_grad(set_to_none=True)
     if not quiet:
         say(f"compiled in {time.monotonic() - began:.0f} s")
 
     def trunk(ids: torch.Tensor) -> torch.Tensor:
-        hidden: torch.Tensor = compiled(ids) if tuple(ids.shape) == shape and model.training else model(ids)
+        hidden: torch.Tensor = compiled(ids) if tuple(ids.shape) == shape and model.training else eager(ids)
         return hidden
 
     return trunk
@@ -60,7 +62,7 @@ def _check(compiled: Trunk, model: GPT, ids: torch.Tensor) -> None:
         raise ArithmeticError("its gradients are not finite")
     if model.config.dropout == 0:
         with torch.no_grad():
-            expected = model(ids)
+            expected = model.hidden(ids)
         if not (hidden - expected).norm() < TOLERANCE * expected.norm():
             raise ArithmeticError("it computes something else than the model")
 

@@ -14,6 +14,8 @@ from pydantic import Field
 
 from hornbook.base.settings import Settings
 from hornbook.model.activations import ACTIVATIONS, ActivationName
+from hornbook.model.norms import NORMS, NormName
+from hornbook.model.positions import POSITIONS, PositionsName
 
 # MLP widths and vocabularies that fill the hardware's tiles.
 WIDTH_MULTIPLE = 64
@@ -44,7 +46,7 @@ class ModelConfig(Settings):
     """Width of a head; n_embd / n_head when not given."""
     mlp_width: int | None = Field(None, ge=1, le=100_000_000)
     """Width inside the MLP; what makes it cost as much as four times n_embd without a gate when not given."""
-    norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
+    norm: NormName = "rmsnorm"
     """How the stream is normalised before each part."""
     norm_weight: bool = True
     """Let a norm learn a factor for each channel; without, it only normalises."""
@@ -55,7 +57,7 @@ class ModelConfig(Settings):
     activation: ActivationName = "swiglu"
     """The MLP's activation: gelu, or as GPT-2 approximates it (gelu_tanh); relu, or squared (relu2); swiglu has a
     gate."""
-    positions: Literal["learned", "rotary", "none"] = "rotary"
+    positions: PositionsName = "rotary"
     """How a token knows its place; with none, only by whom it can see."""
     rope_theta: float = Field(10_000.0, gt=1)
     """Base of the rotary wavelengths; larger for longer contexts."""
@@ -87,21 +89,20 @@ class ModelConfig(Settings):
     does nothing."""
 
     def mistakes(self) -> Iterator[tuple[str, str]]:
-        # Rotary positions turn the numbers of a head in pairs.
-        pair, even = (2, "even ") if self.positions == "rotary" else (1, "")
+        pair, even = (2, "even ") if POSITIONS[self.positions].pairs else (1, "")
         if self.head_width is not None:
             if self.head_width % pair:
-                yield "head_width", f"rotary positions need an even head width, not {self.head_width}"
+                yield "head_width", f"{self.positions} positions need an even head width, not {self.head_width}"
         elif self.n_embd % pair:
-            yield "n_embd", f"rotary positions need an even head width, so an even n_embd, not {self.n_embd}"
+            yield "n_embd", f"{self.positions} positions need an even head width, so an even n_embd, not {self.n_embd}"
         elif self.n_embd % (self.n_head * pair):
             possible = [n for n in range(1, min(self.n_embd, MOST_HEADS) + 1) if self.n_embd % (n * pair) == 0]
             near = min(possible, key=lambda n: abs(n - self.n_head))
             yield "n_head", f"{self.n_head} heads of equal {even}width do not make up n_embd {self.n_embd}; take {near}"
         if self.n_head % self.kv_heads:
             yield "n_kv_head", f"{self.kv_heads} does not divide the {self.n_head} attention heads"
-        if "norm" in self.biases and self.norm == "rmsnorm":
-            yield "biases", "rmsnorm has no bias; leave norm out of them, or --model.norm layernorm"
+        if "norm" in self.biases and not NORMS[self.norm].biased:
+            yield "biases", f"{self.norm} has no bias; leave norm out of them, or --model.norm layernorm"
         if not self.out_projection:
             if self.n_head * self.width_of_head != self.n_embd:
                 whole = f"{self.n_head} heads of width {self.width_of_head} do not make up n_embd {self.n_embd}"
@@ -156,7 +157,7 @@ class ModelConfig(Settings):
         width, head, mlp = self.n_embd, self.width_of_head, self.width_of_mlp
         queries, keys_values = self.n_head * head, 2 * self.kv_heads * head
         biases = dict.fromkeys(self.biases, 1)  # those there are, for .get(part, 0)
-        per_norm = self.norm_weight + (biases.get("norm", 0) if self.norm == "layernorm" else 0)
+        per_norm = self.norm_weight + biases.get("norm", 0)
         matrices = ACTIVATIONS[self.activation].matrices
         attention = (width + biases.get("qkv", 0)) * (queries + keys_values)
         attention += (queries + biases.get("out", 0)) * width if self.out_projection else 0
@@ -169,7 +170,7 @@ class ModelConfig(Settings):
         total += with_values
         if embeddings:
             total += self.known_vocab_size * (width * (1 if self.tied else 2) + biases.get("head", 0))
-            total += self.context * width if self.positions == "learned" else 0
+            total += POSITIONS[self.positions].params(self)
             total += self.bigram_embeddings * width
             total += with_values * self.known_vocab_size * self.kv_heads * head
         return total

@@ -21,7 +21,8 @@ from hornbook.base import files
 from hornbook.base.errors import UserError
 from hornbook.base.stored import stored
 from hornbook.model.config import ModelConfig
-from hornbook.model.gpt import GPT, outline
+from hornbook.model.gpt import GPT
+from hornbook.model.init import outline
 from hornbook.model.layouts import Layout, Tensors, to_ours, to_theirs
 from hornbook.model.shapes import SHAPES, layout_of, read_description, shape_of
 from hornbook.text.tokenizer import Tokenizer
@@ -29,7 +30,6 @@ from hornbook.text.tokenizer import Tokenizer
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-LARGEST_ROTATION = 1 << 27  # places times width of a head, for which sines are kept
 LEAST_BYTES_OF_A_NUMBER = 2
 
 
@@ -132,8 +132,6 @@ def _check_plausible(config: ModelConfig, found: Tensors, path: Path) -> None:
     if config.n_layer > len(found) or config.n_params() > 4 * held + 1000:
         claimed = f"{config.n_layer:,} layers, {config.n_params():,} parameters"
         raise UserError(f"{path}: has {len(found):,} tensors, {held:,} numbers; its config claims {claimed}")
-    if config.positions == "rotary" and config.context * config.width_of_head > LARGEST_ROTATION:
-        raise UserError(f"{path}: its config claims a context of {config.context:,}, more than rotation is known for")
 
 
 def _fill(model: GPT, layout: Layout | None, found: Tensors, path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 
 from hornbook.base.errors import UserError
 from hornbook.model.config import ModelConfig
-from hornbook.model.gpt import outline
+from hornbook.model.init import outline
 
 Tensors = dict[str, torch.Tensor]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -135,9 +135,7 @@ def _each(modules: str | tuple[str, ...]) -> tuple[str, ...]:
 
 def our_shapes(config: ModelConfig) -> Shapes:
     """Every tensor of a model; of one matrix for embedding and head, the embedding."""
-    # Without the angles of a long context, which no file holds.
-    model = outline(config.with_(context=2) if config.positions == "rotary" else config)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in outline(config).state_dict().items()}
     if config.tied:
         del shapes["head.weight"]
     return shapes

@@ -62,9 +62,8 @@ def _part(name: str, module: nn.Module, seen: set[int]) -> Part:
         if isinstance(child, nn.ModuleList | nn.ModuleDict):
             numbered = [(number, _part("", each, seen)) for number, each in child.named_children()]
             inside += _folded(child_name, numbered)
-        elif any(True for _ in child.parameters()) or any(True for _ in child.buffers()):
+        elif not isinstance(child, nn.Identity | nn.Dropout):
             inside.append(_part(child_name, child, seen))
-    shapes += [tuple(buffer.shape) for buffer in module.buffers(recurse=False)]
     return Part(name, type(module).__name__, tuple(shapes), own, 1, tuple(inside))
 
 

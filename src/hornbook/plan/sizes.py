@@ -20,7 +20,8 @@ from hornbook.base.errors import UserError
 from hornbook.base.settings import nearest
 from hornbook.base.stored import stored
 from hornbook.model.folder import CONFIG, load_config
-from hornbook.model.gpt import GPT, outline
+from hornbook.model.gpt import GPT
+from hornbook.model.init import outline
 from hornbook.model.shapes import shape_of
 from hornbook.model.tree import Part, tree_of
 from hornbook.plan.gpus import GB, GPUS, Gpu
@@ -34,8 +35,6 @@ TORCH_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SHORT_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 BYTES_AT_REST = {"fp32": 4, "bf16": 2, "int8": 1}
 IN_BF16 = 2
-# Rotary angles are real also where all else is an outline.
-MOST_BYTES_OF_ANGLES = 10**9
 KNOWN_VOCABULARIES = {"byte": 257, "gpt2": 50_257, "wordpiece": WORDPIECE_ENTRIES}
 
 
@@ -43,14 +42,8 @@ def find(name: str, knobs: Mapping[str, Any]) -> Sizes:
     """Of a recipe or a settings file, with knobs turned; of a run, as it is trained; of a model folder, as a run with
     our defaults would go on with it."""
     run = _run_of(name, knobs)
-    config = run.model
-    if config.vocab_size is None:
+    if run.model.vocab_size is None:
         raise UserError(f"{name}: does not say its vocab_size, without which the model's shape is not known")
-    angles = 4 * config.context * config.width_of_head
-    if config.positions == "rotary" and angles > MOST_BYTES_OF_ANGLES:
-        raise UserError(
-            f"{name}: a context of {config.context:,} needs {size_in_words(angles)} of angles alone; take a shorter one"
-        )
     return Sizes(name, run)
 
 

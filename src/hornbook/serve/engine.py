@@ -153,7 +153,8 @@ class Engine:
                     self._finish(job, "failed")
 
     def _new_batch(self) -> Batch:
-        return Batch(self.speaker.model, self.rows, self.speaker.tokenizer.vocab_size)
+        speaker = self.speaker
+        return Batch(speaker.model, self.rows, speaker.tokenizer.vocab_size, speaker.cache_dtype)
 
     def _take_in(self, batch: Batch) -> bool:
         """Wait until there is something to do, and let it begin; False where the thread is to end."""

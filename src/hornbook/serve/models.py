@@ -232,7 +232,7 @@ def rows_that_fit(speaker: Speaker, most: int) -> int:
     """Keys and values of every row are taken when a model is loaded, so that no text fails for want of them later."""
     model, config = speaker.model, speaker.model.config
     each = 2 * config.n_layer * config.context * config.kv_heads * config.width_of_head
-    each *= (model.cache_dtype or model.embedding.weight.dtype).itemsize
+    each *= speaker.cache_dtype.itemsize
     free = free_memory_bytes(str(model.embedding.weight.device))
     rows = most if free is None else min(most, int(SHARE_OF_MEMORY * free) // each)
     told = f"keys and values of a text take {each / 1e9:.2g} GB, and {(free or 0) / 1e9:.2g} GB are free"

@@ -16,6 +16,7 @@ from hornbook.base.machine import Machine, is_out_of_memory, mix_seed
 from hornbook.base.world import World
 from hornbook.model.compile import compiled_or_eager
 from hornbook.model.gpt import GPT
+from hornbook.model.init import untrained
 from hornbook.train.config import RunConfig
 from hornbook.train.guard import smaller_micro_batch
 from hornbook.train.optim import Optimizer, clip_gradients
@@ -33,7 +34,7 @@ class Learner:
         self._config, self._machine, self._world = config, machine, world
         self._device = machine.torch_device
         torch.manual_seed(config.seed)
-        self.model = GPT(config.model).to(self._device).train()
+        self.model = untrained(config.model).to(self._device).train()
         self.optimizer = Optimizer(self.model, config.optim, machine.torch_dtype)
         self._working = WorkingCopy(self.model, machine.torch_dtype)
         self._seed = config.seed
@@ -44,9 +45,11 @@ class Learner:
 
     def prepare(self) -> None:
         """Compile what computes, where that pays."""
+        model = self._working.model
         while self.compiled:
             try:
-                self._working.trunk = compiled_or_eager(self._working.model, (self.micro_batch, self._config.window))
+                shape = (self.micro_batch, self._config.window)
+                model.hidden = compiled_or_eager(model, shape)  # type: ignore[method-assign, assignment]
                 return
             except torch.OutOfMemoryError:
                 pass  # the error holds on to what was allocated, so go on only when it is gone
@@ -80,7 +83,7 @@ class Learner:
                 total = torch.zeros((), device=self._device)
                 for first in range(0, sequences, self.micro_batch):
                     ids, targets = take(first, min(self.micro_batch, sequences - first))
-                    loss = self._working(ids, targets) / (sequences * context)
+                    loss = self._working.model(ids, targets) / (sequences * context)
                     loss.backward()
                     self._working.collect_gradients()
                     total += loss.detach()

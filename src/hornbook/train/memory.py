@@ -20,6 +20,7 @@ from hornbook.model.attention import SHORT
 from hornbook.model.config import ModelConfig
 from hornbook.model.gpt import GPT
 from hornbook.model.loss import PIECE_LOGITS, VOCAB_MULTIPLE
+from hornbook.model.norms import NORMS
 from hornbook.train.config import RunConfig
 from hornbook.train.optim import grouped, rule_named
 
@@ -136,10 +137,11 @@ def _kept_in_block(config: ModelConfig, window: int, dtype: torch.dtype, device:
     width, queries, keys = config.n_embd, config.n_head * config.width_of_head, config.kv_heads * config.width_of_head
     cuda = device == "cuda"
     mask = 1 / dtype.itemsize if cuda else 1.0  # what was dropped: a byte each on CUDA, a number elsewhere
-    of_stream = 4.0  # each of the two norms keeps what it read and what it gave
+    norm = NORMS[config.norm].kept
+    of_stream = 2.0 * (norm + 1)  # what each of the two norms keeps and what it gave
     of_stream += 2 * mask if config.drops("residual") else 0
     of_stream += 1 if config.embedding_skip else 0
-    of_queries, of_keys = (3.0, 3.0) if config.qk_norm != "none" else (2.0, 2.0)
+    of_queries = of_keys = 2.0 + (norm if config.qk_norm != "none" else 0)
     of_keys += sum(map(config.has_value_embedding, range(config.n_layer))) / config.n_layer
     of_mlp = ACTIVATIONS[config.activation].kept + (mask if config.drops("mlp") else 0)
     kept = [(of_stream, width), (of_queries, queries), (of_keys, keys), (of_mlp, config.width_of_mlp)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from hornbook.base.console import count
 from hornbook.base.errors import UserError
 from hornbook.base.machine import Machine
-from hornbook.model.gpt import outline
+from hornbook.model.init import outline
 from hornbook.shards.format import Shards
 from hornbook.train.config import RunConfig, override
 from hornbook.train.memory import training_memory
