@@ -19,6 +19,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from hornbook.base.errors import UserError
+from hornbook.base.settings import worded
 from hornbook.serve.answers import COMPLETION, CompletionAnswer, Health, ModelEntry, ModelList
 from hornbook.serve.completions import Completion, CompletionRequest, MistakeError
 from hornbook.serve.engine import Added, Engine, Job, RefusedError
@@ -318,5 +319,4 @@ def _told(mistake: Any) -> Iterator[tuple[str, str]]:
     elif field == "prompt":
         yield field, "should be a text, ids, or a list of either, none of them empty"
     else:
-        what = str(mistake["msg"]).removeprefix("Input ")
-        yield field or ".".join(place)[:80], f"{what[:1].lower()}{what[1:]}"
+        yield field or ".".join(place)[:80], worded(mistake)
