@@ -39,10 +39,12 @@ class Added:
     """What a step added to a text of a job."""
 
     index: int
-    chosen: Chosen | None
     piece: str
     """Text that is certain now."""
     ended: str | None
+    tokens: int
+    """How many the text has with it, and how many characters."""
+    characters: int
 
 
 Tell = Callable[[list[Added], str | None], None]
@@ -208,7 +210,7 @@ class Engine:
         kept = text.take(chosen, self.speaker.tokenizer.end_of_text)
         piece = continuation.feed(kept, text.ended)
         text.ended = continuation.ended
-        return Added(index, kept, piece, text.ended)
+        return Added(index, piece, text.ended, len(continuation.tokens), len(continuation.text))
 
     def _leave(self, batch: Batch, text: Growing) -> None:
         batch.remove(text)
