@@ -32,6 +32,7 @@ FLOORS = {
     "plan": 7,
     "cli": 8,
     "": 8,  # hornbook itself, the Python door
+    "__main__": 9,  # python -m hornbook
 }
 STAGES = ("files.staged_folder(", "files.staged_file(", "files.open_to_write(", "unfinished_folder(")
 # A library writes by itself here: into a staged folder that was handed in, or into memory.
