@@ -27,7 +27,6 @@ from hornbook.serve.config import ServeConfig
 from hornbook.serve.engine import Engine, RefusedError
 from hornbook.serve.tally import Tally
 
-BUSY_RETRY_SECONDS = 5
 SHARE_OF_MEMORY = 0.9  # of what is free once the weights are there; steps need some too
 LONGEST_STEP = 15  # digits
 MOST_RESOLVED = 256
@@ -161,7 +160,7 @@ class Models:
     async def _load_in_turn(self, identity: Identity) -> None:
         """Whoever leaves meanwhile leaves the queue too; what has begun to be loaded is there for who comes next."""
         if self._waiting >= self.config.queue + self.config.rows:
-            raise RefusedError("full", BUSY_RETRY_SECONDS)
+            raise RefusedError("full")
         self._waiting += 1
         try:
             await asyncio.get_running_loop().run_in_executor(self._loader, self._bring, identity)
@@ -220,7 +219,7 @@ class Models:
         while len(self._engines) >= self.config.loaded:
             idle = next((each for each, engine in self._engines.items() if engine.is_idle and not engine.users), None)
             if idle is None:
-                raise RefusedError("full", BUSY_RETRY_SECONDS)
+                raise RefusedError("full")
             self._engines.pop(idle).end(0)
 
 
