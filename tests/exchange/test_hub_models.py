@@ -156,6 +156,18 @@ def test_a_branch_is_looked_up_again_and_without_a_network_is_what_it_was(
     assert not same(tmp_path / "two", tmp_path / "one")
 
 
+def test_a_model_that_was_renamed_is_found_and_proven(hub: hostile.Server, letters: Letters, tmp_path: Path) -> None:
+    published(hub, "me/new", letters, tmp_path / "there")
+    for at in list(hub.heads):
+        hub.heads[at.replace("/me/new/", "/me/old/")] = {"Location": at}
+    at = f"/me/old/resolve/{COMMIT}/model.safetensors"
+    for path in (tmp_path / "there").iterdir():
+        hub.contents[f"/me/old/resolve/{COMMIT}/{path.name}"] = path.read_bytes()
+    hub.contents[at] = hub.contents[at][::-1]
+    with pytest.raises(MachineError, match="does not send the right file"):
+        import_model("me/old", tmp_path / "out")
+
+
 def test_a_failed_fetch_of_a_model_does_not_advise_to_train_on_text(
     hub: hostile.Server, letters: Letters, tmp_path: Path
 ) -> None:

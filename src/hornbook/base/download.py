@@ -18,7 +18,8 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
+from urllib.request import Request
 
 from hornbook.base import files, ours
 from hornbook.base.console import Progress, count, duration
@@ -167,7 +168,7 @@ class _Transfer:
         headers = {"User-Agent": "hornbook", **self.headers, "Accept-Encoding": "identity"}
         if have:
             headers["Range"] = f"bytes={have}-"
-        request = urllib.request.Request(self.url, headers=headers)
+        request = Request(self.url, headers=headers)
         try:
             response = urllib.request.build_opener(Redirects()).open(request, timeout=STALL_SECONDS)
         except urllib.error.HTTPError as error:
@@ -251,22 +252,18 @@ class Redirects(urllib.request.HTTPRedirectHandler):
 
     max_redirections = MOST_REDIRECTS
 
-    def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: http.client.HTTPMessage,
-        newurl: str,
-    ) -> urllib.request.Request | None:
+    def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Request | None:
+        if req.get_method() == "HEAD" and headers.get("X-Linked-Etag"):
+            return None  # the hub has told what the file is, and sends one on to where it lies
         old, new = urllib.parse.urlsplit(req.full_url), urllib.parse.urlsplit(newurl)
         if new.scheme not in ("http", "https") or (old.scheme == "https" and new.scheme == "http"):
             raise UserError(f"{req.full_url}: redirects to {newurl[:60]}, which is not followed")
         fp.close()  # or its body would be read to the end, however long
         request = super().redirect_request(req, fp, code, msg, headers, newurl)
-        if request is not None and (old.scheme, old.netloc) != (new.scheme, new.netloc):
-            request.remove_header("Authorization")
+        if request is not None:
+            request.method = req.get_method()  # or Python 3.11 would ask for what was only asked about
+            if (old.scheme, old.netloc) != (new.scheme, new.netloc):
+                request.remove_header("Authorization")
         return request
 
 

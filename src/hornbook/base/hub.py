@@ -15,7 +15,7 @@ import urllib.parse
 import urllib.request
 from email.message import Message
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 from hornbook.base import download
 from hornbook.base.console import Progress
@@ -85,28 +85,11 @@ def _address(repository: str, revision: str, path: str, kind: Kind) -> tuple[str
     return url, {"Authorization": f"Bearer {token}"} if token else {}
 
 
-class _UpToTheStore(Redirects):
-    """Stops where the hub sends one on to the file itself, having told its checksum and size."""
-
-    def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: http.client.HTTPMessage,
-        newurl: str,
-    ) -> urllib.request.Request | None:
-        if headers.get("X-Linked-Etag"):
-            return None
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
 def _told_by_hub(url: str, headers: dict[str, str], otherwise: str) -> Message:
     """Checksum, size and commit of a file, from the hub's answer to a HEAD."""
     request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "hornbook", **headers})
     try:
-        with urllib.request.build_opener(_UpToTheStore()).open(request, timeout=download.STALL_SECONDS) as response:
+        with urllib.request.build_opener(Redirects()).open(request, timeout=download.STALL_SECONDS) as response:
             told: Message = response.headers
             return told
     except urllib.error.HTTPError as error:
