@@ -32,14 +32,14 @@ from unittest import mock
 
 import torch
 
-from hornbook.base.logs import read_log
 from hornbook.model.config import classic, modern
 from hornbook.model.gpt import outline
 from hornbook.recipes.miniature import miniature
 from hornbook.recipes.modern import demo
 from hornbook.recipes.seeds import pile_2b, shakespeare_124m
+from hornbook.runs.logs import read_log
 from hornbook.text.tokenizer import TokenizerConfig
-from hornbook.train import loop, recorded, start
+from hornbook.train import learner, loop, start
 from hornbook.train.config import OptimConfig, RunConfig, SampleConfig, ScheduleConfig, TrainConfig, override
 from hornbook.train.memory import training_memory
 from hornbook.train.start import fit, resume
@@ -135,7 +135,7 @@ class Watch:
             self._profiler.__enter__()
         with self._counting_waits() if run.state.step >= 3 else contextlib.nullcontext():
             self._update(run, share)
-        self.micro_batch = run.state.micro_batch
+        self.micro_batch = run.learner.micro_batch
         if self._profiler is not None and run.state.step > PROFILED_STEPS[1]:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
@@ -182,7 +182,7 @@ def measure(
             stack.enter_context(mock.patch.object(loop, "save", return_value=None))
             stack.enter_context(mock.patch.object(start, "check_room", return_value=None))
         if not recording:
-            stack.enter_context(mock.patch.object(recorded, "_pays", return_value=False))
+            stack.enter_context(mock.patch.object(learner, "RECORDED_ON", ()))
         outcome = fit(config, folder)
         if then is not None:
             outcome = resume(folder, {"train": {"steps": then.train.steps}})

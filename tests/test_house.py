@@ -23,16 +23,17 @@ FLOORS = {
     "text": 2,
     "model": 3,
     "shards": 3,
-    "infer": 4,
-    "exchange": 4,
-    "report": 4,
-    "train": 5,
-    "serve": 5,
-    "recipes": 6,
-    "plan": 7,
-    "cli": 8,
-    "": 8,  # hornbook itself, the Python door
-    "__main__": 9,  # python -m hornbook
+    "runs": 4,
+    "infer": 5,
+    "exchange": 5,
+    "report": 5,
+    "train": 6,
+    "serve": 6,
+    "recipes": 7,
+    "plan": 8,
+    "cli": 9,
+    "": 9,  # hornbook itself, the Python door
+    "__main__": 10,  # python -m hornbook
 }
 STAGES = ("files.staged_folder(", "files.staged_file(", "files.open_to_write(", "unfinished_folder(")
 # A library writes by itself here: into a staged folder that was handed in, or into memory.

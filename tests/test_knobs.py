@@ -20,10 +20,10 @@ import torch
 from hornbook.base.console import Progress
 from hornbook.base.errors import UserError
 from hornbook.base.files import read_json, staged_folder
-from hornbook.base.logs import read_log
 from hornbook.base.settings import knobs, merge
-from hornbook.model.folder import checkpoint_folders, snapshot_folders, step_of
 from hornbook.recipes import compose
+from hornbook.runs.folder import RunFolder, step_of
+from hornbook.runs.logs import read_log
 from hornbook.shards.format import Shards
 from hornbook.text.tokenizer import TokenizerConfig, train_tokenizer
 from hornbook.train.config import RunConfig
@@ -95,11 +95,11 @@ def sampled_at(run: Ended) -> list[int]:
 
 
 def checkpoints(run: Ended) -> list[int]:
-    return [step_of(each) for each in checkpoint_folders(run.folder)]
+    return [step_of(each) for each in RunFolder(run.folder).checkpoints()]
 
 
 def snapshots(run: Ended) -> list[int]:
-    return [step_of(each) for each in snapshot_folders(run.folder)]
+    return [step_of(each) for each in RunFolder(run.folder).snapshots()]
 
 
 def data(run: Ended) -> dict[str, Any]:
@@ -108,11 +108,11 @@ def data(run: Ended) -> dict[str, Any]:
 
 
 def vocabulary(run: Ended) -> list[str]:
-    return sorted(read_json(checkpoint_folders(run.folder)[0] / "tokenizer.json")["model"]["vocab"])
+    return sorted(read_json(RunFolder(run.folder).checkpoints()[0] / "tokenizer.json")["model"]["vocab"])
 
 
 def cutting(run: Ended) -> Any:
-    return read_json(checkpoint_folders(run.folder)[0] / "tokenizer.json")["pre_tokenizer"]
+    return read_json(RunFolder(run.folder).checkpoints()[0] / "tokenizer.json")["pre_tokenizer"]
 
 
 def machine(run: Ended) -> dict[str, Any]:
@@ -256,7 +256,7 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., En
     (home / "bad.jsonl").write_text("\n".join([*rows, "{}"]))
     (home / "latin1.txt").write_bytes(b"na\xefve " * 100)
     taught = fit(RunConfig.model_validate(merge(BASE, {"data": str(home / "other.txt")})), home / "taught").folder
-    (home / "taught" / "tokenizer").symlink_to(checkpoint_folders(taught)[0])
+    (home / "taught" / "tokenizer").symlink_to(RunFolder(taught).checkpoints()[0])
     pairs = TokenizerConfig(kind="bpe", vocab_size=262)
     with staged_folder(home / "pairs", {}) as staging:
         train_tokenizer(pairs, ["the cat sat"], 100).save(staging)

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 import hornbook
-from hornbook.base.logs import read_log
+from hornbook.base.errors import UserError
 from hornbook.cli import main
 from hornbook.report.verify import verify
+from hornbook.runs.folder import FORMAT
+from hornbook.runs.logs import read_log
 from hornbook.train.start import resume
 
 WRITTEN_AT = "bb91b46"
@@ -56,3 +58,18 @@ def test_leaves_for_other_programs(run: Path, tmp_path: Path) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     ids = model.generate(**tokenizer("The", return_tensors="pt"), max_new_tokens=13, do_sample=False)
     assert tokenizer.decode(ids[0, 3:]) == SAID[run.name][:13]
+
+
+def test_a_run_of_a_later_version_asks_for_it(run: Path) -> None:
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"format": FORMAT + 1}))
+    with pytest.raises(UserError, match=r"run\.json: written by a newer Hornbook"):
+        resume(run)
+
+
+def test_a_knob_that_is_gone_ends_no_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = json.loads((run / "run.json").read_text())
+    record["config"]["optim"]["lookahead"] = 5
+    (run / "run.json").write_text(json.dumps(record))
+    assert resume(run).step == 30
+    assert "optim.lookahead is no setting any more" in capsys.readouterr().err

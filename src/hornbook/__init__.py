@@ -54,9 +54,10 @@ class TrainedRun:
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every step and every evaluation, as written."""
-        from hornbook.base.logs import read_log
+        from hornbook.runs.folder import RunFolder
+        from hornbook.runs.logs import read_log
 
-        return read_log(self.folder / "metrics.jsonl")
+        return read_log(RunFolder(self.folder).metrics)
 
     def loss_curve(self) -> Picture:
         """Training and validation loss over steps and tokens."""

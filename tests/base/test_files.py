@@ -16,9 +16,9 @@ import pytest
 
 from hornbook.base import files
 from hornbook.base.errors import LONGEST_LINE, MachineError, UserError
-from hornbook.base.logs import Log, read_log
 from hornbook.base.ours import Hidden
 from hornbook.base.unfinished import BinaryWriter, finish_folder, unfinished_folder
+from hornbook.runs.logs import Log, read_log
 
 OLD, NEW = b"old" * 50, b"new" * 70
 CRASHED = 17

@@ -15,12 +15,13 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hornbook.base.logs import read_log
 from hornbook.cli import main
 from hornbook.exchange.card import letters
 from hornbook.exchange.export import export_model
-from hornbook.model.folder import load_model, resolve
+from hornbook.model.folder import load_model
 from hornbook.report.curves import draw
+from hornbook.runs.folder import resolve
+from hornbook.runs.logs import read_log
 from hornbook.shards.format import Shards
 from hornbook.train.config import RunConfig
 from hornbook.train.start import fit

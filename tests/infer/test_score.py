@@ -55,6 +55,28 @@ def test_the_score_does_not_depend_on_how_windows_are_batched(untaught: Callable
     assert losses == pytest.approx([losses[0]] * 5, rel=1e-6)
 
 
+def test_where_memory_is_short_fewer_windows_are_scored_at_once(
+    untaught: Callable[..., GPT], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An evaluation that died of it would die again at every resume."""
+    model, tokens = untaught(context=CONTEXT), token_array(500)
+    whole, losses, tried = score_of(model, tokens), GPT.losses, []
+
+    def small(self: GPT, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        tried.append(len(ids))
+        if len(ids) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return losses(self, ids, targets)
+
+    monkeypatch.setattr(GPT, "losses", small)
+    room = 3
+    assert score_of(model, tokens).loss == pytest.approx(whole.loss, rel=1e-6)
+    assert max(tried) > room
+    room = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        score_of(model, tokens)
+
+
 def test_bits_per_byte_of_a_model_that_knows_nothing(untaught: Callable[..., GPT]) -> None:
     """Each of 257 ids costs log2(257) bits, whatever number of bytes they stand for."""
     model, tokens = untaught(context=CONTEXT), token_array(101)

@@ -14,8 +14,9 @@ import transformers
 from hornbook.base import files
 from hornbook.base.errors import UserError
 from hornbook.model.config import ModelConfig, classic, modern
-from hornbook.model.folder import load_model, resolve
+from hornbook.model.folder import load_model
 from hornbook.model.gpt import GPT
+from hornbook.runs.folder import resolve
 
 SMALL: dict[str, Any] = {"vocab_size": 257, "context": 16, "n_layer": 2, "n_head": 2, "n_embd": 16}
 SHAPES = {
@@ -149,7 +150,7 @@ def test_weights_cut_short_are_one_line(
         ('{"model_type": "gpt2", "n_layer": 12}', "n_positions is missing"),
         ('{"model_type": "bert"}', "it reads gpt2, qwen3, llama, nanochat"),
         ('{"hornbook": {"n_layer": 0}}', "n-layer"),
-        ('{"hornbook": {"vocab_size": 9, "n_layers": 2}}', "did you mean --n-layer"),
+        ('{"hornbook": {"vocab_size": 9, "n_layers": 2}}', "n_layers is 2, which this version cannot compute"),
         ("[]", "should hold a JSON object"),
         ("{", "not readable as JSON"),
     ],

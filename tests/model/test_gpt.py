@@ -17,8 +17,9 @@ from hornbook.base.console import Progress
 from hornbook.infer.config import SamplerConfig
 from hornbook.infer.decode import generate
 from hornbook.model.config import ModelConfig, classic, modern
-from hornbook.model.folder import load_model, resolve
+from hornbook.model.folder import load_model
 from hornbook.model.gpt import GPT
+from hornbook.runs.folder import resolve
 from hornbook.text.tokenizer import Tokenizer
 from hornbook.train.config import RunConfig
 from hornbook.train.start import fit

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -72,6 +74,16 @@ def test_in_bf16_loss_and_gradients_stay_near_those_of_float64() -> None:
     assert off_by(loss.detach(), theirs[0]) < 1e-3
     assert off_by(hidden.grad, theirs[1]) < 1e-2
     assert off_by(weight.grad, theirs[2]) < 1e-2
+
+
+@pytest.mark.parametrize("surplus", [3.0, 5.0, 7.0, 9.0])
+def test_what_is_nearly_certain_in_bf16_has_its_own_loss(surplus: float) -> None:
+    """A probability above 0.998 is 1 there: without care such a loss is 0, and a target loss is reached too early."""
+    hidden = torch.full((4, 1), surplus, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.zeros(8, 1, dtype=torch.bfloat16)
+    weight[2] = 1.0
+    loss = cross_entropy_sum(hidden, weight, torch.full((4,), 2))
+    assert loss.item() == pytest.approx(4 * math.log1p(7 * math.exp(-surplus)), rel=0.02)
 
 
 def test_a_batch_keeps_its_shape_in_its_gradient() -> None:

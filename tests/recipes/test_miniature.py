@@ -12,10 +12,11 @@ import torch
 import hornbook
 from hornbook import cli
 from hornbook.base import files
-from hornbook.base.logs import read_log
 from hornbook.infer.speaker import load_speaker
-from hornbook.model.folder import load_model, resolve, save_model
+from hornbook.model.folder import load_model, save_model
 from hornbook.recipes import RECIPES, compose
+from hornbook.runs.folder import resolve
+from hornbook.runs.logs import read_log
 from hornbook.text.tokenizer import Tokenizer
 from hornbook.train.config import RunConfig
 from hornbook.train.start import fit

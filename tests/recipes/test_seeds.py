@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hornbook.base.logs import read_log
 from hornbook.recipes import compose
+from hornbook.runs.logs import read_log
 from hornbook.shards.order import SampleOrder
 from hornbook.shards.prepare import open_or_prepare
 from hornbook.text.gpt2 import RANKS

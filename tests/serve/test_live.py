@@ -17,7 +17,8 @@ import pytest
 
 from effort import tries
 from hornbook.base import files
-from hornbook.base.logs import read_log
+from hornbook.runs.folder import Record, RunFolder
+from hornbook.runs.logs import read_log
 
 KNOBS = {
     "tokenizer.kind": "byte",
@@ -118,7 +119,7 @@ def test_a_run_without_a_checkpoint_yet_shows_its_curve_and_says_so(tmp_path: Pa
     run = tmp_path / "young"
     model = {"vocab_size": 257, "n_layer": 1, "n_head": 1, "n_embd": 8, "context": 16}
     files.make_folder(run)
-    files.write_json(run / "run.json", {"config": {"model": model, "train": {"steps": 9}}})
+    RunFolder(run).write(Record({"model": model, "train": {"steps": 9}}, tmp_path / "shards", "0"))
     files.write_text(run / "metrics.jsonl", '{"step": 1, "tokens": 16, "loss": 5.5}\n{"step": 2, "tok')
     with httpx2.Client(base_url=address_of(start("serve", str(run), "--port", "0")), timeout=60) as client:
         (told,) = client.get("/api/models").json()

@@ -30,7 +30,7 @@ from page_at_hand import (
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from hornbook.base import files
-from hornbook.base.logs import Log
+from hornbook.runs.logs import Log
 from hornbook.train.config import RunConfig
 from hornbook.train.start import fit
 

@@ -16,7 +16,7 @@ from hornbook.base.errors import UserError
 from hornbook.base.machine import free_memory_bytes
 from hornbook.infer.decode import Batch
 from hornbook.infer.speaker import Speaker
-from hornbook.model.folder import kept_folders
+from hornbook.runs.folder import RunFolder
 from hornbook.train.config import RunConfig
 from hornbook.train.start import fit
 
@@ -86,11 +86,13 @@ def test_what_a_run_kept_is_not_looked_for_in_the_event_loop(
 ) -> None:
     server, lookers = start(trained), []
 
-    def look(run: Path) -> list[Path]:
-        lookers.append(threading.current_thread())
-        return kept_folders(run)
+    kept = RunFolder.kept
 
-    monkeypatch.setattr("hornbook.serve.models.kept_folders", look)
+    def look(run: RunFolder) -> list[Path]:
+        lookers.append(threading.current_thread())
+        return kept(run)
+
+    monkeypatch.setattr(RunFolder, "kept", look)
     with server.client() as client:
         for model in ("tiny", "tiny@4", "tiny@4"):
             assert client.post(COMPLETIONS, json={"model": model, "max_tokens": 2}).status_code == 200

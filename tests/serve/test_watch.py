@@ -19,9 +19,9 @@ import pytest
 
 from hornbook.base import files, ours
 from hornbook.base.errors import UserError
-from hornbook.base.logs import Log
 from hornbook.infer.speaker import Speaker, load_speaker
 from hornbook.report.curves import Curves
+from hornbook.runs.logs import Log
 from hornbook.serve.config import ServeConfig
 from hornbook.serve.models import Models
 from hornbook.serve.tally import Tally

@@ -35,7 +35,7 @@ def assembled(
         monkeypatch.setattr(loop, "train", look)
         fit(tiny(**knobs), tmp_path / "run", Progress())
         with torch.no_grad():  # projections that begin at zero would leave most gradients zero as well
-            for parameter in runs[0].model.parameters():
+            for parameter in runs[0].learner.model.parameters():
                 parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(parameter.numel()))
         return runs[0]
 
@@ -43,9 +43,9 @@ def assembled(
 
 
 def gradients_of(run: loop.Run, micro_batch: int) -> tuple[float, list[torch.Tensor]]:
-    run.state.micro_batch = micro_batch
-    loss = loop.gradients(run)
-    return loss.item(), [p.grad.clone() for p in run.model.parameters() if p.grad is not None]
+    run.learner.micro_batch = micro_batch
+    loss = run.learner.gradients(run.loader.take)
+    return loss.item(), [p.grad.clone() for p in run.learner.model.parameters() if p.grad is not None]
 
 
 @pytest.mark.parametrize("preset", [classic, modern])
@@ -55,7 +55,7 @@ def test_micro_batches_add_up_to_the_gradients_of_the_one_large_batch(
     run = assembled(model=preset(n_layer=2, n_head=2, n_embd=32, context=32).model_dump())
     assert run.config.sequences == SEQUENCES
     whole_loss, whole = gradients_of(run, SEQUENCES)
-    assert len(whole) == len(list(run.model.parameters()))
+    assert len(whole) == len(list(run.learner.model.parameters()))
     terms = max(float(each.norm()) for each in whole)
     for micro_batch in (1, 2, 3, 5, 7):
         loss, cut = gradients_of(run, micro_batch)
@@ -70,9 +70,9 @@ def test_the_gradients_are_those_of_the_mean_loss_over_all_tokens(assembled: Cal
     run = assembled(model={"tied": True})
     loss, ours = gradients_of(run, 3)
     ids, targets = run.loader.take(run.state.sample, SEQUENCES)
-    theirs = F.cross_entropy(run.model.logits(ids).flatten(0, 1), targets.flatten())
+    theirs = F.cross_entropy(run.learner.model.logits(ids).flatten(0, 1), targets.flatten())
     assert loss == pytest.approx(theirs.item(), rel=1e-6)
-    for one, other in zip(ours, torch.autograd.grad(theirs, list(run.model.parameters())), strict=True):
+    for one, other in zip(ours, torch.autograd.grad(theirs, list(run.learner.model.parameters())), strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
 
 

@@ -27,8 +27,8 @@ from effort import long
 from hornbook.base import files, ours
 from hornbook.base.errors import MachineError, UserError
 from hornbook.cli import main
-from hornbook.model.folder import checkpoint_folders, resolve, snapshot_folders, step_of
 from hornbook.report.verify import verify
+from hornbook.runs.folder import RunFolder, resolve, step_of
 from hornbook.shards.prepare import open_or_prepare
 from hornbook.train.checkpoint import has_snapshot
 from hornbook.train.config import ScheduleConfig
@@ -129,7 +129,7 @@ def test_a_kill_before_any_operation_of_a_run_loses_nothing(
         with pytest.raises(Killed):
             fit(config, run)
         disk(Disk())
-        if checkpoint_folders(run):
+        if RunFolder(run).checkpoints():
             resume(run)
         else:
             fit(config, run)
@@ -153,7 +153,7 @@ def test_a_kill_before_any_operation_of_a_resume_loses_nothing(
         with pytest.raises(Killed):
             resume(run)
         assert good_checkpoints(run)
-        assert [files.damage(each) for each in snapshot_folders(run)].count(None) == len(snapshot_folders(run))
+        assert not any(files.damage(each) for each in RunFolder(run).snapshots())
         disk(Disk())
         resume(run)
         assert all_of(run) == all_of(in_peace), f"killed before operation {last}"
@@ -301,9 +301,9 @@ def test_another_runs_checkpoint_is_named_and_the_own_one_before_taken(
     half_way: Path, in_peace: Path, short_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fit(tiniest(short_text, seed=2, train={"steps": 3}), tmp_path / "other")
-    newest = checkpoint_folders(half_way)[0]
+    newest = RunFolder(half_way).checkpoints()[0]
     shutil.rmtree(newest)
-    shutil.copytree(checkpoint_folders(tmp_path / "other")[0], newest)
+    shutil.copytree(RunFolder(tmp_path / "other").checkpoints()[0], newest)
     capsys.readouterr()
     resume(half_way)
     assert capsys.readouterr().err.count("step-00000003: belongs to another run") == 1
@@ -313,7 +313,7 @@ def test_another_runs_checkpoint_is_named_and_the_own_one_before_taken(
 def test_where_every_checkpoint_is_damaged_the_command_ends_with_one_line(
     half_way: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for folder in checkpoint_folders(half_way):
+    for folder in RunFolder(half_way).checkpoints():
         flip_a_bit(folder)
     capsys.readouterr()
     assert main(["resume", str(half_way)]) == 2
@@ -348,7 +348,7 @@ def make_older(run: Path) -> None:
     """As runs were written that told neither a hash of their record nor, in checkpoints, what was learned by."""
     record = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({key: record[key] for key in record if key != "sha256"}))
-    for folder in checkpoint_folders(run):
+    for folder in RunFolder(run).checkpoints():
         state, manifest = (json.loads((folder / name).read_text()) for name in ("state.json", files.MANIFEST))
         del state["settings"]
         (folder / "state.json").write_text(json.dumps(state))
@@ -455,7 +455,7 @@ def test_files_of_others_stay_when_their_checkpoint_is_let_go_of(
     left = run / "checkpoints" / "step-00000002"
     assert {path.relative_to(left).as_posix() for path in left.rglob("*") if not path.is_dir()} == theirs.keys()
     assert {name: (left / name).read_bytes() for name in theirs} == theirs
-    assert 2 not in [step_of(each) for each in checkpoint_folders(run)]
+    assert 2 not in [step_of(each) for each in RunFolder(run).checkpoints()]
     assert set(verify(run).values()) == {None}
     resume(run, {"train": {"steps": 9}})
     assert capsys.readouterr().err == ""
@@ -541,7 +541,7 @@ def test_a_log_that_the_disk_does_not_take_ends_with_one_line(
     """Also when it is closed, which tries to write once more."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / log).symlink_to("/dev/full")
-    monkeypatch.setattr("hornbook.train.start._stranger", lambda _: None)  # which a link would be
+    monkeypatch.setattr(RunFolder, "stranger", lambda _: None)  # which a link would be
     with pytest.raises(MachineError, match="the disk is full") as error:
         fit(tiniest(short_text), tmp_path / "run")
     assert len(error.value.mistakes) == 1
@@ -595,7 +595,7 @@ def test_the_newest_ones_and_the_best_one_are_kept(
 def test_another_machine_is_one_warning_line_each(
     half_way: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    facts = files.read_json(checkpoint_folders(half_way)[0] / "state.json")["machine"]
+    facts = files.read_json(RunFolder(half_way).checkpoints()[0] / "state.json")["machine"]
     monkeypatch.setattr("hornbook.base.machine.Machine.facts", lambda _: facts | {"torch": "9.9", "threads": 64})
     capsys.readouterr()
     resume(half_way)
@@ -617,16 +617,16 @@ def test_logs_are_cut_back_to_where_the_checkpoint_was(half_way: Path, in_peace:
 def test_snapshots_are_the_weights_of_their_steps_in_half_precision(short_text: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     fit(tiniest(short_text, train={"steps": 9, "keep_checkpoints": 99}), run)
-    assert [each.name for each in snapshot_folders(run)] == [f"step-0000000{step}" for step in (8, 4, 2, 1)]
-    for snapshot in snapshot_folders(run):
+    assert [each.name for each in RunFolder(run).snapshots()] == [f"step-0000000{step}" for step in (8, 4, 2, 1)]
+    for snapshot in RunFolder(run).snapshots():
         theirs = safetensors.torch.load_file(run / "checkpoints" / snapshot.name / "model.safetensors")
         kept = safetensors.torch.load_file(snapshot / "model.safetensors")
         assert kept.keys() == theirs.keys()
         assert all(torch.equal(kept[name], theirs[name].half()) for name in kept)
         assert json.loads((snapshot / "config.json").read_text())["dtype"] == "float16"
     assert {folder.parent.name for folder, damage in verify(run).items() if damage is None} >= {"snapshots"}
-    flip_a_bit(snapshot_folders(run)[0])
-    assert verify(run)[snapshot_folders(run)[0]] == "model.safetensors has changed since it was written"
+    flip_a_bit(RunFolder(run).snapshots()[0])
+    assert verify(run)[RunFolder(run).snapshots()[0]] == "model.safetensors has changed since it was written"
 
 
 def test_a_run_learns_the_same_with_snapshots_and_without(in_peace: Path, short_text: Path, tmp_path: Path) -> None:

@@ -13,17 +13,18 @@ import torch
 from trial import all_of, good_checkpoints, losses, tiniest
 
 from hornbook.base.errors import UserError
-from hornbook.model.folder import checkpoint_folders, load_model
+from hornbook.base.machine import is_out_of_memory
+from hornbook.model.folder import load_model
 from hornbook.model.gpt import GPT
-from hornbook.train import loop
+from hornbook.runs.folder import RunFolder
+from hornbook.train import learner, loop
 from hornbook.train.guard import (
     NON_FINITE_IN_A_ROW,
     NonFiniteGuard,
     StopSignals,
-    first_micro_batch,
-    is_out_of_memory,
     smaller_micro_batch,
 )
+from hornbook.train.learner import Learner
 from hornbook.train.optim import Optimizer
 from hornbook.train.start import fit, resume
 
@@ -40,7 +41,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Watched]:
 
     def poison(steps: set[int], where: str, value: float) -> Watched:
         watched: Watched = []
-        clip, update, cross_entropy = loop.clip_gradients, Optimizer.step, GPT.loss
+        clip, update, cross_entropy = learner.clip_gradients, Optimizer.step, GPT.loss
         learned: list[torch.nn.Parameter] = []
 
         def due(here: str) -> bool:
@@ -65,7 +66,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Watched]:
             same &= all(torch.equal(moments.get(name, torch.zeros_like(now[name])), now[name]) for name in now)
             watched.append((len(watched) + 1, same))
 
-        monkeypatch.setattr(loop, "clip_gradients", clipped)
+        monkeypatch.setattr(learner, "clip_gradients", clipped)
         monkeypatch.setattr(GPT, "loss", loss_of)
         monkeypatch.setattr(Optimizer, "step", updated)
         return watched
@@ -115,7 +116,7 @@ def test_too_many_in_a_row_end_the_run_with_finite_weights_saved(
     with pytest.raises(UserError, match=rf"step {NON_FINITE_IN_A_ROW + 2}: not finite for 10 steps .* lower --optim"):
         fit(tiniest(short_text, train=knobs), run)
     assert good_checkpoints(run) == [NON_FINITE_IN_A_ROW + 2]
-    model = load_model(checkpoint_folders(run)[0])
+    model = load_model(RunFolder(run).checkpoints()[0])
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
@@ -145,14 +146,17 @@ class SmallMemory:
         self._room = room
         self._error = error
 
-    def wrap(self, trunk: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    def wrap(self, learner: Learner) -> None:
+        """In place of `Learner.prepare`."""
+        trunk = learner._working.model
+
         def tried(ids: torch.Tensor) -> torch.Tensor:
             self.sizes.append(len(ids))
             if len(ids) > self._room:
                 raise self._error
             return trunk(ids)
 
-        return tried
+        learner._working.trunk = tried
 
 
 ERRORS = [
@@ -173,7 +177,7 @@ def test_out_of_memory_halves_the_micro_batch_and_the_run_stays_the_same(
     small = tiniest(short_text, model={"dropout": 0.0}, train=knobs | {"micro_batch": 3})
     fit(small, tmp_path / "small")
     memory = SmallMemory(3, error)
-    monkeypatch.setattr("hornbook.train.start._make_trunk", lambda run: memory.wrap(run.working.model))
+    monkeypatch.setattr(Learner, "prepare", lambda learner: memory.wrap(learner))
     fit(small.with_(train={"micro_batch": 12}), tmp_path / "halved")
     assert memory.sizes == [12, 6, *[3] * 20]
     assert losses(tmp_path / "halved") == pytest.approx(losses(tmp_path / "small"), abs=1e-5)
@@ -185,7 +189,7 @@ def test_out_of_memory_with_one_sequence_is_the_users_to_mend(
     short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory = SmallMemory(0, ERRORS[0])
-    monkeypatch.setattr("hornbook.train.start._make_trunk", lambda run: memory.wrap(run.working.model))
+    monkeypatch.setattr(Learner, "prepare", lambda learner: memory.wrap(learner))
     with pytest.raises(UserError, match=r"lower --model\.context"):
         fit(tiniest(short_text), tmp_path / "run")
 
@@ -201,7 +205,7 @@ def test_out_of_memory_while_compiling_halves_too(
             raise torch.OutOfMemoryError
         return model
 
-    monkeypatch.setattr("hornbook.train.start.compiled_or_eager", compiled)
+    monkeypatch.setattr("hornbook.train.learner.compiled_or_eager", compiled)
     fit(tiniest(short_text, train={"compile": True, "steps": 1}), tmp_path / "run")
     assert tried == [(4, 16), (2, 16), (1, 16)]
 
@@ -210,7 +214,7 @@ def test_other_errors_are_not_taken_for_missing_memory(
     short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory = SmallMemory(0, RuntimeError("shapes do not fit"))
-    monkeypatch.setattr("hornbook.train.start._make_trunk", lambda run: memory.wrap(run.working.model))
+    monkeypatch.setattr(Learner, "prepare", lambda learner: memory.wrap(learner))
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         fit(tiniest(short_text), tmp_path / "run")
     assert not is_out_of_memory(ValueError("can't allocate memory"))
@@ -331,14 +335,6 @@ def test_a_run_that_is_asked_to_stop_and_resumed_is_the_run_left_in_peace(
     assert good_checkpoints(run)[0] == 8
     assert not resume(run).interrupted
     assert all_of(run) == all_of(tmp_path / "peace")
-
-
-@pytest.mark.parametrize("room_for", [1, 3, 5, 64, 10**6])
-def test_the_first_micro_batch_fits_the_room(room_for: int) -> None:
-    chosen = first_micro_batch(48, 1024, torch.device("cuda"), lambda at_once: at_once <= room_for)
-    assert chosen <= max(room_for, 1)
-    assert chosen == min(48, chosen)
-    assert chosen > min(room_for, 48) / 2.1
 
 
 def test_memory_that_is_freed_is_given_back_before_trying_again(monkeypatch: pytest.MonkeyPatch) -> None:

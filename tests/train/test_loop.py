@@ -11,7 +11,7 @@ import pytest
 from trial import all_of, exact, good_checkpoints, learned, losses, metrics, tiniest
 
 from hornbook.base.files import read_json
-from hornbook.base.logs import read_log
+from hornbook.runs.logs import read_log
 from hornbook.shards.format import Shards
 from hornbook.train.config import RunConfig
 from hornbook.train.start import fit, resume

@@ -32,7 +32,6 @@ def trained(tiny: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.
 
         def two_steps(run: loop.Run) -> str:
             runs.append(run)
-            run.trunk = run.working.model
             for _ in range(2):
                 loop.update(run, 0.0)
             if evaluated:
@@ -54,7 +53,7 @@ def shape(preset: Callable[..., Any], **sizes: Any) -> dict[str, Any]:
 
 def reckoned(run: loop.Run) -> Any:
     dtype = run.machine.torch_dtype
-    return training_memory(run.config, outline(run.config.model), run.state.micro_batch, dtype, "cpu")
+    return training_memory(run.config, outline(run.config.model), run.learner.micro_batch, dtype, "cpu")
 
 
 ADAMW = {"kind": "adamw", "lr": 1e-3}
@@ -154,13 +153,13 @@ def test_what_grows_with_the_parameters_is_exact(dtype: str, kind: str, tied: bo
     def size(tensors: Any) -> int:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
-    weights = list(run.model.parameters())
-    remembered = run.optimizer.tensors()
+    weights = list(run.learner.model.parameters())
+    remembered = run.learner.optimizer.tensors()
     assert held["weights"] == size(weights)
     assert held["gradients"] == size(weight.grad for weight in weights)
     assert held.get("momentum of Muon", 0) == size(t for name, t in remembered.items() if name.startswith("muon."))
     assert held["moments of AdamW"] == size(t for name, t in remembered.items() if name.startswith("adamw."))
-    copied = run.working.model.parameters() if dtype == "bfloat16" else []
+    copied = run.learner._working.model.parameters() if dtype == "bfloat16" else []
     assert held.get("working copy", 0) == size(copied)
     assert all(parameter.grad is None for parameter in copied), "those of the working copy are gone after each piece"
 

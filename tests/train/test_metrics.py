@@ -11,6 +11,7 @@ import torch
 
 from hornbook.base.console import Progress
 from hornbook.infer.score import Score
+from hornbook.runs.folder import RunFolder
 from hornbook.train.metrics import RATE_OVER_STEPS, Metrics, StepReading
 
 
@@ -28,7 +29,7 @@ def shown() -> io.StringIO:
 
 @pytest.fixture
 def metrics(tmp_path: Path, shown: io.StringIO) -> Metrics:
-    return Metrics(tmp_path, Progress(shown, live=True), flops_per_token=6_000, peak_flops=96e6, kept=None)
+    return Metrics(RunFolder(tmp_path), Progress(shown, live=True), flops_per_token=6_000, peak_flops=96e6, kept=None)
 
 
 def test_a_step_is_a_line_with_these_numbers(metrics: Metrics, tmp_path: Path) -> None:
@@ -58,7 +59,9 @@ def test_rate_and_share_of_the_peak_follow_from_the_last_steps(metrics: Metrics)
 
 
 def test_where_the_peak_is_not_known_there_is_no_share_of_it(tmp_path: Path) -> None:
-    metrics = Metrics(tmp_path, Progress(io.StringIO(), live=False), flops_per_token=6_000, peak_flops=None, kept=None)
+    metrics = Metrics(
+        RunFolder(tmp_path), Progress(io.StringIO(), live=False), flops_per_token=6_000, peak_flops=None, kept=None
+    )
     assert metrics.mfu() is None
 
 
@@ -83,7 +86,7 @@ def test_resuming_cuts_the_logs_back_to_the_lengths_that_were_kept(metrics: Metr
     metrics.launched(reading(3), torch.tensor(1.0), torch.tensor(1.0))
     metrics.arrived()
     metrics.close()
-    again = Metrics(tmp_path, Progress(io.StringIO(), live=False), 1, None, kept)
+    again = Metrics(RunFolder(tmp_path), Progress(io.StringIO(), live=False), 1, None, kept)
     again.launched(reading(4), torch.tensor(1.0), torch.tensor(1.0))
     again.arrived()
     again.close()

@@ -7,7 +7,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from hornbook.train.config import OptimConfig
 from hornbook.train.muon import Muon, orthogonalised
+from hornbook.train.optimizers import Group
 
 Matrix = NDArray[np.float64]
 GO, STAY = torch.zeros(()), torch.ones(())
@@ -63,6 +65,10 @@ def described(weight: Matrix, gradients: list[Matrix], momentum: float, lr: floa
     return weight
 
 
+def muon_of(named: dict[str, torch.nn.Parameter]) -> Muon:
+    return Muon(named, Group("muon", 1.0, 0.2), OptimConfig(momentum=0.9), torch.float32)
+
+
 @pytest.mark.parametrize("shape", [(16, 16), (48, 16), (16, 48)], ids=str)
 def test_steps_equal_the_described_update(shape: tuple[int, int]) -> None:
     parameter = torch.nn.Parameter(a_matrix(*shape))
@@ -70,7 +76,7 @@ def test_steps_equal_the_described_update(shape: tuple[int, int]) -> None:
     expected = described(
         parameter.detach().double().numpy(), [g.double().numpy() for g in gradients], momentum=0.9, lr=0.05, decay=0.2
     )
-    muon = Muon({"w": parameter}, momentum=0.9, weight_decay=0.2, compute=torch.float32)
+    muon = muon_of({"w": parameter})
     for gradient in gradients:
         parameter.grad = gradient.clone()
         muon.step(0.05, GO)
@@ -79,15 +85,15 @@ def test_steps_equal_the_described_update(shape: tuple[int, int]) -> None:
 
 def test_a_step_that_is_to_be_left_out_changes_nothing() -> None:
     named = {name: torch.nn.Parameter(a_matrix(8, 8, seed)) for seed, name in enumerate("ab")}
-    muon = Muon(named, momentum=0.9, weight_decay=0.2, compute=torch.float32)
+    muon = muon_of(named)
     for parameter in named.values():
         parameter.grad = torch.ones(8, 8)
     muon.step(0.1, GO)
-    before = [each.detach().clone() for each in (*named.values(), *muon.buffers.values())]
+    before = [each.detach().clone() for each in (*named.values(), *muon.state().values())]
     for parameter in named.values():
         parameter.grad = torch.full((8, 8), float("nan"))
     muon.step(0.1, STAY)
-    for was, now in zip(before, (*named.values(), *muon.buffers.values()), strict=True):
+    for was, now in zip(before, (*named.values(), *muon.state().values()), strict=True):
         assert torch.equal(was, now)
 
 

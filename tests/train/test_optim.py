@@ -11,7 +11,8 @@ from hornbook.model.config import ModelConfig, classic, modern
 from hornbook.model.gpt import GPT
 from hornbook.model.loss import cross_entropy_sum
 from hornbook.train.config import OptimConfig
-from hornbook.train.optim import GROUPINGS, Optimizer, clip_gradients
+from hornbook.train.optim import Optimizer, clip_gradients
+from hornbook.train.optimizers import OPTIMIZERS
 
 GO, STAY = torch.zeros(()), torch.ones(())
 SIZES: dict[str, Any] = {"vocab_size": 19, "context": 8, "n_layer": 2, "n_head": 2, "n_embd": 8}
@@ -56,8 +57,8 @@ CONFIG = OptimConfig(lr=0.003, embedding_lr=0.3, matrix_lr=0.02, weight_decay=0.
 )
 def test_each_role_has_its_part_rate_and_decay(kind: str, name: str, expected: tuple[str, float, float]) -> None:
     parameter = dict(model_of(modern(**SIZES)).named_parameters())[name]
-    group = GROUPINGS[kind](name, parameter, CONFIG)
-    assert (group.part, group.lr, group.weight_decay) == expected
+    group = OPTIMIZERS[kind](name, parameter.ndim, CONFIG)
+    assert (group.rule, group.lr, group.weight_decay) == expected
 
 
 @pytest.mark.parametrize("config", [classic(**SIZES), modern(**SIZES)], ids=["classic", "modern"])

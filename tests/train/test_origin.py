@@ -16,8 +16,9 @@ from hornbook.base import files
 from hornbook.base.errors import UserError
 from hornbook.base.settings import merge
 from hornbook.infer.evaluate import evaluate
-from hornbook.model.folder import checkpoint_folders, load_model, resolve
+from hornbook.model.folder import load_model
 from hornbook.recipes import compose
+from hornbook.runs.folder import RunFolder, resolve
 from hornbook.shards.format import Shards
 from hornbook.shards.prepare import default_folder, open_or_prepare
 from hornbook.text.corpora import find_source
@@ -79,7 +80,7 @@ def test_resumed_it_is_the_uninterrupted_run_bit_for_bit(taught: Path, other_tex
     config = on_with(taught, other_text, model={"dropout": 0.2})
     fit(config, tmp_path / "whole")
     fit(config, tmp_path / "cut")
-    for folder in checkpoint_folders(tmp_path / "cut")[:6]:
+    for folder in RunFolder(tmp_path / "cut").checkpoints()[:6]:
         shutil.rmtree(folder)
     resume(tmp_path / "cut")
     assert all_of(tmp_path / "cut") == all_of(tmp_path / "whole")

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from trial import losses, tiniest
 
 from hornbook.model.config import classic
-from hornbook.model.folder import checkpoint_folders
 from hornbook.model.gpt import GPT
+from hornbook.runs.folder import RunFolder
 from hornbook.train.precision import WorkingCopy
 from hornbook.train.start import fit
 
@@ -66,7 +66,7 @@ def test_a_bf16_run_learns_in_fp32_and_stays_near_the_fp32_one(
     assert exact[-1] < exact[0] - 1
     assert rough == pytest.approx(exact, rel=0.02)
     assert rough != exact
-    newest = checkpoint_folders(tmp_path / "bfloat16")[0]
+    newest = RunFolder(tmp_path / "bfloat16").checkpoints()[0]
     for name in ("model.safetensors", "optimizer.safetensors"):
         assert {tensor.dtype for tensor in load_file(newest / name).values()} == {torch.float32}
     weight = load_file(newest / "model.safetensors")["model.norm.weight"]

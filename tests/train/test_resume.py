@@ -22,7 +22,7 @@ from trial import all_of, good_checkpoints, knob_words, leftovers, metrics, tini
 from effort import long
 from hornbook.base.files import read_json
 from hornbook.base.machine import choose_machine
-from hornbook.model.folder import checkpoint_folders
+from hornbook.runs.folder import RunFolder
 from hornbook.train.config import RunConfig
 from hornbook.train.start import fit
 
@@ -89,7 +89,7 @@ def test_a_run_killed_at_random_steps_is_the_uninterrupted_run_bit_for_bit(
         time.sleep(chance.random() * 0.01)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL or last > STEPS // 2
-        if checkpoint_folders(run):
+        if RunFolder(run).checkpoints():
             words = ["resume", str(run)]
     assert RunConfig.model_validate(read_json(run / "run.json")["config"]) == fitted
     process = child(*words, "--json")
@@ -122,7 +122,7 @@ def test_a_signal_saves_the_finished_step_and_leaves(
     assert errors.count("this step is finished and saved first") == 1
     step = metrics(run)[-1]["step"]
     assert good_checkpoints(run)[0] == step
-    assert read_json(checkpoint_folders(run)[0] / "state.json")["step"] == step
+    assert read_json(RunFolder(run).checkpoints()[0] / "state.json")["step"] == step
     assert f"stopped at step {step}, all of it saved; go on with: hornbook resume {run}" in output
 
 

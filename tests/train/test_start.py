@@ -22,8 +22,8 @@ from hornbook.base import files
 from hornbook.base.errors import UserError
 from hornbook.base.ours import STAGED, hidden
 from hornbook.cli import main
-from hornbook.model.folder import checkpoint_folders
 from hornbook.model.gpt import GPT
+from hornbook.runs.folder import RunFolder
 from hornbook.shards.format import Shards, TokenArray
 from hornbook.shards.prepare import ShardsConfig, open_or_prepare, prepare
 from hornbook.text import readers
@@ -31,6 +31,7 @@ from hornbook.text.readers import source_from_path
 from hornbook.text.tokenizer import TokenizerConfig
 from hornbook.train import loop
 from hornbook.train.config import STOPS, RunConfig, override
+from hornbook.train.learner import Learner
 from hornbook.train.start import fit, free_folder, resume
 
 
@@ -207,14 +208,14 @@ def test_that_advice_trains_with_the_settings_of_the_run(
     run = tmp_path / "run"
     fit(tiniest(short_text), run)
     before = files.read_json(run / "run.json")
-    weights = (checkpoint_folders(run)[0] / "model.safetensors").read_bytes()
+    weights = (RunFolder(run).checkpoints()[0] / "model.safetensors").read_bytes()
     shutil.rmtree(run / "checkpoints")
     assert main(["train", "--out", str(run)]) == 0
     assert "begun anew with the settings in its run.json" in capsys.readouterr().out
     after = files.read_json(run / "run.json")
     assert after["config"] == before["config"]
     assert after["run_id"] != before["run_id"]
-    assert (checkpoint_folders(run)[0] / "model.safetensors").read_bytes() == weights
+    assert (RunFolder(run).checkpoints()[0] / "model.safetensors").read_bytes() == weights
 
 
 def test_with_other_settings_it_is_another_run(short_text: Path, tmp_path: Path) -> None:
@@ -338,13 +339,26 @@ def test_what_reading_changed_in_a_text_is_told_whenever_it_is_trained_on(
 def test_compiling_takes_nothing_from_the_minutes(
     short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def slowly(run: loop.Run) -> Any:
-        time.sleep(1.5)
-        return run.working.model
-
-    monkeypatch.setattr("hornbook.train.start._make_trunk", slowly)
+    monkeypatch.setattr(Learner, "prepare", lambda _: time.sleep(1.5))
     fit(tiniest(short_text, train={"steps": 2}), tmp_path / "run")
     assert metrics(tmp_path / "run")[0]["seconds"] < 1.5
+
+
+def test_a_notebook_finds_its_process_as_it_was(short_text: Path, tmp_path: Path) -> None:
+    """Threads, and memory: a tensor that is freed afterwards goes back to the system."""
+    threads = torch.get_num_threads()
+    fit(tiniest(short_text, train={"steps": 1, "threads": threads + 1}), tmp_path / "run")
+    assert torch.get_num_threads() == threads
+    if sys.platform == "linux":
+        before = resident_bytes()
+        large = torch.ones(1 << 26)
+        assert resident_bytes() - before > 200 << 20
+        del large
+        assert resident_bytes() - before < 50 << 20
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_a_run_works_outside_the_main_thread(short_text: Path, tmp_path: Path) -> None:
@@ -454,10 +468,10 @@ def test_a_resumed_run_is_compiled_when_it_was_and_only_then(
     short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[bool] = []
-    monkeypatch.setattr("hornbook.train.start.compiled_or_eager", lambda model, _: asked.append(True) or model)
-    monkeypatch.setattr("hornbook.train.start._compiling_pays", lambda _: False)
+    monkeypatch.setattr("hornbook.train.learner.compiled_or_eager", lambda model, _: asked.append(True) or model)
+    monkeypatch.setattr("hornbook.train.sizing._compiling_pays", lambda *_: False)
     config = override(tiniest(short_text), {"train": {"compile": None, "steps": 1}})
     fit(config, tmp_path / "eager")
-    monkeypatch.setattr("hornbook.train.start._compiling_pays", lambda _: True)
+    monkeypatch.setattr("hornbook.train.sizing._compiling_pays", lambda *_: True)
     resume(tmp_path / "eager", {"train": {"steps": 2}})
     assert not asked

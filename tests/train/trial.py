@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from hornbook.base import files
-from hornbook.base.logs import read_log
 from hornbook.base.settings import knobs, merge
-from hornbook.model.folder import checkpoint_folders, snapshot_folders
+from hornbook.runs.folder import RunFolder
+from hornbook.runs.logs import read_log
 from hornbook.train.config import RunConfig
 
 # Four steps of it take a few hundredths of a second.
@@ -63,7 +63,7 @@ def losses(run: Path) -> list[float]:
 
 def learned(run: Path) -> dict[str, str]:
     """Fingerprints of what the newest checkpoint has learned."""
-    newest = checkpoint_folders(run)[0]
+    newest = RunFolder(run).checkpoints()[0]
     return {name: files.sha256(newest / name) for name in ("model.safetensors", "optimizer.safetensors")}
 
 
@@ -76,12 +76,12 @@ def snapshots(run: Path) -> dict[int, dict[str, str]]:
     """Fingerprints of all files of each, the run's own name aside."""
     return {
         int(each.name[5:]): {path.name: files.sha256(path) for path in each.iterdir() if path.name != files.MANIFEST}
-        for each in snapshot_folders(run)
+        for each in RunFolder(run).snapshots()
     }
 
 
 def good_checkpoints(run: Path) -> list[int]:
-    return [int(each.name[5:]) for each in checkpoint_folders(run) if files.damage(each) is None]
+    return [int(each.name[5:]) for each in RunFolder(run).checkpoints() if files.damage(each) is None]
 
 
 def leftovers(run: Path) -> list[str]:

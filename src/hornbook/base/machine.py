@@ -164,6 +164,26 @@ def keep_freed_memory(one_heap: bool = False) -> None:
 
 
 @contextlib.contextmanager
+def process_left_as_found() -> Iterator[None]:
+    """For who trains from a notebook, and goes on in it: torch's threads, and the C library's ways with what is
+    freed."""
+    import ctypes
+
+    import torch
+
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        with contextlib.suppress(OSError, AttributeError):
+            library = ctypes.CDLL("libc.so.6")
+            library.mallopt(-4, 65536)  # as glibc begins
+            library.mallopt(-1, 128 * 1024)
+            library.malloc_trim(0)
+
+
+@contextlib.contextmanager
 def garbage_sought_among_new_objects() -> Iterator[None]:
     """Work that makes many objects, and few of them garbage, lets Python search through all that are alive again and
     again: a tenth of a preparation's time. Those that are there already are left out of it meanwhile."""
@@ -172,6 +192,15 @@ def garbage_sought_among_new_objects() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Accelerators have an error of their own for it; the CPU's allocator tells it in words."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
 
 
 def mix_seed(*parts: object) -> int:

@@ -1,4 +1,4 @@
-"""One door for every setting.
+"""The one way in for every setting.
 
 In: nested dictionaries from TOML or JSON files, from `--a.b value`, or from Python.
 Out: a frozen, validated `Settings` object, or a `UserError` that tells every mistake at once, one line each.
@@ -14,7 +14,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
@@ -32,6 +32,10 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """What its knobs were called in earlier versions, whose files are still read (base/stored.py)."""
+    every_knob_counts: ClassVar[bool] = False
+    """Whether nothing can be done without a knob that is gone."""
 
     def mistakes(self) -> Iterator[tuple[str, str]]:
         """Yield (knob, what is wrong with it and what to do)."""
@@ -163,6 +167,11 @@ def knob_type(kind: type[Settings], path: Sequence[str]) -> Any:
         annotation = current.model_fields[part].annotation
         current = _settings_type(annotation)
     return annotation
+
+
+def group_of(kind: type[Settings], name: str) -> type[Settings] | None:
+    """The settings that stand under a name, where it is that of a group."""
+    return _settings_type(kind.model_fields[name].annotation)
 
 
 def nearest(name: str, known: Sequence[str]) -> str | None:

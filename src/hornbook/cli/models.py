@@ -19,7 +19,7 @@ def import_foreign(words: list[str]) -> int:
     parser.add_argument("source", metavar="SOURCE")
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument("--n-head", type=int, help="attention heads, where the file does not tell")
-    parser.add_argument("--activation", choices=("gelu", "gelu_tanh"), help="the bend, where the file does not tell")
+    parser.add_argument("--activation", choices=("gelu", "gelu_tanh"), help="where the file does not tell")
     parser.add_argument(
         "--attention-scale", choices=("head", "width"), help="for train-llm-from-scratch without a projection"
     )
@@ -87,7 +87,7 @@ def model(words: list[str]) -> int:
     if asks_help(words):
         answer(
             "hornbook model RECIPE|FILE.toml|runs/NAME|MODEL [--json] [--any.knob VALUE ...]\n\n"
-            "The truth about a model: its tree with shapes, parameters, FLOPs, bytes at rest and in training,\n"
+            "What a model is and takes: its tree with shapes, parameters, FLOPs, bytes at rest and in training,\n"
             "each with its arithmetic, and the GPUs that hold it. A recipe's knobs can be turned:\n"
             "hornbook model demo --model.n-layer 32; of a run or a model folder, those of training.\n"
         )
@@ -99,13 +99,13 @@ def model(words: list[str]) -> int:
     from hornbook.train.config import RunConfig
 
     knobs = from_words(RunConfig, long_forms(words[1:]))
-    from hornbook.plan.truth import find  # torch comes in when the words are understood
+    from hornbook.plan.sizes import find  # torch comes in when the words are understood
 
-    truth = find(words[0], knobs)
+    sizes = find(words[0], knobs)
     if as_json:
-        answer_json(truth.as_dict())
+        answer_json(sizes.as_dict())
     else:
-        truth.show()
+        sizes.show()
     return 0
 
 

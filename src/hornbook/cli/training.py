@@ -82,17 +82,16 @@ def resume(words: list[str]) -> int:
 
 def _conclude(outcome: Outcome, as_json: bool) -> int:
     """Draw the curves, tell what was reached, let the model speak, and say what to try next."""
-    from hornbook.base import files
     from hornbook.base.console import command, duration, say
-    from hornbook.base.logs import read_log
     from hornbook.infer.speaker import load_speaker
-    from hornbook.model.folder import RUN
     from hornbook.report.curves import draw
+    from hornbook.runs.folder import RunFolder
+    from hornbook.runs.logs import read_log
     from hornbook.shards.format import Shards
 
     run = outcome.folder
     pictures = draw(run)
-    evaluated = [each for each in read_log(run / "metrics.jsonl") if each.get("val_loss") is not None]
+    evaluated = [each for each in read_log(RunFolder(run).metrics) if each.get("val_loss") is not None]
     best = min(evaluated, key=lambda each: float(each["val_loss"]), default=None)
     if as_json:
         facts = {
@@ -106,8 +105,8 @@ def _conclude(outcome: Outcome, as_json: bool) -> int:
     if outcome.interrupted:
         say(f"\nstopped at step {outcome.step}, all of it saved; go on with: {command('resume', run)}")
         return INTERRUPTED
-    record = files.read_json(run / RUN)
-    shards = Shards.open(Path(record["data"]["folder"]))
+    record = RunFolder(run).record()
+    shards = Shards.open(record.shards)
     say(f"\n{outcome.reason} after {outcome.step:,} steps and {duration(outcome.seconds)}")
     if best:
         say(f"\n  validation loss   {best['val_loss']:.4f} at step {best['step']:,}")
@@ -116,7 +115,7 @@ def _conclude(outcome: Outcome, as_json: bool) -> int:
         for packer, bits in shards.split_facts("val").get("yardsticks", {}).items():
             say(f"  for scale         {bits:.3f} by {packer}, on the same text")
     speaker = load_speaker(run, device="cpu")
-    prompts = record["config"]["sample"]["prompts"]
+    prompts = record.config["sample"]["prompts"]
     for number in range(3):
         prompt = prompts[number % len(prompts)]
         say(f"\n--- continuation {number + 1} of 3, from {prompt!r}")

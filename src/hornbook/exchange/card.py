@@ -18,12 +18,13 @@ import jinja2
 from hornbook.base import files
 from hornbook.base.console import count, duration, warn
 from hornbook.base.errors import UserError, folded
-from hornbook.base.logs import read_log
 from hornbook.base.output import visible
 from hornbook.exchange.gguf import ARCHITECTURES
 from hornbook.model.config import ModelConfig
-from hornbook.model.folder import RUN, SNAPSHOTS, load_config, step_of
+from hornbook.model.folder import load_config
 from hornbook.model.shapes import shape_of
+from hornbook.runs.folder import RECORD, SNAPSHOTS, Record, RunFolder, step_of
+from hornbook.runs.logs import read_log
 from hornbook.shards.format import Shards
 from hornbook.text.corpora import find_corpus
 from hornbook.text.readers import name_of
@@ -49,7 +50,7 @@ def write_card(folder: Path, staging: Path, dtype: str, with_code: bool) -> None
     except (KeyError, TypeError, ValueError, AttributeError, jinja2.TemplateError):
         if known.run is None:
             raise
-        warn(f"{known.run}: its {RUN} or its logs are damaged, so the model card says nothing of it")
+        warn(f"{known.run}: its {RECORD} or its logs are damaged, so the model card says nothing of it")
         text = _card(Known(known.name, known.model), dtype, with_code, pictured)
     files.write_text(staging / CARD, text)
     files.write_bytes(staging / APP, Path(__file__).with_name("space.py").read_bytes())
@@ -96,7 +97,7 @@ class Known:
     name: str
     model: ModelConfig
     run: Path | None = None
-    record: dict[str, Any] | None = None
+    record: Record | None = None
     step: int = 0
     rounded: bool = False
     trained: dict[str, Any] | None = None  # the log's entry of the model's step
@@ -108,35 +109,34 @@ class Known:
     @classmethod
     def of(cls, folder: Path) -> Known:
         folder, model = folder.resolve(), load_config(folder)
-        run = folder.parent.parent
+        run = RunFolder(folder.parent.parent)
         try:
-            record = files.read_json(run / RUN)
-            config, shards = record["config"], Path(record["data"]["folder"])
-            step, data = step_of(folder), name_of(Path(str(config["data"])))
+            record = run.record()
+            step, data = step_of(folder), name_of(Path(str(record.config["data"])))
         except (UserError, KeyError, TypeError, ValueError):
             return cls(folder.name, model)
-        log = [each for each in read_log(run / "metrics.jsonl") if each.get("step") == step]
+        log = [each for each in read_log(run.metrics) if each.get("step") == step]
         try:
-            manifest = Shards.open(shards).manifest
+            manifest = Shards.open(record.shards).manifest
         except UserError:  # the cache was cleared
             manifest = None
         return cls(
-            name=run.name,
+            name=run.path.name,
             model=model,
-            run=run,
+            run=run.path,
             record=record,
             step=step,
             rounded=folder.parent.name == SNAPSHOTS,
             trained=next((each for each in log if each.get("loss") is not None), None),
             evaluated=next((each for each in log if each.get("val_loss") is not None), None),
-            samples=tuple(each for each in read_log(run / "samples.jsonl") if each.get("step") == step),
+            samples=tuple(each for each in read_log(run.samples) if each.get("step") == step),
             data=str(manifest["name"]) if manifest else data,
             manifest=manifest,
         )
 
     @property
     def config(self) -> dict[str, Any]:
-        return self.record["config"] if self.record else {}
+        return self.record.config if self.record else {}
 
     @property
     def times_read(self) -> float | None:

@@ -21,8 +21,9 @@ from hornbook.base.errors import UserError
 from hornbook.exchange.card import write_card
 from hornbook.exchange.gguf import DTYPES, export_gguf
 from hornbook.exchange.imports import OUR_CONFIG, STATE
-from hornbook.model.folder import CONFIG, load_model, resolve, save_model
+from hornbook.model.folder import CONFIG, load_model, save_model
 from hornbook.model.shapes import SHAPES, shape_of
+from hornbook.runs.folder import resolve
 from hornbook.text.tokenizer import Tokenizer
 
 PLAIN = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}

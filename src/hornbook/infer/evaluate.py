@@ -12,7 +12,7 @@ import numpy as np
 
 from hornbook.base.errors import UserError
 from hornbook.infer.speaker import load_speaker
-from hornbook.model.folder import RUN, data_of_run
+from hornbook.runs.folder import RunFolder
 from hornbook.shards.format import Shards, TokenArray, is_shards
 from hornbook.text.corpora import find_source, held_out, is_corpus
 from hornbook.text.tokenizer import Tokenizer
@@ -25,9 +25,9 @@ def evaluate(
     where none is named."""
     speaker = load_speaker(path, at, device, dtype)
     if data is None:
-        if not (path / RUN).is_file():
+        if not RunFolder(path).has_record():
             raise UserError(f"{path}: a model, not a run, so name the text: --data PATH")
-        data = str(data_of_run(path))
+        data = str(RunFolder(path).record().shards)
     if is_shards(Path(data)):
         shards = Shards.open(Path(data))
         if shards.manifest["tokenizer_fingerprint"] != speaker.tokenizer.fingerprint:

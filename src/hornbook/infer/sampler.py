@@ -10,7 +10,8 @@ probabilities laid end to end would do, were it not that a last digit then moves
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,11 @@ from hornbook.base.errors import UserError
 from hornbook.base.machine import mix_seed
 from hornbook.infer.config import SamplerConfig
 
+# A rule that leaves tokens out: a knob of infer/config.py, and here, of what the rules before it left (V,), which stay.
+# The likeliest always does.
+FILTERS: dict[str, Callable[[NDArray[np.float32], Any], NDArray[np.bool_]]] = {
+    "min_p": lambda likely, share: likely >= np.float32(share) * likely.max(),
+}
 ROUNDING = 1e-3
 BLOCK = 256
 
@@ -71,23 +77,25 @@ def times(seed: int, race: int, runners: int) -> NDArray[np.float64]:
 def allowed(probabilities: NDArray[np.float32], rules: SamplerConfig) -> NDArray[np.intp] | None:
     """The ids that may be taken, ascending; None: all. Most of a vocabulary is out of the question at a glance, so that
     only the rest is sorted. Of equally likely tokens at the edge, top-k takes all, top-p those of the lowest ids."""
-    size, min_p = len(probabilities), np.float32(rules.min_p or 0)
+    size = len(probabilities)
+    asked = {name: keeps for name, keeps in FILTERS.items() if getattr(rules, name) is not None}
     top_k = rules.top_k if rules.top_k is not None and rules.top_k < size else None
     top_p = rules.top_p if rules.top_p is not None and rules.top_p < 1 else None
-    if top_k is None and top_p is None and not min_p:
+    if top_k is None and top_p is None and not asked:
         return None
+    least = np.float32(0)
     if top_k is not None:
         least = np.partition(probabilities, size - top_k)[size - top_k]
-    else:
-        least = min_p * probabilities.max()
-        if top_p is not None:  # tokens below this have less together than top-p leaves out
-            least = max(least, np.float32((1 - top_p) / size * (1 - ROUNDING)))
+    elif top_p is not None:  # tokens below this have less together than top-p leaves out
+        least = np.float32((1 - top_p) / size * (1 - ROUNDING))
     ids = np.flatnonzero(probabilities >= least)
     if top_p is not None:
         ids = likeliest_together(
             ids, probabilities[ids], top_p * (probabilities[ids] if top_k else probabilities).sum()
         )
-    return ids[probabilities[ids] >= min_p * probabilities.max()]
+    for name, keeps in asked.items():
+        ids = ids[keeps(probabilities[ids], getattr(rules, name))]
+    return ids
 
 
 def likeliest_together(ids: NDArray[np.intp], likely: NDArray[np.float32], wanted: np.float32) -> NDArray[np.intp]:

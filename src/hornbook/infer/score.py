@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hornbook.base.machine import is_out_of_memory
 from hornbook.model.gpt import GPT
 from hornbook.shards.format import TokenArray
 from hornbook.shards.loader import split_windows
@@ -45,13 +46,26 @@ def score(
     nats, predicted = 0.0, 0
     with torch.inference_mode():
         for windows in _windows(tokens, context, windows_at_most, max(tokens_at_once // context, 1)):
-            ids, targets = split_windows(torch.from_numpy(windows), model.embedding.weight.device)
-            nats += model.losses(ids, targets).double().sum().item()
-            predicted += targets.numel()
+            nats += _nats(model, windows)
+            predicted += windows[:, 1:].size
     loss = nats / max(predicted, 1)
     perplexity = math.exp(loss) if loss < 700 else math.inf
     bits = loss / math.log(2) * (len(tokens) - 1)
     return Score(loss, perplexity, bits / max(text_bytes, 1), predicted)
+
+
+def _nats(model: GPT, windows: NDArray[np.int64]) -> float:
+    """The summed loss of windows; half of them at a time where memory runs out, as beside a run that fills it."""
+    device = model.embedding.weight.device
+    try:
+        ids, targets = split_windows(torch.from_numpy(windows), device)
+        return model.losses(ids, targets).double().sum().item()
+    except RuntimeError as error:
+        if not is_out_of_memory(error) or len(windows) == 1:
+            raise
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return sum(_nats(model, half) for half in np.array_split(windows, 2))
 
 
 def _windows(tokens: TokenArray, context: int, at_most: int | None, rows: int) -> Iterator[NDArray[np.int64]]:

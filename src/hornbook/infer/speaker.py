@@ -19,13 +19,15 @@ from hornbook.infer.config import SamplerConfig
 from hornbook.infer.continuation import Continuation
 from hornbook.infer.decode import ROWS, Chosen, Growing, grow, window_start
 from hornbook.infer.quantize import prepare_to_speak
+from hornbook.infer.sampler import FILTERS
 from hornbook.infer.score import Score, score
-from hornbook.model.folder import load_model, resolve
+from hornbook.model.folder import load_model
+from hornbook.runs.folder import resolve
 from hornbook.shards.format import TokenArray
 from hornbook.text.tokenizer import Tokenizer
 
 DTYPES = ("float32", "bfloat16", "int8")
-DRAWN = {"seed", "temperature", "top_k", "top_p", "min_p"}
+DRAWN = {"seed", "temperature", "top_k", "top_p", *FILTERS}
 
 
 class Speaker:

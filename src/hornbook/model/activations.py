@@ -1,4 +1,4 @@
-"""What bends the inside of an MLP.
+"""The function inside an MLP.
 
 An activation is one entry here: its function, out of torch.nn.functional, and what the rest of the house needs to know
 of it. No torch is imported, so that settings know the names without it.

@@ -8,7 +8,7 @@ differ only in the values of these fields; nothing else asks which one a model i
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -26,6 +26,8 @@ Place = Literal["embedding", "attention", "mlp", "residual"]
 
 
 class ModelConfig(Settings):
+    every_knob_counts: ClassVar[bool] = True
+
     vocab_size: int | None = Field(None, ge=2, le=2**32)
     """Ids that the model knows: those of its tokenizer, from which a run takes it."""
     context: int = Field(256, ge=2, le=10_000_000)
@@ -69,7 +71,7 @@ class ModelConfig(Settings):
     tied: bool = False
     """One matrix for embedding and head."""
     logit_cap: float | None = Field(None, gt=0)
-    """Bend logits so that none is larger than this, which keeps a fast learner from being too sure."""
+    """Squash logits so that none is larger than this, which keeps a fast learner from being too sure."""
     value_embeddings: bool = False
     """Add to the values of every second layer what a table holds for the token itself: much memory, little time."""
     bigram_embeddings: int = Field(0, ge=0)

@@ -9,8 +9,7 @@ transformers keeps and ignores it. A shape that has no such type is saved as mod
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,8 @@ import safetensors.torch
 import torch
 
 from hornbook.base import files
-from hornbook.base.console import command, warn
 from hornbook.base.errors import UserError
-from hornbook.base.settings import build
+from hornbook.base.stored import stored
 from hornbook.model.config import ModelConfig
 from hornbook.model.gpt import GPT, outline
 from hornbook.model.layouts import Layout, Tensors, to_ours, to_theirs
@@ -32,11 +30,7 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 LARGEST_ROTATION = 1 << 27  # places times width of a head, for which sines are kept
-RUN = "run.json"
-CHECKPOINTS = "checkpoints"
-SNAPSHOTS = "snapshots"
 LEAST_BYTES_OF_A_NUMBER = 2
-MOST_STEPS_NAMED = 10
 
 
 def save_model(model: GPT, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype | None = None) -> None:
@@ -69,8 +63,11 @@ def load_config(folder: Path) -> ModelConfig:
     """What a folder's model is; of one that another program wrote, from transformers' description of it."""
     description = files.read_json(folder / CONFIG)
     ours, kind = description.get("hornbook"), str(description.get("model_type", ""))
-    with mistakes_in(folder / CONFIG):
-        config = build(ModelConfig, ours) if isinstance(ours, dict) else read_description(kind, description)
+    if isinstance(ours, dict):
+        config = stored(ModelConfig, ours, folder / CONFIG)
+    else:
+        with mistakes_in(folder / CONFIG):
+            config = read_description(kind, description)
     if config.vocab_size is None:
         raise UserError(f"{folder / CONFIG}: has no vocab_size")
     return config
@@ -181,107 +178,6 @@ def shards_of(folder: Path) -> list[str]:
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise UserError(f"{index}: names a file outside its folder, or none of weights: {name[:80]}")
     return names
-
-
-def resolve(path: Path, at: str = "best") -> Path:
-    """The model folder that is meant: `path` itself, or of a run the best checkpoint, or the newest, or that of a
-    step, be it a checkpoint or a snapshot."""
-    if not path.exists():
-        raise UserError(f"{path}: no such model or run; hornbook train makes one")
-    if (path / CONFIG).is_file():
-        return path
-    if not (path / RUN).is_file():
-        raise UserError(f"{path}: neither a model (no {CONFIG}) nor a run (no {RUN})")
-    kept = kept_folders(path)
-    if at == "best":
-        candidates = [*sorted(checkpoint_folders(path), key=_validation_loss), *snapshot_folders(path)]
-    elif at == "newest":
-        candidates = kept
-    else:
-        candidates = [each for each in kept if each.name.removeprefix("step-").lstrip("0") == at.lstrip("0")]
-        if not candidates:
-            steps = [str(step) for step in sorted({step_of(each) for each in kept})] or ["none"]
-            if len(steps) > MOST_STEPS_NAMED:
-                steps[MOST_STEPS_NAMED // 2 : -MOST_STEPS_NAMED // 2] = ["..."]
-            raise UserError(f"{path}: no checkpoint of step {at}; kept are {', '.join(steps)}, and best and newest")
-    return first_good(path, candidates)
-
-
-def is_run(folder: Path) -> bool:
-    """Whether Hornbook wrote the record that lies in a folder."""
-    try:
-        record = files.read_json(folder / RUN)
-    except UserError:
-        return False
-    data = record.get("data")
-    return {"run_id", "config"} <= record.keys() and isinstance(data, dict) and "fingerprint" in data
-
-
-def config_of_run(run: Path) -> ModelConfig:
-    """What a run trains, which it knows before its first checkpoint."""
-    try:
-        return build(ModelConfig, files.read_json(run / RUN)["config"]["model"])
-    except (KeyError, TypeError):
-        raise UserError(f"{run / RUN}: damaged; it does not say which model the run trains") from None
-
-
-def data_of_run(run: Path) -> Path:
-    """The shards that a run was trained on."""
-    try:
-        return Path(files.read_json(run / RUN)["data"]["folder"])
-    except (KeyError, TypeError):
-        raise UserError(f"{run / RUN}: damaged; it does not say which data the run was trained on") from None
-
-
-def first_good(run: Path, candidates: list[Path], wrong_with: Callable[[Path], str | None] = files.damage) -> Path:
-    """The first checkpoint that nothing is wrong with; each before it is named in one line, and so is what lies in it
-    and is not ours."""
-    for folder in candidates:
-        wrong = wrong_with(folder)
-        if wrong is None:
-            files.name_strangers(folder)
-            return folder
-        warn(f"{folder}: {wrong}; taking the next one")
-    if candidates:
-        raise UserError(f"{run}: every checkpoint is damaged; train again into another --out")
-    raise UserError(f"{run}: has no checkpoint yet; begin it anew: {command('train', '--out', run)}")
-
-
-def checkpoint_folders(run: Path) -> list[Path]:
-    """A run's finished checkpoints, newest first."""
-    return _folders_of_steps(run / CHECKPOINTS)
-
-
-def snapshot_folders(run: Path) -> list[Path]:
-    """The weights of earlier steps, kept for looking back, newest first."""
-    return _folders_of_steps(run / SNAPSHOTS)
-
-
-def kept_folders(run: Path) -> list[Path]:
-    """Checkpoints and snapshots, newest first; where a step has both, its checkpoint first."""
-    return sorted([*checkpoint_folders(run), *snapshot_folders(run)], key=step_of, reverse=True)
-
-
-def _folders_of_steps(folder: Path) -> list[Path]:
-    found = [each for each in folder.glob("step-*") if each.name.removeprefix("step-").isdigit() and _is_of_ours(each)]
-    return sorted(found, key=step_of, reverse=True)
-
-
-def _is_of_ours(folder: Path) -> bool:
-    """Not what somebody had put into a checkpoint and stayed when that was let go of."""
-    return not folder.is_dir() or any((folder / name).exists() for name in (files.MANIFEST, CONFIG, WEIGHTS))
-
-
-def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
-
-
-def _validation_loss(checkpoint: Path) -> float:
-    try:
-        loss = float(files.manifest_notes(checkpoint)["val_loss"])
-    except (UserError, KeyError, ValueError, TypeError):
-        return math.inf
-    return math.inf if math.isnan(loss) else loss  # nothing sorts beside a NaN
 
 
 def _tied(config: ModelConfig, state: Tensors) -> Tensors:

@@ -1,7 +1,7 @@
 """Cross-entropy of the next token, without ever holding all logits.
 
 In: hidden states (N, C), the head's weight (V, C) and, where it has them, its bias (V,) and the cap that its logits are
-bent under, targets (N,).  Out: the sum of the losses, in fp32.
+squashed under, targets (N,).  Out: the sum of the losses, in fp32.
 At GPT-2's vocabulary the logits of a batch are larger than everything else together. So tokens go through the head a
 piece at a time, and each piece leaves its gradients behind while its logits are still in the processor's cache.
 """
@@ -20,6 +20,7 @@ PIECE_LOGITS = {True: 2**28, False: 2**21}
 VOCAB_MULTIPLE = 64
 # In bf16 a hopeless token has probability 0; its loss is then told as 85, rather than as infinite.
 SMALLEST_PROBABILITY = 1e-37
+NEAR_ONE = 0.9
 
 
 def cross_entropy_sum(
@@ -53,7 +54,7 @@ def token_losses(
 
 
 def capped(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
-    """Small logits as they are, large ones bent towards the cap."""
+    """Small logits as they are, large ones squashed towards the cap."""
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
@@ -82,7 +83,7 @@ class _CrossEntropySum(torch.autograd.Function):
         for piece in _pieces(len(targets), weight.shape[0], weight.is_cuda):
             states, wanted = hidden[piece], targets[piece]
             logits = F.linear(states, weight, bias)  # (n, V)
-            bent = logits.div_(cap).tanh_().clone() if cap is not None else None
+            squashed = logits.div_(cap).tanh_().clone() if cap is not None else None
             if cap is not None:
                 logits *= cap
             logits[:, vocab_size:] = float("-inf")
@@ -91,11 +92,11 @@ class _CrossEntropySum(torch.autograd.Function):
             flat = probabilities.view(-1)
             places = torch.arange(0, len(flat), weight.shape[0], device=flat.device) + wanted
             likelihood = flat[places]
-            total -= likelihood.float().clamp(min=SMALLEST_PROBABILITY).log().sum()
+            total -= _logarithms(likelihood, probabilities, wanted).sum()
             flat[places] = likelihood - 1  # scatter_ would copy everything first
             gradient = probabilities  # d loss / d logits = probabilities - one-hot
-            if bent is not None:
-                gradient *= 1 - bent.square_()
+            if squashed is not None:
+                gradient *= 1 - squashed.square_()
             torch.mm(gradient, weight, out=hidden_gradient[piece])
             weight_gradient += gradient.T @ states
             if bias_gradient is not None:
@@ -110,6 +111,19 @@ class _CrossEntropySum(torch.autograd.Function):
         whole = (weight_gradient[: ctx.vocab_size] * upstream).to(dtype)
         of_bias = (bias_gradient[: ctx.vocab_size] * upstream).to(dtype) if ctx.has_bias else None
         return hidden_gradient * upstream.to(dtype), whole, None, of_bias, None
+
+
+def _logarithms(likelihood: torch.Tensor, probabilities: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Of the targets' probabilities, in fp32. In bf16 one near 1 is rounded to 1, and its loss would be told as 0;
+    those of all others together are small, and known as exactly as any. On CUDA, where to find the few would mean to
+    wait for the device, it is left at that."""
+    logarithms = likelihood.float().clamp(min=SMALLEST_PROBABILITY).log()
+    if likelihood.dtype != torch.float32 and not likelihood.is_cuda:
+        near = (likelihood > NEAR_ONE).nonzero().flatten()
+        others = probabilities[near].float()
+        others[torch.arange(len(near)), wanted[near]] = 0.0
+        logarithms[near] = torch.log1p(-others.sum(dim=-1).clamp(max=1 - NEAR_ONE))
+    return logarithms
 
 
 def _pieces(tokens: int, vocab_size: int, on_cuda: bool) -> Iterator[slice]:

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from hornbook.base import files
 from hornbook.base.console import warn
 from hornbook.base.errors import UserError
-from hornbook.base.logs import read_log
+from hornbook.runs.folder import RunFolder
+from hornbook.runs.logs import read_log
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,7 +60,7 @@ class Curves:
 
     @classmethod
     def read(cls, run: Path) -> Curves:
-        entries = read_log(run / "metrics.jsonl")
+        entries = read_log(RunFolder(run).metrics)
         trained = [each for each in entries if _is_finite(each.get("loss"))]
         evaluated = [each for each in entries if _is_finite(each.get("val_loss"))]
         both = [each for each in entries if _is_finite(each.get("train_loss"))]

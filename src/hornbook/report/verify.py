@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hornbook.base import files, ours
+from hornbook.base import files
 from hornbook.base.errors import UserError
-from hornbook.model.folder import RUN, data_of_run, kept_folders
+from hornbook.runs.folder import RunFolder
 from hornbook.shards.format import Shards, is_shards, listed
 
 
@@ -19,12 +19,13 @@ def verify(path: Path) -> dict[Path, str | None]:
         return {path: _damage_of_shards(path)}
     if (path / files.MANIFEST).is_file():
         return {path: _damage(path)}
-    if not (path / RUN).is_file():
+    run = RunFolder(path)
+    if not run.has_record():
         raise UserError(f"{path}: neither a run, nor a checkpoint, nor shards; nothing says how it should be")
-    record, shards = files.read_json(path / RUN), data_of_run(path)
-    edited = "was edited since it was written" if ours.is_edited(record) else None
-    found = {path / RUN: edited} if "sha256" in record else {}  # older ones cannot tell
-    return {**found, **{kept: _damage(kept) for kept in kept_folders(path)}, shards: _damage_of_shards(shards)}
+    record = run.record()
+    edited = "was edited since it was written" if record.edited else None
+    found = {run.record_file: edited} if record.edited is not None else {}
+    return {**found, **{kept: _damage(kept) for kept in run.kept()}, record.shards: _damage_of_shards(record.shards)}
 
 
 def _damage(folder: Path) -> str | None:

@@ -22,7 +22,8 @@ from hornbook.base.errors import UserError
 from hornbook.base.machine import free_memory_bytes
 from hornbook.infer.speaker import Speaker
 from hornbook.model.config import ModelConfig
-from hornbook.model.folder import CONFIG, RUN, config_of_run, kept_folders, load_config, resolve, step_of
+from hornbook.model.folder import CONFIG, load_config
+from hornbook.runs.folder import RECORD, RunFolder, resolve, step_of
 from hornbook.serve.config import ServeConfig
 from hornbook.serve.engine import Engine, RefusedError
 from hornbook.serve.tally import Tally
@@ -41,7 +42,7 @@ class Served:
     @property
     def kept(self) -> list[Path]:
         """Of a run, what can be spoken with, newest first."""
-        return kept_folders(self.path) if self.is_run else []
+        return RunFolder(self.path).kept() if self.is_run else []
 
     def ids(self) -> dict[str, Path]:
         """Every id with a folder that tells its age."""
@@ -55,7 +56,7 @@ class Served:
         return tuple(map(Identity.of, self.kept if self.is_run else [self.path]))
 
     def config(self) -> ModelConfig:
-        return config_of_run(self.path) if self.is_run else load_config(self.path)
+        return RunFolder(self.path).model() if self.is_run else load_config(self.path)
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,8 @@ class Models:
     def _serve(self, path: Path) -> None:
         if not path.exists():
             raise UserError(f"{path}: no such model or run; hornbook train makes one")
-        if not (path / CONFIG).is_file() and not (path / RUN).is_file():
-            raise UserError(f"{path}: neither a model (no {CONFIG}) nor a run (no {RUN})")
+        if not (path / CONFIG).is_file() and not RunFolder(path).has_record():
+            raise UserError(f"{path}: neither a model (no {CONFIG}) nor a run (no {RECORD})")
         name = path.resolve().name
         if name in self.served:
             raise UserError(f"{path}: a model called {name} is served already; rename one of the two folders")
@@ -169,7 +170,7 @@ class Models:
 
     def why_silent(self, served: Served) -> str | None:
         """What is the matter with a model of which there is nothing to speak with."""
-        if not (served.path / (RUN if served.is_run else CONFIG)).is_file():
+        if not (served.path / (RECORD if served.is_run else CONFIG)).is_file():
             return f"{served.name}: its folder was deleted or moved since the server began; put it back and ask again"
         if not served.is_run or served.kept:
             return None

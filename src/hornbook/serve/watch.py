@@ -15,8 +15,8 @@ from typing import Any
 
 from hornbook.base import files
 from hornbook.base.errors import UserError
-from hornbook.base.logs import Following
-from hornbook.model.folder import CHECKPOINTS, RUN, kept_folders, step_of
+from hornbook.runs.folder import CHECKPOINTS, RunFolder, step_of
+from hornbook.runs.logs import Following
 
 MOST_POINTS = 1000
 SAMPLES_KEPT = 200
@@ -58,8 +58,9 @@ class Watch:
 
     def __init__(self, run: Path, name: str | None = None) -> None:
         self.run, self.name = run, name or run.resolve().name
+        self._folder = RunFolder(run)
         self._asked = threading.Lock()
-        self._metrics, self._samples = Following(run / "metrics.jsonl"), Following(run / "samples.jsonl")
+        self._metrics, self._samples = Following(self._folder.metrics), Following(self._folder.samples)
         self._forget_metrics()
         self._said: deque[dict[str, Any]] = deque(maxlen=SAMPLES_KEPT)
 
@@ -72,7 +73,7 @@ class Watch:
         """What the run kept, from the first step on; where a step has both, its checkpoint."""
         with self._asked:
             self._look_at_metrics()
-            kept = {step_of(folder): folder for folder in kept_folders(self.run)[::-1]}
+            kept = {step_of(folder): folder for folder in self._folder.kept()[::-1]}
             return [
                 {
                     "id": f"{self.name}@{step}",
@@ -125,7 +126,7 @@ class Watch:
     def _steps_total(self) -> int | None:
         """How many steps the run is to take, where it ends by their number."""
         try:
-            steps = files.read_json(self.run / RUN)["config"]["train"]["steps"]
+            steps = self._folder.record().config["train"]["steps"]
         except (UserError, KeyError, TypeError):
             return None
         return steps if isinstance(steps, int) else None

@@ -19,13 +19,13 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 class Loader:
     def __init__(self, tokens: TokenArray, order: SampleOrder, device: torch.device) -> None:
         self._tokens = tokens
-        self._order = order
+        self.order = order
         self._device = device
 
     def take(self, first_sample: int, count: int) -> Batch:
         """Samples first_sample .. first_sample + count - 1."""
         numbers = np.arange(first_sample, first_sample + count, dtype=np.int64)
-        windows = self._tokens.windows(self._order.places(numbers), self._order.context + 1)
+        windows = self._tokens.windows(self.order.places(numbers), self.order.context + 1)
         return split_windows(torch.from_numpy(windows), self._device)
 
 

@@ -18,25 +18,13 @@ import torch
 from hornbook.base import files
 from hornbook.base.console import count, warn
 from hornbook.base.errors import MachineError, UserError
-from hornbook.model.folder import (
-    CHECKPOINTS,
-    SNAPSHOTS,
-    checkpoint_folders,
-    first_good,
-    load_config,
-    load_weights,
-    read_tensors,
-    save_model,
-    snapshot_folders,
-    step_of,
-)
+from hornbook.model.folder import load_config, load_weights, read_tensors, save_model
 from hornbook.model.gpt import GPT
+from hornbook.runs.folder import CHECKPOINTS, OPTIMIZER, SNAPSHOTS, STATE, RunFolder, step_of
 from hornbook.text.tokenizer import Tokenizer
 from hornbook.train.config import RunConfig, learned_by
-from hornbook.train.optim import Optimizer
+from hornbook.train.learner import Learner
 
-OPTIMIZER = "optimizer.safetensors"
-STATE = "state.json"
 SETTINGS = "settings"
 # What must be equal for a resumed run to be the same bit for bit.
 SAME_FOR_EXACTNESS = ("device", "dtype", "name", "threads", "torch")
@@ -69,29 +57,27 @@ class TrainState:
 
 
 def save_checkpoint(
-    run: Path,
+    run: RunFolder,
     run_id: str,
-    model: GPT,
+    learner: Learner,
     tokenizer: Tokenizer,
-    optimizer: Optimizer,
     state: TrainState,
     machine: dict[str, Any],
     config: RunConfig,
-) -> Path:
+) -> None:
     """Write the checkpoint of this step, then let go of those that are neither newest nor best."""
-    folder, keep = run / CHECKPOINTS / f"step-{state.step:08}", config.train.keep_checkpoints
+    keep = config.train.keep_checkpoints
     evaluated = state.val_loss if state.evaluated_at == state.step else None
     notes = {"run_id": run_id, "step": state.step, "val_loss": evaluated}
-    with files.staged_folder(folder, notes, aside=True) as staging:
-        save_model(model, tokenizer, staging)
-        tensors = {name: tensor.contiguous() for name, tensor in optimizer.tensors().items()}
+    with files.staged_folder(run.checkpoint(state.step), notes, aside=True) as staging:
+        save_model(learner.model, tokenizer, staging)
+        tensors = {name: tensor.contiguous() for name, tensor in learner.optimizer.tensors().items()}
         safetensors.torch.save_file(tensors, staging / OPTIMIZER)
         files.write_json(staging / STATE, {**asdict(state), "machine": machine, SETTINGS: learned_by(config)})
     # One of a later step was found damaged, or it would have been resumed from: it takes nobody's place.
-    for old in [each for each in checkpoint_folders(run) if step_of(each) <= state.step][keep:]:
+    for old in [each for each in run.checkpoints() if step_of(each) <= state.step][keep:]:
         if step_of(old) != state.best_step:
             files.remove_sealed(old)
-    return folder
 
 
 def has_snapshot(step: int, parameters: int) -> bool:
@@ -102,15 +88,15 @@ def has_snapshot(step: int, parameters: int) -> bool:
 
 
 def save_snapshot(
-    run: Path, run_id: str, model: GPT, tokenizer: Tokenizer, state: TrainState, keep_checkpoints: int
+    run: RunFolder, run_id: str, model: GPT, tokenizer: Tokenizer, state: TrainState, keep_checkpoints: int
 ) -> None:
     """Keep the weights of this step. Nothing needs them to go on, so a disk without room for them, and for the
     checkpoints that are still to come, stops nothing."""
-    folder = run / SNAPSHOTS / f"step-{state.step:08}"
+    folder = run.snapshot(state.step)
     parameters = model.config.n_params()
-    still_to_come = max(keep_checkpoints + 2 - len(checkpoint_folders(run)), 1)
+    still_to_come = max(keep_checkpoints + 2 - len(run.checkpoints()), 1)
     needed = (SNAPSHOT_DTYPE.itemsize + CHECKPOINT_BYTES_OF_A_PARAMETER * still_to_come) * parameters
-    if files.free_bytes(run) < needed:
+    if files.free_bytes(run.path) < needed:
         warn(f"{folder}: left out, to keep room on the disk for checkpoints")
         return
     try:
@@ -120,22 +106,22 @@ def save_snapshot(
         warn(f"{folder}: left out ({error.__cause__}); training goes on")
 
 
-def clear_leftovers(run: Path) -> None:
+def clear_leftovers(run: RunFolder) -> None:
     """Delete what a crash left half done."""
-    for folder in (run, run / CHECKPOINTS, run / SNAPSHOTS):
+    for folder in (run.path, run.path / CHECKPOINTS, run.path / SNAPSHOTS):
         files.remove_leftovers(folder)
 
 
-def forget_snapshots_after(run: Path, step: int) -> None:
+def forget_snapshots_after(run: RunFolder, step: int) -> None:
     """Those of steps that are still to be taken, or taken again, perhaps by another run under this name."""
-    for folder in snapshot_folders(run):
+    for folder in run.snapshots():
         if step_of(folder) > step:
             files.remove_sealed(folder)
 
 
-def newest_checkpoint(run: Path, run_id: str) -> Path:
+def newest_checkpoint(run: RunFolder, run_id: str) -> Path:
     """The newest checkpoint that is whole and this run's own; each newer one that is not is named in one line."""
-    return first_good(run, checkpoint_folders(run), lambda each: files.damage(each) or _strangeness(each, run_id))
+    return run.first_good(run.checkpoints(), lambda each: files.damage(each) or _strangeness(each, run_id))
 
 
 def refuse_other_settings(checkpoint: Path, config: RunConfig) -> None:
@@ -148,9 +134,9 @@ def refuse_other_settings(checkpoint: Path, config: RunConfig) -> None:
         )
 
 
-def restore(checkpoint: Path, model: GPT, optimizer: Optimizer, machine: dict[str, Any]) -> TrainState:
-    """Put a checkpoint's weights and moments in place, and hand back its state."""
-    saved = load_config(checkpoint)
+def restore(checkpoint: Path, learner: Learner) -> None:
+    """Put a checkpoint's weights and moments in place."""
+    saved, model = load_config(checkpoint), learner.model
     if saved != model.config:
         name = next(name for name in type(saved).model_fields if getattr(saved, name) != getattr(model.config, name))
         raise UserError(
@@ -159,11 +145,15 @@ def restore(checkpoint: Path, model: GPT, optimizer: Optimizer, machine: dict[st
         )
     load_weights(model, checkpoint)
     try:
-        optimizer.restore(read_tensors(checkpoint / OPTIMIZER))
+        learner.optimizer.restore(read_tensors(checkpoint / OPTIMIZER))
     except (KeyError, ValueError) as error:
         raise UserError(
             f"{checkpoint / OPTIMIZER}: of another optimizer ({error}); put run.json back as it was"
         ) from None
+
+
+def saved_state(checkpoint: Path, machine: dict[str, Any]) -> TrainState:
+    """Where a run was, and a warning of each thing by which this machine computes otherwise than the one before."""
     values = files.read_json(checkpoint / STATE)
     for name in SAME_FOR_EXACTNESS:
         before, now = values["machine"].get(name), machine.get(name)
@@ -173,11 +163,11 @@ def restore(checkpoint: Path, model: GPT, optimizer: Optimizer, machine: dict[st
     return TrainState(**{name: value for name, value in values.items() if name in known})
 
 
-def check_room(run: Path, model: GPT, keep: int) -> None:
+def check_room(run: RunFolder, parameters: int, keep: int) -> None:
     """Tell before the first step that the checkpoints will not fit, rather than after an hour."""
     # The best one, those kept, and the one being written.
-    needed = CHECKPOINT_BYTES_OF_A_PARAMETER * model.config.n_params() * (keep + 2)
-    free = files.free_bytes(run)
+    needed = CHECKPOINT_BYTES_OF_A_PARAMETER * parameters * (keep + 2)
+    free = files.free_bytes(run.path)
     if free < needed:
         raise MachineError(
             f"{run}: its checkpoints need {count(float(needed))} bytes, {count(float(free))} are free; "

@@ -19,54 +19,13 @@ from hornbook.shards.order import OrderConfig
 from hornbook.shards.prepare import ShardsConfig
 from hornbook.text.documents import TextConfig
 from hornbook.text.tokenizer import TokenizerConfig
+from hornbook.train.optimizers import OptimConfig as OptimConfig
+from hornbook.train.schedules import ScheduleConfig as ScheduleConfig
 
 STOPS = ("steps", "epochs", "tokens", "minutes", "target_loss")
 # Another value of these, and the same text makes other weights.
 LEARNED_BY = ("seed", "order", "model", "optim", "schedule")
 LEARNED_BY_IN_TRAIN = ("batch_tokens", "context", "micro_batch", "dtype", "compile")
-
-
-class OptimConfig(Settings):
-    kind: Literal["muon", "adamw"] = "muon"
-    """Muon for the matrices of the blocks and AdamW for the rest, or AdamW for all."""
-    lr: float = Field(3e-3, gt=0)
-    """AdamW's learning rate."""
-    embedding_lr: float | None = Field(None, gt=0)
-    """AdamW's learning rate for the embedding; `lr` when not given."""
-    matrix_lr: float = Field(0.02, gt=0)
-    """Muon's learning rate."""
-    momentum: float = Field(0.95, ge=0, lt=1)
-    """Muon's memory of past gradients."""
-    weight_decay: float = Field(0.1, ge=0)
-    """How fast weights shrink, times their learning rate."""
-    decay: Literal["matrices", "all"] = "matrices"
-    """What shrinks: matrices, save embeddings under Muon; or norms, biases and embeddings too, as torch's AdamW does by
-    itself."""
-    beta1: float = Field(0.9, ge=0, lt=1)
-    """AdamW's memory of past gradients."""
-    beta2: float = Field(0.95, ge=0, lt=1)
-    """AdamW's memory of past squared gradients."""
-    eps: float = Field(1e-10, gt=0)
-    """Added to AdamW's root, against division by zero."""
-    clip: float | None = Field(1.0, gt=0)
-    """Gradients longer than this are shortened to it."""
-
-
-class ScheduleConfig(Settings):
-    kind: Literal["trapezoid", "cosine", "constant", "drop"] = "trapezoid"
-    """How the learning rate falls: at the end in a line, all along in half a wave, not at all, or once, at a step."""
-    warmup_steps: int = Field(20, ge=0)
-    """Steps over which the learning rate rises from zero."""
-    decay_share: float = Field(0.5, gt=0, le=1)
-    """Share of the run over which a trapezoid falls."""
-    drop_step: int | None = Field(None, ge=1)
-    """For drop: the last step at the full learning rate."""
-    final_share: float = Field(0.0, ge=0, le=10)
-    """What is left of the learning rate at the end, or after the drop; above 1 it rises."""
-
-    def mistakes(self) -> Iterator[tuple[str, str]]:
-        if (self.kind == "drop") != (self.drop_step is not None):
-            yield "drop_step", "goes with --schedule.kind drop, and that with a step"
 
 
 class SampleConfig(Settings):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -21,7 +20,6 @@ from hornbook.base.machine import BY_HAND, signals_to_end
 from hornbook.base.output import tell
 
 NON_FINITE_IN_A_ROW = 10
-CPU_TOKENS = 8192
 
 
 class StopSignals:
@@ -76,13 +74,6 @@ class NonFiniteGuard:
             )
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Accelerators have an error of their own for it; the CPU's allocator tells it in words."""
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
-
-
 def smaller_micro_batch(micro_batch: int, device: torch.device) -> int:
     """Half as many sequences at once, the batch staying as it is; a UserError where one is too many."""
     if micro_batch == 1:
@@ -94,12 +85,3 @@ def smaller_micro_batch(micro_batch: int, device: torch.device) -> int:
         "the batch stays as it is"
     )
     return micro_batch // 2
-
-
-def first_micro_batch(sequences: int, context: int, device: torch.device, fits: Callable[[int], bool]) -> int:
-    """How many sequences to compute at once: as many as fit, and on a CPU few, for its caches' sake."""
-    most = CPU_TOKENS // context if device.type == "cpu" else sequences
-    micro_batch = sequences
-    while micro_batch > 1 and (micro_batch > most or not fits(micro_batch)):
-        micro_batch = (micro_batch + 1) // 2
-    return micro_batch

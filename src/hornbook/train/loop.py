@@ -2,7 +2,7 @@
 
 In: a `Run`, assembled in start.py.  Out: changed weights, and in the run's folder metrics, samples, checkpoints and
 snapshots.
-A step reads `sequences` windows of `context` tokens, a micro-batch at a time, and changes the weights once.
+A step reads `sequences` windows of `context` tokens and changes the weights once.
 """
 
 from __future__ import annotations
@@ -10,28 +10,22 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-
-import torch
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from hornbook.base.console import Progress
 from hornbook.base.machine import Machine, attention_backend
+from hornbook.base.world import World
 from hornbook.infer.decode import generate
 from hornbook.infer.score import score
-from hornbook.model.compile import Trunk
-from hornbook.model.gpt import GPT
+from hornbook.runs.folder import RunFolder
 from hornbook.shards.format import Shards
-from hornbook.shards.loader import Loader
-from hornbook.shards.order import SampleOrder
+from hornbook.shards.loader import Batch, Loader
 from hornbook.train.checkpoint import TrainState, has_snapshot, save_checkpoint, save_snapshot
 from hornbook.train.config import RunConfig
-from hornbook.train.guard import NonFiniteGuard, StopSignals, is_out_of_memory, smaller_micro_batch
+from hornbook.train.guard import NonFiniteGuard, StopSignals
+from hornbook.train.learner import Learner
 from hornbook.train.metrics import Metrics, StepReading
-from hornbook.train.optim import Optimizer, clip_gradients
-from hornbook.train.precision import WorkingCopy
-from hornbook.train.recorded import StepRecorder, seed_step
 from hornbook.train.schedule import WHOLE, Extension, lr_factor, share_done
 
 EVALUATIONS_IN_A_RUN = 10
@@ -44,25 +38,19 @@ class Run:
     """What the loop works with."""
 
     config: RunConfig
-    folder: Path
+    folder: RunFolder
     run_id: str
     machine: Machine
+    world: World
     shards: Shards
-    order: SampleOrder
     loader: Loader
-    model: GPT  # the weights that are learned, in fp32
-    working: WorkingCopy  # what computes, in the machine's fast numbers
-    trunk: Trunk  # its forward, compiled where that pays
-    make_trunk: Callable[[Run], Trunk]
-    optimizer: Optimizer
+    learner: Learner
     metrics: Metrics
     guard: NonFiniteGuard
     progress: Progress
     state: TrainState
     began: float = 0.0  # when the run's clock would have been started, had the run never been interrupted
     planned: Extension = WHOLE  # since when the learning rate has followed its plan
-    recorder: StepRecorder = field(default_factory=lambda: StepRecorder(learn))
-    weights_are_whole: bool = True  # not in the middle of an update
     saved_step: int = 0
     saved_seconds: float = 0.0
 
@@ -73,7 +61,7 @@ def train(run: Run) -> str:
         return "nothing left to do"
     ended = ""
     with StopSignals() as signals, attention_backend(run.machine.device), saved_if_it_fails(run):
-        run.trunk = run.make_trunk(run)
+        run.learner.prepare()
         run.began = time.monotonic() - run.state.seconds
         known_already = run.config.start_from is not None
         if run.state.step == 0 and (run.config.train.eval_from_step is not None or known_already):
@@ -81,61 +69,26 @@ def train(run: Run) -> str:
         while not ended:
             before = share_of(run)
             update(run, before)
-            ended = look_around(run, before, signals.asked > 0)
+            ended = look_around(run, before, run.world.any(signals.asked > 0))
     return ended
 
 
 def update(run: Run, share: float) -> None:
     """One step: what the batch says, turned into changed weights."""
-    config, state = run.config, run.state
-    factor = lr_factor(config.schedule, state.step, share, run.planned)
-    loss, gradient_length = run.recorder.step(run, factor)
+    config, state, first_sample = run.config, run.state, run.state.sample
 
-    first_sample = state.sample
+    def take(first: int, count: int) -> Batch:
+        return run.loader.take(first_sample + first, count)
+
+    factor = lr_factor(config.schedule, state.step, share, run.planned)
+    loss, gradient_length = run.learner.learn(take, state.step, factor)
+
     state.step += 1
     state.sample += config.sequences
     state.tokens += config.sequences * config.window
-    state.seconds = time.monotonic() - run.began
+    state.seconds = seconds_since_beginning(run)
     reading = StepReading(state.step, first_sample, state.tokens, factor, state.seconds, share_of(run))
     run.metrics.launched(reading, loss, gradient_length)
-
-
-def learn(run: Run, factor: float | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss of the step's batch and the length of its gradients, once these have changed the weights."""
-    loss = gradients(run)
-    gradient_length = clip_gradients(list(run.model.parameters()), run.config.optim.clip)
-    # Decided on the device: what is not finite never reaches the weights, and nobody waits to know.
-    skip = 1 - (loss + gradient_length).isfinite().float()
-    run.weights_are_whole = False
-    run.optimizer.step(factor, skip)
-    run.weights_are_whole = True
-    return loss, gradient_length
-
-
-def gradients(run: Run) -> torch.Tensor:
-    """The loss of the step's batch, its gradients left on the model. Where memory runs out, again with smaller
-    micro-batches: each is weighed by its tokens, so that they add up to the gradients of the whole batch however it
-    is cut."""
-    state, sequences, context = run.state, run.config.sequences, run.config.window
-    while True:
-        try:
-            seed_step(run)
-            run.working.refresh()
-            total = torch.zeros((), device=run.machine.torch_device)
-            for first in range(0, sequences, state.micro_batch):
-                count = min(state.micro_batch, sequences - first)
-                ids, targets = run.loader.take(state.sample + first, count)
-                hidden = run.trunk(ids)  # (B, T, C)
-                loss = run.working.model.loss(hidden, targets) / (sequences * context)
-                loss.backward()
-                run.working.collect_gradients()
-                total += loss.detach()
-            return total
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-        state.micro_batch = smaller_micro_batch(state.micro_batch, run.machine.torch_device)
-        run.trunk = run.make_trunk(run)
 
 
 def look_around(run: Run, before: float, asked_to_stop: bool) -> str:
@@ -146,7 +99,7 @@ def look_around(run: Run, before: float, asked_to_stop: bool) -> str:
     evaluating = is_due(state.step - (knobs.eval_from_step or 0), knobs.eval_every_steps, tenth)
     sampling = is_due(state.step, knobs.sample_every_steps, evaluating)
     saving = is_due(state.step, knobs.save_every_steps, state.seconds - run.saved_seconds > SAVE_EVERY_SECONDS)
-    looking_back = knobs.snapshots and has_snapshot(state.step, run.model.config.n_params())
+    looking_back = knobs.snapshots and has_snapshot(state.step, run.config.model.n_params())
     pausing = evaluating or sampling or saving or looking_back or after >= 1 or asked_to_stop
     target_reached = read_numbers(run, everything=pausing or knobs.target_loss is not None)
 
@@ -161,8 +114,8 @@ def look_around(run: Run, before: float, asked_to_stop: bool) -> str:
         evaluate(run)
     if sampling or ended not in ("", INTERRUPTED):
         sample(run)
-    if looking_back:
-        save_snapshot(run.folder, run.run_id, run.model, run.shards.tokenizer, state, knobs.keep_checkpoints)
+    if looking_back and run.world.is_first:
+        save_snapshot(run.folder, run.run_id, run.learner.model, run.shards.tokenizer, state, knobs.keep_checkpoints)
     if saving or ended or (evaluating and state.best_step == state.step):
         save(run)
     return ended
@@ -185,30 +138,28 @@ def evaluate(run: Run) -> None:
     state, context, batches = run.state, run.config.window, run.config.train.eval_batches
     at_most = batches * run.config.sequences if batches is not None else None
     train_loss = None
-    with at_rest(run) as model:
+    with run.learner.at_rest() as model:
         result = score(model, run.shards.split("val"), context, run.shards.bytes_of_text("val"), at_most)
         if at_most is not None:
             train_loss = score(model, run.shards.split("train"), context, 0, at_most).loss
     state.val_loss, state.evaluated_at = result.loss, state.step
     if math.isfinite(result.loss) and (state.best_val_loss is None or result.loss < state.best_val_loss):
         state.best_val_loss, state.best_step = result.loss, state.step
-    run.metrics.evaluated(state.step, state.tokens, time.monotonic() - run.began, result, train_loss)
+    run.metrics.evaluated(state.step, state.tokens, seconds_since_beginning(run), result, train_loss)
 
 
 def sample(run: Run) -> None:
     """What the model says now."""
     knobs, tokenizer = run.config.sample, run.shards.tokenizer
-    end = tokenizer.end_of_text
-    with at_rest(run) as model:
+    with run.learner.at_rest() as model:
         for prompt in knobs.prompts:
-            ids = tokenizer.encode_prompt(prompt)
             new = generate(
                 model,
-                ids,
+                tokenizer.encode_prompt(prompt),
                 knobs.rules,
                 seed=run.config.seed,
                 max_tokens=knobs.tokens,
-                end_of_text=end,
+                end_of_text=tokenizer.end_of_text,
                 known_ids=tokenizer.vocab_size,
             )
             text = tokenizer.stream(continues=bool(prompt))
@@ -216,38 +167,27 @@ def sample(run: Run) -> None:
 
 
 def save(run: Run) -> None:
-    run.state.seconds = time.monotonic() - run.began
-    run.state.not_finite_in_a_row = run.guard.in_a_row
-    run.state.logs = run.metrics.sync()
-    save_checkpoint(
-        run.folder,
-        run.run_id,
-        run.model,
-        run.shards.tokenizer,
-        run.optimizer,
-        run.state,
-        run.machine.facts(),
-        run.config,
-    )
-    run.saved_step, run.saved_seconds = run.state.step, run.state.seconds
+    state, learner = run.state, run.learner
+    state.seconds = seconds_since_beginning(run)
+    state.micro_batch, state.compiled = learner.micro_batch, learner.compiled
+    state.not_finite_in_a_row = run.guard.in_a_row
+    if run.world.is_first:
+        state.logs = run.metrics.sync()
+        save_checkpoint(run.folder, run.run_id, learner, run.shards.tokenizer, state, run.machine.facts(), run.config)
+    run.saved_step, run.saved_seconds = state.step, state.seconds
+
+
+def seconds_since_beginning(run: Run) -> float:
+    return run.world.from_first(time.monotonic() - run.began)
 
 
 def share_of(run: Run) -> float:
     """How much of the run is done, from 0 to 1."""
-    return share_done(run.config.train, run.state, run.order.samples_per_epoch)
+    return share_done(run.config.train, run.state, run.loader.order.samples_per_epoch)
 
 
 def is_due(step: int, every_steps: int | None, otherwise: bool) -> bool:
     return step % every_steps == 0 if every_steps is not None else otherwise
-
-
-@contextlib.contextmanager
-def at_rest(run: Run) -> Iterator[GPT]:
-    """The working model with the newest weights and without dropout."""
-    run.working.refresh()
-    run.working.model.eval()
-    yield run.working.model
-    run.working.model.train()
 
 
 @contextlib.contextmanager
@@ -256,7 +196,7 @@ def saved_if_it_fails(run: Run) -> Iterator[None]:
     try:
         yield
     except Exception:
-        if run.weights_are_whole and run.state.step > run.saved_step:
+        if run.learner.weights_are_whole and run.state.step > run.saved_step:
             with contextlib.suppress(Exception):
                 run.metrics.arrived(everything=True)
                 save(run)

@@ -8,7 +8,6 @@ out.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +21,7 @@ from hornbook.model.config import ModelConfig
 from hornbook.model.gpt import GPT
 from hornbook.model.loss import PIECE_LOGITS, VOCAB_MULTIPLE
 from hornbook.train.config import RunConfig
-from hornbook.train.optim import GROUPINGS
+from hornbook.train.optim import grouped, rule_named
 
 FP32 = 4
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
@@ -93,40 +92,31 @@ def training_memory(config: RunConfig, model: GPT, at_once: int, dtype: torch.dt
     if working and several:
         fresh = Part(f"the working copy's, {name}", f"{count:,} x {dtype.itemsize}", dtype.itemsize * count)
         moments.append(Moment("gradients added up", (gradients, fresh)))
-    moments.append(Moment("weights changed", (gradients, *muon_workspace(config, model, dtype))))
+    moments.append(Moment("weights changed", (gradients, *workspace(config, model, dtype))))
     moments.append(Moment("evaluation", (evaluation_logits(config, dtype, device),)))
     return TrainingMemory(tuple(held), tuple(moments))
 
 
 def optimizer_parts(config: RunConfig, model: GPT) -> list[Part]:
-    """What the optimizer remembers: one number for each parameter under Muon, two and a step count under AdamW."""
-    counts: dict[str, list[int]] = {"muon": [], "adamw": []}
-    for name, parameter in model.named_parameters():
-        counts[GROUPINGS[config.optim.kind](name, parameter, config.optim).part].append(parameter.numel())
-    muon, adamw, tensors = sum(counts["muon"]), sum(counts["adamw"]), len(counts["adamw"])
-    parts = [Part("momentum of Muon, fp32", f"{muon:,} x {FP32}", FP32 * muon)] if muon else []
-    steps = f"{adamw:,} x 2 x {FP32} + {tensors} x {FP32}"
-    return [*parts, Part("moments of AdamW, fp32", steps, 2 * FP32 * adamw + FP32 * tensors)]
+    """What the optimizer remembers from step to step."""
+    return [Part(*rule_named(rule).remembered(shapes)) for rule, shapes in _shapes_by_rule(config, model).items()]
 
 
-def muon_workspace(config: RunConfig, model: GPT, dtype: torch.dtype) -> list[Part]:
-    """Muon makes matrices of one shape orthogonal together: their gradients and the look ahead in fp32, two
-    generations of the iterate, its square, and what is left of the stack before."""
-    stacks: dict[torch.Size, int] = defaultdict(int)
-    for name, parameter in model.named_parameters():
-        if GROUPINGS[config.optim.kind](name, parameter, config.optim).part == "muon":
-            stacks[parameter.shape] += 1
-    parts, before = [], 0
-    for shape, matrices in stacks.items():
-        numbers, square = matrices * math.prod(shape), matrices * min(shape) ** 2
-        # In fp32 the iterate needs no copy in another type, but every generation of it is twice as large.
-        each, squares = (14, 2) if dtype == torch.bfloat16 else (16, 8)
-        sum_of = f"{numbers:,} x {each} + {square:,} x {squares}" + (f" + {before:,} x {FP32}" if before else "")
-        size = numbers * each + square * squares + before * FP32
-        rows, columns = shape
-        parts.append(Part(f"Muon's, of {matrices} {rows:,} x {columns:,}", sum_of, size))
-        before = numbers
+def workspace(config: RunConfig, model: GPT, dtype: torch.dtype) -> list[Part]:
+    """What a step of the optimizer needs at its fullest."""
+    parts = [
+        Part(*memory)
+        for rule, shapes in _shapes_by_rule(config, model).items()
+        for memory in rule_named(rule).workspace(shapes, dtype)
+    ]
     return [max(parts, key=lambda part: part.bytes)] if parts else []
+
+
+def _shapes_by_rule(config: RunConfig, model: GPT) -> dict[str, list[torch.Size]]:
+    shapes: dict[str, list[torch.Size]] = defaultdict(list)
+    for group, named in grouped(model, config.optim).items():
+        shapes[group.rule] += [parameter.shape for parameter in named.values()]
+    return shapes
 
 
 def activations(config: ModelConfig, tokens: int, window: int, dtype: torch.dtype, device: str) -> Part:

@@ -10,17 +10,15 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from hornbook.base.console import Progress, count, duration
-from hornbook.base.logs import Log
 from hornbook.infer.score import Score
+from hornbook.runs.folder import METRICS, SAMPLES, RunFolder
+from hornbook.runs.logs import Log
 
-METRICS = "metrics.jsonl"
-SAMPLES = "samples.jsonl"
 RATE_OVER_STEPS = 50
 # How much of a sample is shown; all of it is in the log.
 SAMPLE_LINES, SAMPLE_WIDTH = 4, 100
@@ -41,21 +39,20 @@ class StepReading:
 class Metrics:
     def __init__(
         self,
-        folder: Path,
+        folder: RunFolder,
         progress: Progress,
         flops_per_token: int,
         peak_flops: float | None,
         kept: dict[str, int] | None,
     ) -> None:
-        self._log = Log(folder / METRICS, (kept or {}).get(METRICS))
-        self._samples = Log(folder / SAMPLES, (kept or {}).get(SAMPLES))
+        self._log = Log(folder.metrics, (kept or {}).get(METRICS))
+        self._samples = Log(folder.samples, (kept or {}).get(SAMPLES))
         self._progress = progress
         self._flops_per_token = flops_per_token
         self._peak_flops = peak_flops
         self._waiting: deque[tuple[StepReading, torch.Tensor, Any]] = deque()
         self._recent: deque[tuple[float, int]] = deque(maxlen=RATE_OVER_STEPS)
         self._val_loss: float | None = None
-        self.losses: dict[int, float] = {}
 
     def launched(self, reading: StepReading, loss: torch.Tensor, gradient_length: torch.Tensor) -> None:
         """A step is under way; its numbers start towards the host."""

@@ -7,9 +7,13 @@ Matrices of one shape are stacked and orthogonalised together: a few large produ
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 
 import torch
+
+from hornbook.train.optim import Memory, Named, fill, gradient_of
+from hornbook.train.optimizers import Group, OptimConfig
 
 # Coefficients of five Newton-Schulz steps that take singular values from (0, 1] to about 1 (Keller Jordan's quintic).
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -17,11 +21,8 @@ NEWTON_SCHULZ_STEPS = 5
 
 
 class Muon:
-    def __init__(
-        self, named: dict[str, torch.nn.Parameter], momentum: float, weight_decay: float, compute: torch.dtype
-    ) -> None:
-        self._momentum = momentum
-        self._weight_decay = weight_decay
+    def __init__(self, named: Named, group: Group, config: OptimConfig, compute: torch.dtype) -> None:
+        self._lr, self._weight_decay, self._momentum = group.lr, group.weight_decay, config.momentum
         self._compute = compute
         by_shape: dict[torch.Size, list[str]] = defaultdict(list)
         for name, parameter in named.items():
@@ -31,18 +32,17 @@ class Muon:
             ([named[name] for name in names], torch.zeros_like(torch.stack([named[name].detach() for name in names])))
             for names in by_shape.values()
         ]
-        self.buffers = {
-            name: momenta[place]
+        self._momenta = {
+            f"muon.{name}": momenta[place]
             for names, (_, momenta) in zip(by_shape.values(), self._stacks, strict=True)
             for place, name in enumerate(names)
         }
 
     @torch.no_grad()
-    def step(self, lr: float | torch.Tensor, skip: torch.Tensor) -> None:
-        """One update; where `skip` is 1, none, and the momentum stays as it was."""
-        keep = 1 - skip
+    def step(self, factor: float | torch.Tensor, skip: torch.Tensor) -> None:
+        lr, keep = self._lr * factor, 1 - skip
         for parameters, momenta in self._stacks:
-            gradients = torch.stack([_gradient(parameter) for parameter in parameters])
+            gradients = torch.stack([gradient_of(parameter) for parameter in parameters])
             gradients.nan_to_num_(0.0, 0.0, 0.0)  # what is not finite is skipped, but zero times it would not be zero
             momenta.lerp_(gradients, (1 - self._momentum) * keep)
             ahead = gradients.lerp_(momenta, self._momentum)  # Nesterov's look ahead
@@ -53,10 +53,33 @@ class Muon:
             torch._foreach_mul_(matrices, 1 - lr * self._weight_decay * keep)
             torch._foreach_add_(matrices, updates.unbind())
 
+    def state(self) -> dict[str, torch.Tensor]:
+        return dict(self._momenta)
 
-def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
-    assert parameter.grad is not None
-    return parameter.grad
+    def restore(self, saved: dict[str, torch.Tensor]) -> None:
+        for name, momentum in self._momenta.items():
+            fill(momentum, saved.pop(name))
+
+    @staticmethod
+    def remembered(shapes: Sequence[torch.Size]) -> Memory:
+        numbers = sum(each.numel() for each in shapes)
+        return "momentum of Muon, fp32", f"{numbers:,} x 4", 4 * numbers
+
+    @staticmethod
+    def workspace(shapes: Sequence[torch.Size], compute: torch.dtype) -> list[Memory]:
+        """Matrices of one shape are made orthogonal together: their gradients and the look ahead in fp32, two
+        generations of the iterate, its square, and what is left of the stack before."""
+        stacks = Counter(shapes)
+        parts, before = [], 0
+        for (rows, columns), matrices in stacks.items():
+            numbers, square = matrices * rows * columns, matrices * min(rows, columns) ** 2
+            # In fp32 the iterate needs no copy in another type, but every generation of it is twice as large.
+            each, squares = (14, 2) if compute == torch.bfloat16 else (16, 8)
+            sum_of = f"{numbers:,} x {each} + {square:,} x {squares}" + (f" + {before:,} x 4" if before else "")
+            size = numbers * each + square * squares + before * 4
+            parts.append((f"Muon's, of {matrices} {rows:,} x {columns:,}", sum_of, size))
+            before = numbers
+        return parts
 
 
 def orthogonalised(matrices: torch.Tensor, compute: torch.dtype = torch.float32) -> torch.Tensor:

@@ -1,114 +1,138 @@
 """Gradients change weights.
 
 In: a model with gradients, a learning-rate factor, and a flag on the device that says to leave everything as it is.
-Out: changed weights. An optimizer is one entry in GROUPINGS: which parameter goes to which part.
+Out: changed weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import pkgutil
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
+from torch.optim.adamw import adamw
 
 from hornbook.model.gpt import GPT
-from hornbook.train.config import OptimConfig
-from hornbook.train.muon import Muon
+from hornbook.train.optimizers import OPTIMIZERS, RULES, Group, OptimConfig
 
-# Tables by token, of which a step touches few rows.
-LOOKED_UP = ("embedding.", "bigrams.", "values.")
-
-
-@dataclass(frozen=True)
-class Group:
-    """Parameters that are treated alike."""
-
-    part: str  # "muon" or "adamw"
-    lr: float
-    weight_decay: float
+Named = dict[str, torch.nn.Parameter]
+Memory = tuple[str, str, int]  # what it is, how it is reckoned, bytes
 
 
-def _group_for_muon(name: str, parameter: torch.Tensor, config: OptimConfig) -> Group:
-    if name.startswith("blocks.") and parameter.ndim == 2:
-        return Group("muon", config.matrix_lr, config.weight_decay)
-    return Group("adamw", _adamw_lr(name, config), config.weight_decay if config.decay == "all" else 0.0)
+class Rule(Protocol):
+    """How the parameters of one group learn."""
 
+    def __init__(self, named: Named, group: Group, config: OptimConfig, compute: torch.dtype) -> None: ...
 
-def _group_for_adamw(name: str, parameter: torch.Tensor, config: OptimConfig) -> Group:
-    """Decay by role: matrices and embeddings shrink; norms and biases, which set scales, only if asked."""
-    decays = parameter.ndim == 2 or config.decay == "all"
-    return Group("adamw", _adamw_lr(name, config), config.weight_decay if decays else 0.0)
+    def step(self, factor: float | torch.Tensor, skip: torch.Tensor) -> None:
+        """One update at `factor` of the learning rate; where `skip` is 1, none, and what is remembered stays."""
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """What must be saved for training to go on."""
 
-def _adamw_lr(name: str, config: OptimConfig) -> float:
-    return config.embedding_lr or config.lr if name.startswith(LOOKED_UP) else config.lr
+    def restore(self, saved: dict[str, torch.Tensor]) -> None:
+        """Take what is this group's out of what was saved; KeyError or ValueError where it is of another model."""
 
+    @staticmethod
+    def remembered(shapes: Sequence[torch.Size]) -> Memory:
+        """What it keeps of parameters of these shapes from step to step."""
 
-GROUPINGS: dict[str, Callable[[str, torch.Tensor, OptimConfig], Group]] = {
-    "muon": _group_for_muon,
-    "adamw": _group_for_adamw,
-}
+    @staticmethod
+    def workspace(shapes: Sequence[torch.Size], compute: torch.dtype) -> list[Memory]:
+        """What a step needs for a moment: each of these in turn."""
 
 
 class Optimizer:
-    """Every parameter of a model under AdamW or Muon, at its group's learning rate."""
+    """Every parameter of a model under the rule of its group."""
 
     def __init__(self, model: GPT, config: OptimConfig, compute: torch.dtype = torch.float32) -> None:
-        groups: dict[Group, dict[str, torch.nn.Parameter]] = {}
-        for name, parameter in model.named_parameters():
-            groups.setdefault(GROUPINGS[config.kind](name, parameter, config), {})[name] = parameter
-        self._muons = [
-            (Muon(named, config.momentum, group.weight_decay, compute), group.lr)
-            for group, named in groups.items()
-            if group.part == "muon"
+        self._rules = [
+            rule_named(group.rule)(named, group, config, compute) for group, named in grouped(model, config).items()
         ]
-        plain = [(group, named) for group, named in groups.items() if group.part == "adamw"]
-        self._adamw_lrs = [group.lr for group, _ in plain]
-        self._adamw_names = [name for _, named in plain for name in named]
-        self._adamw = torch.optim.AdamW(
-            [
-                {"params": list(named.values()), "lr": group.lr, "weight_decay": group.weight_decay}
-                for group, named in plain
-            ],
-            betas=(config.beta1, config.beta2),
-            eps=config.eps,
-            fused=True,
-        )
 
     def step(self, factor: float | torch.Tensor, skip: torch.Tensor) -> None:
         """One update at `factor` of every learning rate, a number or one on the device. Where `skip` is 1, nothing
         changes; nobody waits to know."""
-        recording = skip.is_cuda and torch.cuda.is_current_stream_capturing()
-        for muon, lr in self._muons:
-            muon.step(lr * factor, skip)
-        for group, lr in zip(self._adamw.param_groups, self._adamw_lrs, strict=True):
-            group["lr"], group["capturable"] = lr * factor, recording
-        self._adamw.found_inf = skip  # type: ignore[attr-defined]
-        self._adamw.step()
+        for rule in self._rules:
+            rule.step(factor, skip)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What must be saved for training to go on."""
-        state = {f"muon.{name}": buffer for muon, _ in self._muons for name, buffer in muon.buffers.items()}
-        for name, parameter in zip(self._adamw_names, self._adamw_parameters(), strict=True):
-            for kind, tensor in self._adamw.state[parameter].items():
-                state[f"adamw.{kind}.{name}"] = tensor
-        return state
+        return {name: tensor for rule in self._rules for name, tensor in rule.state().items()}
 
     def restore(self, saved: dict[str, torch.Tensor]) -> None:
-        """Take up a state that `tensors` gave; KeyError or ValueError where it is of another model."""
-        for muon, _ in self._muons:
-            for name, buffer in muon.buffers.items():
-                _fill(buffer, saved.pop(f"muon.{name}"))
-        for name, parameter in zip(self._adamw_names, self._adamw_parameters(), strict=True):
-            state = {kind: saved.pop(f"adamw.{kind}.{name}") for kind in ("step", "exp_avg", "exp_avg_sq")}
-            for kind in ("exp_avg", "exp_avg_sq"):
-                state[kind] = _fill(torch.empty_like(parameter), state[kind])
-            self._adamw.state[parameter] = {**state, "step": state["step"].to(parameter.device)}
+        for rule in self._rules:
+            rule.restore(saved)
         if saved:
             raise ValueError(f"{next(iter(saved))} belongs to no parameter")
 
-    def _adamw_parameters(self) -> Iterable[torch.nn.Parameter]:
-        return (parameter for group in self._adamw.param_groups for parameter in group["params"])
+
+def rule_named(name: str) -> type[Rule]:
+    rule: type[Rule] = pkgutil.resolve_name(RULES[name])
+    return rule
+
+
+def grouped(model: GPT, config: OptimConfig) -> dict[Group, Named]:
+    groups: dict[Group, Named] = {}
+    for name, parameter in model.named_parameters():
+        groups.setdefault(OPTIMIZERS[config.kind](name, parameter.ndim, config), {})[name] = parameter
+    return groups
+
+
+class AdamW:
+    """torch's, in one kernel a group. Its function rather than its class, which imports the compiler: two seconds."""
+
+    def __init__(self, named: Named, group: Group, config: OptimConfig, compute: torch.dtype) -> None:
+        self._group, self._config = group, config
+        self._parameters: list[torch.Tensor] = list(named.values())
+        device = self._parameters[0].device
+        self._state = {
+            "step": {name: torch.zeros((), dtype=torch.float32, device=device) for name in named},
+            "exp_avg": {name: torch.zeros_like(each) for name, each in named.items()},
+            "exp_avg_sq": {name: torch.zeros_like(each) for name, each in named.items()},
+        }
+
+    @torch.no_grad()
+    def step(self, factor: float | torch.Tensor, skip: torch.Tensor) -> None:
+        adamw(
+            self._parameters,
+            [gradient_of(each) for each in self._parameters],
+            list(self._state["exp_avg"].values()),
+            list(self._state["exp_avg_sq"].values()),
+            [],
+            list(self._state["step"].values()),
+            fused=True,
+            capturable=skip.is_cuda and torch.cuda.is_current_stream_capturing(),
+            found_inf=skip,
+            amsgrad=False,
+            beta1=self._config.beta1,
+            beta2=self._config.beta2,
+            lr=self._group.lr * factor,
+            weight_decay=self._group.weight_decay,
+            eps=self._config.eps,
+            maximize=False,
+        )
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {f"adamw.{kind}.{name}": each for kind, of in self._state.items() for name, each in of.items()}
+
+    def restore(self, saved: dict[str, torch.Tensor]) -> None:
+        for name, place in self.state().items():
+            fill(place, saved.pop(name))
+
+    @staticmethod
+    def remembered(shapes: Sequence[torch.Size]) -> Memory:
+        numbers, tensors = sum(each.numel() for each in shapes), len(shapes)
+        return "moments of AdamW, fp32", f"{numbers:,} x 2 x 4 + {tensors} x 4", 8 * numbers + 4 * tensors
+
+    @staticmethod
+    def workspace(shapes: Sequence[torch.Size], compute: torch.dtype) -> list[Memory]:
+        return []
+
+
+def gradient_of(parameter: torch.Tensor) -> torch.Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
 
 
 @torch.no_grad()
@@ -121,8 +145,8 @@ def clip_gradients(parameters: list[torch.nn.Parameter], longest: float | None) 
     return length
 
 
-def _fill(place: torch.Tensor, saved: torch.Tensor) -> torch.Tensor:
+@torch.no_grad()
+def fill(place: torch.Tensor, saved: torch.Tensor) -> torch.Tensor:
     if place.shape != saved.shape:
         raise ValueError(f"{tuple(saved.shape)} saved for {tuple(place.shape)}")
-    with torch.no_grad():
-        return place.copy_(saved)
+    return place.copy_(saved)

@@ -16,7 +16,8 @@ from hornbook.base.errors import UserError
 from hornbook.base.settings import spoken
 from hornbook.exchange.imports import imported_from_hub, is_hub_name
 from hornbook.model.config import ModelConfig
-from hornbook.model.folder import INDEX, WEIGHTS, load_config, resolve
+from hornbook.model.folder import INDEX, WEIGHTS, load_config
+from hornbook.runs.folder import OPTIMIZER, resolve
 from hornbook.shards.format import Shards
 from hornbook.text.tokenizer import TOKENIZER_FILES, Tokenizer
 from hornbook.train.config import RunConfig
@@ -61,7 +62,7 @@ class Origin:
             )
 
     def record(self) -> dict[str, Any]:
-        names = sorted({each.name for each in self.folder.glob("*.safetensors")} - {"optimizer.safetensors"})
+        names = sorted({each.name for each in self.folder.glob("*.safetensors")} - {OPTIMIZER})
         named = [name for name in [*names, INDEX] if (self.folder / name).is_file()]
         return {
             "folder": str(self.folder.resolve()),

@@ -10,6 +10,7 @@ import copy
 
 import torch
 
+from hornbook.model.compile import Trunk
 from hornbook.model.gpt import GPT
 
 
@@ -18,7 +19,12 @@ class WorkingCopy:
         self._masters: list[torch.Tensor] = list(master.parameters())
         self.shares_weights = dtype == torch.float32
         self.model = master if self.shares_weights else copy.deepcopy(master).to(dtype)
+        self.trunk: Trunk = self.model  # compiled, where that pays
         self._workers: list[torch.Tensor] = list(self.model.parameters())
+
+    def __call__(self, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The summed loss of a micro-batch."""
+        return self.model.loss(self.trunk(ids), targets)
 
     @torch.no_grad()
     def refresh(self) -> None:

@@ -8,13 +8,13 @@ of a jump, stays there and falls, as over a run of its own.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from hornbook.train.checkpoint import TrainState
-from hornbook.train.config import STOPS, RunConfig, ScheduleConfig, TrainConfig
+from hornbook.train.config import STOPS, RunConfig, TrainConfig
+from hornbook.train.schedules import SCHEDULES, ScheduleConfig
 
 PLANNED = "planned_since"
 # Of what was added: in a short one, `warmup_steps` would take most of it.
@@ -80,20 +80,9 @@ def lr_factor(config: ScheduleConfig, step: int, progress: float, since: Extensi
 def _height(config: ScheduleConfig, step: int, begun: float, done: float) -> float:
     """What the rate is to be, once it is warm. Where the plan of the whole had fallen already, what was added begins
     from there: a little more of a run is not a new one."""
-    if config.kind == "constant":
-        return 1.0
-    fall = _fall(config, step, begun) * _fall(config, step, done)
-    return config.final_share + (1 - config.final_share) * fall
-
-
-def _fall(config: ScheduleConfig, step: int, done: float) -> float:
-    """From 1 to 0."""
-    if config.kind == "trapezoid":
-        return min((1 - done) / config.decay_share, 1.0)
-    if config.kind == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * done))
-    assert config.drop_step is not None
-    return float(step < config.drop_step)
+    fall = SCHEDULES[config.kind]
+    share = fall(config, step, begun) * fall(config, step, done)
+    return config.final_share + (1 - config.final_share) * share
 
 
 def planned_since(

@@ -1,6 +1,6 @@
-"""The truth about a model, before or after it is trained.
+"""What a model is and takes, before or after it is trained.
 
-In: the name of a recipe, a run, or a model folder, and knobs.  Out: `Truth`: its tree with shapes, its parameters,
+In: the name of a recipe, a run, or a model folder, and knobs.  Out: `Sizes`: its tree with shapes, its parameters,
 FLOPs, bytes at rest and in training, and which GPUs hold it; to read, each number with the arithmetic that it comes
 from, or as a dictionary. The model is built on the meta device, so three billion parameters take no memory.
 """
@@ -15,16 +15,17 @@ from typing import Any
 
 import torch
 
-from hornbook.base import files
 from hornbook.base.console import say, table
 from hornbook.base.errors import UserError
-from hornbook.base.settings import build, nearest
-from hornbook.model.folder import CONFIG, RUN, load_config, resolve
+from hornbook.base.settings import nearest
+from hornbook.base.stored import stored
+from hornbook.model.folder import CONFIG, load_config
 from hornbook.model.gpt import GPT, outline
 from hornbook.model.shapes import shape_of
 from hornbook.model.tree import Part, tree_of
 from hornbook.plan.gpus import GB, GPUS, Gpu
 from hornbook.recipes import RECIPES, compose, vocabulary_of
+from hornbook.runs.folder import RunFolder, resolve
 from hornbook.train.config import RunConfig, TrainConfig, override
 from hornbook.train.memory import TrainingMemory, training_memory
 
@@ -36,7 +37,7 @@ IN_BF16 = 2
 MOST_BYTES_OF_ANGLES = 10**9
 
 
-def find(name: str, knobs: Mapping[str, Any]) -> Truth:
+def find(name: str, knobs: Mapping[str, Any]) -> Sizes:
     """Of a recipe or a settings file, with knobs turned; of a run, as it is trained; of a model folder, as a run with
     our defaults would go on with it."""
     run = _run_of(name, knobs)
@@ -48,7 +49,7 @@ def find(name: str, knobs: Mapping[str, Any]) -> Truth:
         raise UserError(
             f"{name}: a context of {config.context:,} needs {size_in_words(angles)} of angles alone; take a shorter one"
         )
-    return Truth(name, run)
+    return Sizes(name, run)
 
 
 def _run_of(name: str, knobs: Mapping[str, Any]) -> RunConfig:
@@ -65,17 +66,10 @@ def _run_of(name: str, knobs: Mapping[str, Any]) -> RunConfig:
         raise UserError(f"--{knob.replace('_', '-')}: {name} has its shape already; only a recipe's can be changed")
     runs = [path, path.absolute().parent.parent] if (path / CONFIG).is_file() else [path]
     for run in runs:
-        if (run / RUN).is_file():
-            return override(_config_of(run), knobs)
+        if (folder := RunFolder(run)).has_record():
+            return override(stored(RunConfig, folder.record().config, folder.record_file), knobs)
     config = RunConfig(recipe=name, model=load_config(resolve(path)), train=TrainConfig(steps=1))
     return override(config, knobs)
-
-
-def _config_of(run: Path) -> RunConfig:
-    record = files.read_json(run / RUN).get("config")
-    if not isinstance(record, Mapping):
-        raise UserError(f"{run / RUN}: damaged; name one of the run's checkpoints in another place")
-    return build(RunConfig, record)
 
 
 def _with_vocabulary(name: str, config: RunConfig) -> RunConfig:
@@ -109,7 +103,7 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Truth:
+class Sizes:
     name: str
     run: RunConfig
 

@@ -13,7 +13,7 @@ from hornbook.base.console import Progress
 from hornbook.base.errors import UserError
 from hornbook.cli import main
 from hornbook.plan.gpus import GPUS
-from hornbook.plan.truth import Truth, find
+from hornbook.plan.sizes import Sizes, find
 from hornbook.recipes import RECIPES
 from hornbook.train.config import RunConfig
 from hornbook.train.start import fit
@@ -40,8 +40,8 @@ dtype = "DTYPE"
 
 
 @pytest.fixture
-def two_billion(tmp_path: Path) -> Callable[[str], Truth]:
-    def read(dtype: str = "float32") -> Truth:
+def two_billion(tmp_path: Path) -> Callable[[str], Sizes]:
+    def read(dtype: str = "float32") -> Sizes:
         path = tmp_path / "2b.toml"
         path.write_text(TWO_BILLION.replace("DTYPE", dtype))
         return find(str(path), {})
@@ -49,12 +49,12 @@ def two_billion(tmp_path: Path) -> Callable[[str], Truth]:
     return read
 
 
-def trainers(truth: Truth) -> set[str]:
+def trainers(truth: Sizes) -> set[str]:
     return {held.gpu.name for held in truth.gpus if held.as_dict()["trains_one_sequence_at_once"]}
 
 
 def test_two_billion_parameters_do_not_fit_the_card_that_their_page_names(
-    two_billion: Callable[[str], Truth],
+    two_billion: Callable[[str], Sizes],
 ) -> None:
     truth = two_billion("float32")
     assert truth.tree.parameters == 3_161_117_824

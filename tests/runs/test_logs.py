@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hornbook.base.logs import Following, Log, read_log
+from hornbook.runs.logs import Following, Log, read_log
 
 
 def entries(first: int, last: int, told: str = "") -> list[dict[str, Any]]:
@@ -73,7 +73,7 @@ def test_looking_again_reads_only_what_is_new(tmp_path: Path, monkeypatch: pytes
     following.more()
     parsed: list[bytes] = []
     loads = json.loads
-    monkeypatch.setattr("hornbook.base.logs.json.loads", lambda line: (parsed.append(line), loads(line))[1])
+    monkeypatch.setattr("hornbook.runs.logs.json.loads", lambda line: (parsed.append(line), loads(line))[1])
     write(path, entries(20_000, 20_003), length)
     assert following.more() == (False, entries(20_000, 20_003))
     assert len([line for line in parsed if line]) == 3

@@ -1,0 +1,52 @@
+"""What a run is about to do, in a few lines, before its first step.
+
+In: a `Run`.  Out: lines of its data, its model, its training and its folder, and what a person would hardly mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from hornbook.base.console import count, warn
+from hornbook.shards.prepare import changed_in_reading
+from hornbook.train.config import RunConfig
+from hornbook.train.loop import Run
+from hornbook.train.origin import Origin
+
+
+def introduce(run: Run, begin: Path | Origin | None) -> None:
+    config, model, machine, shards = run.config, run.config.model, run.machine, run.shards
+    train, val = shards.split_facts("train"), shards.split_facts("val")
+    threads = f", {machine.threads} threads" if machine.device == "cpu" else ""
+    lines = [
+        f"data      {shards.manifest['name']}: {count(train['tokens'])} tokens to train on, "
+        f"{count(val['tokens'])} to validate, {shards.manifest['tokenizer']} vocabulary of {shards.vocab_size:,}",
+        f"model     {count(model.n_params())} parameters: {model.n_layer} layers, {model.n_head} heads, "
+        f"width {model.n_embd}, context {model.context}",
+        f"training  {config.sequences * config.window:,} tokens a step ({config.sequences} x {config.window}), "
+        f"on {machine.name}, {machine.dtype}{threads}",
+        f"run       {run.folder} (Ctrl-C stops and saves)",
+    ]
+    lines[1:1] = (f"          {each}" for each in changed_in_reading(shards.manifest))
+    if isinstance(begin, Path):
+        lines.append(f"going on from {begin}, step {run.state.step}")
+        if run.planned.step == run.state.step:
+            lines.append(run.planned.told(config.schedule))
+    elif begin is not None:
+        lines.append(f"weights   those of {begin.folder}")
+    for line in lines:
+        run.progress.note(line)
+    for line in _doubts(config):
+        warn(line)
+
+
+def _doubts(config: RunConfig) -> Iterator[str]:
+    """What a person would hardly mean, though it was published so."""
+    if (share := config.schedule.final_share) > 1 and config.schedule.kind != "constant":
+        yield f"the learning rate rises to {share:g} times what it warms up to, as --schedule.final-share says"
+    if config.window < config.model.context and config.model.positions == "learned" and config.start_from is None:
+        yield (
+            f"places past {config.window} are never trained, as --train.context is; the model's context is "
+            f"{config.model.context}"
+        )

@@ -1,0 +1,100 @@
+"""How weights learn.
+
+In: batches of ids, and a learning-rate factor.  Out: changed weights, the loss, and the length of the gradients.
+Here are the weights in fp32, the copy of them that computes, the optimizer, and how many sequences are computed at
+once; a loop sees none of it. What is random in a step follows from the run's seed and the step's number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+
+from hornbook.base.machine import Machine, is_out_of_memory, mix_seed
+from hornbook.base.world import World
+from hornbook.model.compile import compiled_or_eager
+from hornbook.model.gpt import GPT
+from hornbook.train.config import RunConfig
+from hornbook.train.guard import smaller_micro_batch
+from hornbook.train.optim import Optimizer, clip_gradients
+from hornbook.train.precision import WorkingCopy
+from hornbook.train.recorded import Numbers, StepRecorder, Take
+
+# Where a step can be launched as one (recorded.py).
+RECORDED_ON = ("cuda",)
+
+
+class Learner:
+    def __init__(self, config: RunConfig, machine: Machine, world: World, micro_batch: int, compiled: bool) -> None:
+        self.micro_batch, self.compiled = micro_batch, compiled
+        self.weights_are_whole = True  # not in the middle of an update
+        self._config, self._machine, self._world = config, machine, world
+        self._device = machine.torch_device
+        torch.manual_seed(config.seed)
+        self.model = GPT(config.model).to(self._device).train()
+        self.optimizer = Optimizer(self.model, config.optim, machine.torch_dtype)
+        self._working = WorkingCopy(self.model, machine.torch_dtype)
+        self._seed = config.seed
+        self._take_step: Callable[[Take, float], Numbers] = self._step
+        if self._device.type in RECORDED_ON:
+            flops = config.sequences * config.window * config.model.flops_per_token(config.window)
+            self._take_step = StepRecorder(self._step, config.sequences, flops, self._device)
+
+    def prepare(self) -> None:
+        """Compile what computes, where that pays."""
+        while self.compiled:
+            try:
+                self._working.trunk = compiled_or_eager(self._working.model, (self.micro_batch, self._config.window))
+                return
+            except torch.OutOfMemoryError:
+                pass  # the error holds on to what was allocated, so go on only when it is gone
+            self.micro_batch = smaller_micro_batch(self.micro_batch, self._device)
+
+    def learn(self, take: Take, step: int, factor: float) -> Numbers:
+        """One step: the loss of its batch and the length of its gradients, once they have changed the weights."""
+        self._seed = mix_seed(self._config.seed, "step", step)
+        torch.manual_seed(self._seed)
+        return self._take_step(take, factor)
+
+    def _step(self, take: Take, factor: float | torch.Tensor) -> Numbers:
+        loss = self.gradients(take)
+        length = clip_gradients(list(self.model.parameters()), self._config.optim.clip)
+        # Decided on the device: what is not finite never reaches the weights, and nobody waits to know.
+        skip = 1 - (loss + length).isfinite().float()
+        self.weights_are_whole = self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        self.optimizer.step(factor, skip)
+        self.weights_are_whole = True
+        return loss, length
+
+    def gradients(self, take: Take) -> torch.Tensor:
+        """The loss of a batch, its gradients left on the model. Where memory runs out, again with smaller
+        micro-batches: each is weighed by its tokens, so that they add up to the gradients of the whole batch however it
+        is cut."""
+        sequences, context = self._config.sequences, self._config.window
+        while True:
+            try:
+                torch.manual_seed(self._seed)
+                self._working.refresh()
+                total = torch.zeros((), device=self._device)
+                for first in range(0, sequences, self.micro_batch):
+                    ids, targets = take(first, min(self.micro_batch, sequences - first))
+                    loss = self._working(ids, targets) / (sequences * context)
+                    loss.backward()
+                    self._working.collect_gradients()
+                    total += loss.detach()
+                return self._world.sum(total)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+            self.micro_batch = smaller_micro_batch(self.micro_batch, self._device)
+            self.prepare()
+
+    @contextlib.contextmanager
+    def at_rest(self) -> Iterator[GPT]:
+        """The model that computes, with the newest weights and without dropout."""
+        self._working.refresh()
+        self._working.model.eval()
+        yield self._working.model
+        self._working.model.train()

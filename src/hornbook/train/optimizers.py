@@ -1,0 +1,87 @@
+"""Which optimizers there are, and their knobs. No torch is imported, so that settings know their names without it.
+
+An optimizer is one entry in OPTIMIZERS: a function that tells by which rule, at which rate and with which decay a
+parameter learns. Where it brings a rule of its own, that is one class (see `Rule` in optim.py), named in RULES.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from hornbook.base.settings import Settings
+
+# Tables by token, of which a step touches few rows.
+LOOKED_UP = ("embedding.", "bigrams.", "values.")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that are treated alike."""
+
+    rule: str
+    lr: float
+    weight_decay: float
+
+
+# Of a parameter's name and number of axes.
+Grouping = Callable[[str, int, "OptimConfig"], Group]
+
+
+def _muon_for_matrices(name: str, axes: int, config: OptimConfig) -> Group:
+    if name.startswith("blocks.") and axes == 2:
+        return Group("muon", config.matrix_lr, config.weight_decay)
+    return Group("adamw", _adamw_lr(name, config), config.weight_decay if config.decay == "all" else 0.0)
+
+
+def _adamw_for_all(name: str, axes: int, config: OptimConfig) -> Group:
+    """Decay by role: matrices and embeddings shrink; norms and biases, which set scales, only if asked."""
+    decays = axes == 2 or config.decay == "all"
+    return Group("adamw", _adamw_lr(name, config), config.weight_decay if decays else 0.0)
+
+
+def _adamw_lr(name: str, config: OptimConfig) -> float:
+    return config.embedding_lr or config.lr if name.startswith(LOOKED_UP) else config.lr
+
+
+OPTIMIZERS: dict[str, Grouping] = {
+    "muon": _muon_for_matrices,
+    "adamw": _adamw_for_all,
+}
+RULES = {
+    "muon": "hornbook.train.muon:Muon",
+    "adamw": "hornbook.train.optim:AdamW",
+}
+if TYPE_CHECKING:
+    OptimizerName = str
+else:
+    OptimizerName = Literal[tuple(OPTIMIZERS)]
+
+
+class OptimConfig(Settings):
+    kind: OptimizerName = "muon"
+    """Muon for the matrices of the blocks and AdamW for the rest, or AdamW for all."""
+    lr: float = Field(3e-3, gt=0)
+    """AdamW's learning rate."""
+    embedding_lr: float | None = Field(None, gt=0)
+    """AdamW's learning rate for the embedding; `lr` when not given."""
+    matrix_lr: float = Field(0.02, gt=0)
+    """Muon's learning rate."""
+    momentum: float = Field(0.95, ge=0, lt=1)
+    """Muon's memory of past gradients."""
+    weight_decay: float = Field(0.1, ge=0)
+    """How fast weights shrink, times their learning rate."""
+    decay: Literal["matrices", "all"] = "matrices"
+    """What shrinks: matrices, save embeddings under Muon; or norms, biases and embeddings too, as torch's AdamW does by
+    itself."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """AdamW's memory of past gradients."""
+    beta2: float = Field(0.95, ge=0, lt=1)
+    """AdamW's memory of past squared gradients."""
+    eps: float = Field(1e-10, gt=0)
+    """Added to AdamW's root, against division by zero."""
+    clip: float | None = Field(1.0, gt=0)
+    """Gradients longer than this are shortened to it."""

@@ -1,0 +1,91 @@
+"""Does a run fit its text and its machine?
+
+In: a RunConfig, shards, a machine.  Out: the config with what only these can tell, how many sequences to compute at
+once, whether compiling pays; or a line that says what to take less of.
+"""
+
+from __future__ import annotations
+
+from hornbook.base.console import count
+from hornbook.base.errors import UserError
+from hornbook.base.machine import Machine
+from hornbook.model.gpt import outline
+from hornbook.shards.format import Shards
+from hornbook.train.config import RunConfig, override
+from hornbook.train.memory import training_memory
+
+# Weight, gradient, and what Muon remembers of it.
+LEAST_BYTES_OF_A_PARAMETER = 12
+# On a CPU few sequences are computed at once, for its caches' sake.
+CPU_TOKENS = 8192
+# Compiling takes about a minute, which a run must be long enough to win back.
+LEAST_SECONDS_TO_COMPILE = 600
+
+
+def fitted_to(shards: Shards, config: RunConfig) -> RunConfig:
+    """The config with the vocabulary of its data, or a UserError where the two do not go together."""
+    context, there = config.window, len(shards.split("train"))
+    if there <= context:
+        smaller, knob = max(there // 2, 2), "model" if config.start_from is None else "train"
+        raise UserError(
+            f"{config.data}: only {there} tokens to train on, a context of {context} needs more than that; "
+            f"take a longer text, or --{knob}.context {smaller}"
+        )
+    if shards.tokenizer.vocab_size != shards.vocab_size:
+        raise UserError(f"{shards.folder}: its tokenizer.json and manifest.json differ; prepare the text again")
+    if len(shards.split("val")) < 2:
+        raise UserError(
+            f"{config.data}: no text left for validation; take a longer text, or raise --shards.val-fraction"
+        )
+    asked = config.model.vocab_size
+    if asked is not None and not config.model.fits_vocabulary(shards.vocab_size):
+        raise UserError(
+            f"--model.vocab-size: {asked}, but the tokenizer has {shards.vocab_size} entries; "
+            "leave it out, or set --tokenizer.vocab-size"
+        )
+    return override(config, {"model": {"vocab_size": asked or shards.vocab_size}})
+
+
+def refuse_without_room(config: RunConfig, machine: Machine) -> None:
+    """Said at once, rather than after minutes of building what cannot be held."""
+    needed = LEAST_BYTES_OF_A_PARAMETER * config.model.n_params()
+    if needed > machine.memory_bytes:
+        raise UserError(
+            f"--model.n-embd: {count(float(config.model.n_params()))} parameters need {needed >> 30:,} GB to train, "
+            f"{machine.name} has {machine.memory_bytes >> 30:,}; lower it, or --model.n-layer"
+        )
+
+
+def first_micro_batch(config: RunConfig, machine: Machine) -> int:
+    """How many sequences to compute at once: what the user says, or as many as should fit; where they do not, the
+    learner halves it."""
+    if config.train.micro_batch is not None:
+        return min(config.train.micro_batch, config.sequences)
+    device, room = machine.torch_device.type, 0.8 * machine.memory_bytes
+    most = CPU_TOKENS // config.window if device == "cpu" else config.sequences
+    model, at_once = outline(config.model), config.sequences
+    while at_once > 1 and (
+        at_once > most or training_memory(config, model, at_once, machine.torch_dtype, device).bytes > room
+    ):
+        at_once = (at_once + 1) // 2
+    return at_once
+
+
+def is_to_be_compiled(config: RunConfig, machine: Machine, samples_per_epoch: int, before: bool | None) -> bool:
+    """As the user says, or as the run did before, which is part of being exact, or where it pays."""
+    if config.train.compile is not None:
+        return config.train.compile
+    return machine.can_compile and (_compiling_pays(config, machine, samples_per_epoch) if before is None else before)
+
+
+def _compiling_pays(config: RunConfig, machine: Machine, samples_per_epoch: int) -> bool:
+    knobs = config.train
+    if knobs.minutes is not None and knobs.minutes * 60 < LEAST_SECONDS_TO_COMPILE:
+        return False
+    ends = [samples_per_epoch * knobs.epochs * config.window] if knobs.epochs else []
+    ends += [knobs.steps * knobs.batch_tokens] if knobs.steps else []
+    ends += [knobs.tokens] if knobs.tokens else []
+    if not ends:
+        return True
+    seconds = min(ends) * config.model.flops_per_token() / (machine.peak_flops or 5e11) / 0.4
+    return seconds > LEAST_SECONDS_TO_COMPILE
