@@ -50,7 +50,7 @@ def texts(english: list[Path]) -> dict[str, bytes]:
 def prepare(path: Path, kind: str, folder: Path, stop_after: float | None = None) -> dict[str, Any]:
     """Seconds by the clock and of the processors; where it is stopped, seconds until it ended."""
     out = folder / "out"
-    command = [sys.executable, "-m", "hornbook.cli", "prepare", str(path), "--out", str(out / "shards")]
+    command = [sys.executable, "-m", "hornbook", "prepare", str(path), "--out", str(out / "shards")]
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     env = {**os.environ, "HORNBOOK_HOME": str(folder / "home")}
     with subprocess.Popen([*command, "--tokenizer.kind", kind], env=env, stdout=subprocess.DEVNULL) as child:

@@ -36,7 +36,7 @@ RULES = WAYS["drawn"]
 
 @contextlib.contextmanager
 def serving(folder: Path, dtype: str) -> Iterator[str]:
-    words = [sys.executable, "-m", "hornbook.cli", "serve", str(folder), "--port", "0", "--dtype", dtype]
+    words = [sys.executable, "-m", "hornbook", "serve", str(folder), "--port", "0", "--dtype", dtype]
     process = subprocess.Popen([*words, "--device", "cpu"], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

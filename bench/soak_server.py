@@ -59,7 +59,7 @@ WORDS = ("the", "a", "king", "said", "once", "upon", "time", "little", "and", "r
 def begin(model: Path) -> tuple[subprocess.Popen[str], str]:
     """The server, and its address."""
     words = ["serve", str(model), "--port", "0", "--rows", str(ROWS), "--queue", str(QUEUE)]
-    command = [sys.executable, "-m", "hornbook.cli", *words, "--device", "cpu", "--dtype", "float32"]
+    command = [sys.executable, "-m", "hornbook", *words, "--device", "cpu", "--dtype", "float32"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     for line in server.stdout:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -100,10 +99,6 @@ class Handler(BaseHTTPRequestHandler):
         return int(text.removeprefix("bytes=").removesuffix("-")) if text else 0
 
 
-def etag(body: bytes) -> str:
-    return f'"{hashlib.md5(body).hexdigest()}"'
-
-
 def honest(at: Handler, body: bytes) -> None:
     answer(at, body, body)
 
@@ -111,17 +106,15 @@ def honest(at: Handler, body: bytes) -> None:
 def answer(at: Handler, body: bytes, sent: bytes, most: int | None = None) -> None:
     """What an honest server would say of `body`, and at most `most` bytes of `sent`."""
     start = at.start_asked_for()
-    if at.asked.headers.get("if-range", etag(body)) != etag(body):
-        start = 0
     if start >= len(body) > 0 and start:
         at.head(416, Content_Range=f"bytes */{len(body)}", Content_Length=0)
         return
     rest = sent[start:]
     if start:
         span = f"bytes {start}-{len(body) - 1}/{len(body)}"
-        at.head(206, Content_Range=span, Content_Length=len(body) - start, ETag=etag(body))
+        at.head(206, Content_Range=span, Content_Length=len(body) - start)
     else:
-        at.head(200, Content_Length=len(body), ETag=etag(body))
+        at.head(200, Content_Length=len(body))
     at.send(rest if most is None else rest[:most])
 
 
@@ -140,7 +133,7 @@ def stall_after(count: int, seconds: float = 30.0) -> Trick:
 
 def trickle(piece: int, every_seconds: float) -> Trick:
     def trick(at: Handler, body: bytes) -> None:
-        at.head(200, Content_Length=len(body), ETag=etag(body))
+        at.head(200, Content_Length=len(body))
         for start in range(0, len(body), piece):
             at.send(body[start : start + piece])
             if at.server.closing.wait(every_seconds):
@@ -157,7 +150,7 @@ def range_of_another_place(at: Handler, body: bytes) -> None:
     start = at.start_asked_for()
     other = max(start - 7, 0)
     span = f"bytes {other}-{len(body) - 1}/{len(body)}"
-    at.head(206, Content_Range=span, Content_Length=len(body) - other, ETag=etag(body))
+    at.head(206, Content_Range=span, Content_Length=len(body) - other)
     at.send(body[other:])
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,7 @@ SMALL = [f"--model.{name}={size}" for name, size in SIZES.items()] + ["--train.s
 
 def run(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "hornbook.cli", *words], cwd=cwd, capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "hornbook", *words], cwd=cwd, capture_output=True, text=True, timeout=120
     )
 
 
@@ -49,6 +51,12 @@ def test_help_answers_at_once_and_does_not_import_torch() -> None:
     assert done.stdout.endswith("False False\n")
     # Half a second, unless Python alone takes more than the tenth of one that it takes on an idle processor.
     assert min(times) < max(0.5, 5 * min(plain)), (times, plain)
+
+
+def test_the_version_is_told_with_torch_s_and_the_device() -> None:
+    told = run("--version").stdout.splitlines()
+    assert told[0] == f"hornbook {version('hornbook')}"
+    assert re.match(rf"torch {re.escape(version('torch'))} on (cpu|cuda|mps): .+, (float32|bfloat16)$", told[1])
 
 
 def test_settings_recipes_and_corpora_do_not_wait_for_torch() -> None:

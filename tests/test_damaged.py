@@ -438,7 +438,7 @@ def test_a_real_command_ends_with_exit_code_2_and_one_line(
     path = tmp_path / name
     path.write_bytes(path.read_bytes()[:-100] if path.exists() else b"[train]\nsteps = \n")
     there = set(tmp_path.rglob("*"))
-    command = [sys.executable, "-m", "hornbook.cli", *(word.format(root=tmp_path) for word in words)]
+    command = [sys.executable, "-m", "hornbook", *(word.format(root=tmp_path) for word in words)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=100)
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()

@@ -33,6 +33,7 @@ FLOORS = {
     "plan": 8,
     "cli": 9,
     "": 9,  # hornbook itself, the Python door
+    "__main__": 10,  # python -m hornbook
 }
 STAGES = ("files.staged_folder(", "files.staged_file(", "files.open_to_write(", "unfinished_folder(")
 # A library writes by itself here: into a staged folder that was handed in, or into memory.

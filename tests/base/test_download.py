@@ -19,7 +19,7 @@ import hostile
 from hornbook.base import download, files
 from hornbook.base.console import Progress
 from hornbook.base.errors import LONGEST_LINE, HornbookError, MachineError, UserError
-from hornbook.base.unfinished import Partial
+from hornbook.base.ours import PARTIAL, hidden
 
 BODY = random.Random(1).randbytes(300_000)
 SHA = hashlib.sha256(BODY).hexdigest()
@@ -117,12 +117,11 @@ def test_a_cut_connection_goes_on_where_it_stopped(server: hostile.Server, tmp_p
     server.tricks = [hostile.cut_after(100_000), hostile.cut_after(50_000)]
     assert fetch(server, tmp_path).read_bytes() == BODY
     assert [asked.headers.get("range") for asked in server.asked] == [None, "bytes=100000-", "bytes=150000-"]
-    assert server.asked[1].headers["if-range"] == hostile.etag(BODY)
     assert sum(asked.sent for asked in server.asked) == len(BODY)
 
 
 def test_a_file_that_changed_meanwhile_is_begun_anew(server: hostile.Server, tmp_path: Path) -> None:
-    """The half that is there belongs to the file of before; a server that knows If-Range sends the new one whole."""
+    """The half that is there belongs to the file of before."""
     server.contents["/f"] = BODY[::-1]
     server.tricks = [hostile.cut_after(100_000)] + [hostile.nothing_said] * download.ATTEMPTS
     with pytest.raises(MachineError, match="100k bytes are kept"):
@@ -168,13 +167,6 @@ def test_a_server_that_never_mends_is_given_up_in_one_line(
     assert len(caught.value.mistakes) == 1
     assert len(server.asked) <= download.ATTEMPTS + 1
     assert not (tmp_path / "f.bin").exists()
-
-
-def test_a_trickle_counts_as_a_stall(server: hostile.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "LEAST_BYTES_PER_SECOND", 10_000)
-    server.tricks = [hostile.trickle(1, 0.05)] * download.ATTEMPTS
-    with pytest.raises(MachineError, match="next to nothing"):
-        fetch(server, tmp_path)
 
 
 def test_what_is_there_is_not_asked_for_again(server: hostile.Server, tmp_path: Path) -> None:
@@ -239,16 +231,6 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(name: str, server: hosti
     assert server.asked == []
 
 
-def test_the_name_is_ours_whatever_the_server_calls_it(server: hostile.Server, tmp_path: Path) -> None:
-    def named(at: hostile.Handler, body: bytes) -> None:
-        at.head(200, Content_Length=len(body), Content_Disposition='attachment; filename="../../evil"')
-        at.send(body)
-
-    server.tricks = [named]
-    fetch(server, tmp_path / "inner")
-    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"f.bin", ".lock-f.bin"}
-
-
 def test_eight_at_once_fetch_it_once(server: hostile.Server, tmp_path: Path) -> None:
     waited_for, said = threading.Event(), list[str]()
 
@@ -283,17 +265,6 @@ def test_eight_at_once_fetch_it_once(server: hostile.Server, tmp_path: Path) -> 
     assert leftovers(tmp_path) == []
 
 
-def test_threads_at_once_fetch_it_once(server: hostile.Server, tmp_path: Path) -> None:
-    got: list[bytes] = []
-    threads = [threading.Thread(target=lambda: got.append(fetch(server, tmp_path).read_bytes())) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert got == [BODY] * 8
-    assert len(server.asked) == 1
-
-
 def test_a_killed_process_is_gone_on_from(server: hostile.Server, tmp_path: Path) -> None:
     server.tricks = [hostile.trickle(20_000, 0.05)]
     code = (
@@ -301,7 +272,7 @@ def test_a_killed_process_is_gone_on_from(server: hostile.Server, tmp_path: Path
         f"download.fetch({server.url('/f')!r}, Path({str(tmp_path)!r}), 'f.bin', sha256={SHA!r})"
     )
     child = subprocess.Popen([sys.executable, "-c", code])
-    partial = Partial(tmp_path / "f.bin").path
+    partial = tmp_path / hidden(PARTIAL, "f.bin")
     while not partial.exists() or partial.stat().st_size < 60_000:
         assert child.poll() is None
         time.sleep(0.005)
@@ -328,7 +299,8 @@ def test_a_crash_at_any_step_loses_nothing(
         child.join()
         final = folder / "f.bin"
         assert not final.exists() or final.read_bytes() == BODY
-        had = Partial(final).size() if folder.exists() and not final.exists() else 0
+        partial = folder / hidden(PARTIAL, "f.bin")
+        had = partial.stat().st_size if partial.exists() else 0
         before = len(server.asked)
         assert fetch(server, folder).read_bytes() == BODY
         assert sum(asked.sent for asked in server.asked[before:]) in (0, len(BODY) - had)
@@ -364,7 +336,7 @@ def test_a_full_disk_is_told_before_the_transfer(
     server: hostile.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "free_bytes", lambda path: 1000)
-    with pytest.raises(MachineError, match="300k bytes to fetch and 1k free; make room, or set HORNBOOK_HOME"):
+    with pytest.raises(MachineError, match=r"300k more bytes do not fit on the disk, with 1k free .*HORNBOOK_HOME"):
         fetch(server, tmp_path)
     assert server.asked[0].sent <= len(BODY)
     assert list(tmp_path.glob("[!.]*")) == []

@@ -346,7 +346,7 @@ def test_a_damaged_folder_is_refused(model: Path) -> None:
 
 
 def test_an_unknown_kind_is_told(model: Path) -> None:
-    with pytest.raises(UserError, match="as f32, f16, q8_0, bf16, not as q4_k"):
+    with pytest.raises(UserError, match="as f16, f32, q8_0, bf16, not as q4_k"):
         export_gguf(model, model.parent / "a.gguf", "q4_k")
 
 

@@ -19,7 +19,7 @@ from hornbook.exchange.imports import import_model, is_hub_name
 from hornbook.model.folder import load_model
 from hornbook.train.origin import Origin
 
-SIZES = Sizes()
+SIZES, WIDER = Sizes(), Sizes(n_embd=48)
 Letters = Callable[[int], Path]
 
 
@@ -33,13 +33,18 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[hostile.Ser
         yield running
 
 
-def publish(hub: hostile.Server, name: str, folder: Path) -> None:
+COMMIT, LATER = "a" * 40, "b" * 40
+
+
+def publish(hub: hostile.Server, name: str, folder: Path, commit: str = COMMIT, branch: str = "main") -> None:
+    """As it is at a commit, to which a branch then points."""
     for path in folder.iterdir():
         body = path.read_bytes()
-        at = f"/{name}/resolve/main/{path.name}"
-        hub.contents[at] = body
         tag = {"X-Linked-Etag": f'"{hashlib.sha256(body).hexdigest()}"', "X-Linked-Size": str(len(body))}
-        hub.heads[at] = {"Location": hub.url(at), **tag}
+        for revision in (commit, branch):
+            at = f"/{name}/resolve/{revision}/{path.name}"
+            hub.heads[at] = tag | {"X-Repo-Commit": commit}
+        hub.contents[f"/{name}/resolve/{commit}/{path.name}"] = body
 
 
 def published(hub: hostile.Server, name: str, letters: Letters, folder: Path) -> Path:
@@ -85,13 +90,91 @@ def test_what_is_not_read_here_is_told_before_gigabytes_are_fetched(hub: hostile
 
 def test_wrong_bytes_and_absent_models_are_one_line(hub: hostile.Server, letters: Letters, tmp_path: Path) -> None:
     published(hub, "me/tiny", letters, tmp_path / "there")
-    at = "/me/tiny/resolve/main/model.safetensors"
+    at = f"/me/tiny/resolve/{COMMIT}/model.safetensors"
     hub.contents[at] = hub.contents[at][::-1]
     with pytest.raises(MachineError, match="does not send the right file"):
         import_model("me/tiny", tmp_path / "out")
     with pytest.raises(UserError, match="404"):
         import_model("me/nothing", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def push(hub: hostile.Server, name: str, letters: Letters, folder: Path) -> Path:
+    """Other weights of another size, under the same branch."""
+    written("shakespeare-124m huggingface", weights(SYSTEMS["shakespeare-124m"], WIDER, 2), WIDER, folder)
+    (folder / "tokenizer.json").write_bytes((letters(61) / "tokenizer.json").read_bytes())
+    publish(hub, name, folder, LATER)
+    return folder
+
+
+def same(one: Path, other: Path) -> bool:
+    left, right = load_model(one).state_dict(), load_model(other).state_dict()
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_an_import_that_was_cut_off_never_mixes_two_commits(
+    hub: hostile.Server, letters: Letters, tmp_path: Path
+) -> None:
+    published(hub, "me/tiny", letters, tmp_path / "there")
+    weights_at = f"/me/tiny/resolve/{COMMIT}/model.safetensors"
+    body = hub.contents.pop(weights_at)
+    with pytest.raises(UserError):  # after its config had come
+        import_model("me/tiny", tmp_path / "out")
+    hub.contents[weights_at] = body
+    later = push(hub, "me/tiny", letters, tmp_path / "later")
+    import_model("me/tiny", tmp_path / "out")
+    import_model(str(later), tmp_path / "same")
+    assert same(tmp_path / "out", tmp_path / "same")
+    import_model(f"me/tiny@{COMMIT}", tmp_path / "older")
+    assert load_model(tmp_path / "older").config.n_embd == SIZES.n_embd
+
+
+def test_a_branch_is_looked_up_again_and_without_a_network_is_what_it_was(
+    hub: hostile.Server,
+    letters: Letters,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    published(hub, "me/tiny", letters, tmp_path / "there")
+    import_model("me/tiny", tmp_path / "one")
+    import_model(f"me/tiny@{COMMIT}", tmp_path / "pinned")
+    with monkeypatch.context() as offline:
+        for name, value in (("HF_ENDPOINT", "http://127.0.0.1:9"), ("HF_HUB_OFFLINE", "1")):
+            offline.setenv(name, value)
+            capsys.readouterr()
+            import_model("me/tiny", tmp_path / name)
+            said = capsys.readouterr()
+            assert f"taken as it was when it was fetched, at commit {COMMIT[:8]}" in said.out + said.err
+            assert same(tmp_path / name, tmp_path / "one")
+            import_model(f"me/tiny@{COMMIT}", tmp_path / f"pinned {name}")
+            with pytest.raises(MachineError, match=r"name a folder that is here|HF_HUB_OFFLINE") as caught:
+                import_model("me/another", tmp_path / "out")
+            assert "--data" not in str(caught.value)
+    push(hub, "me/tiny", letters, tmp_path / "later")
+    import_model("me/tiny", tmp_path / "two")
+    assert not same(tmp_path / "two", tmp_path / "one")
+
+
+def test_a_model_that_was_renamed_is_found_and_proven(hub: hostile.Server, letters: Letters, tmp_path: Path) -> None:
+    published(hub, "me/new", letters, tmp_path / "there")
+    for at in list(hub.heads):
+        hub.heads[at.replace("/me/new/", "/me/old/")] = {"Location": at}
+    at = f"/me/old/resolve/{COMMIT}/model.safetensors"
+    for path in (tmp_path / "there").iterdir():
+        hub.contents[f"/me/old/resolve/{COMMIT}/{path.name}"] = path.read_bytes()
+    hub.contents[at] = hub.contents[at][::-1]
+    with pytest.raises(MachineError, match="does not send the right file"):
+        import_model("me/old", tmp_path / "out")
+
+
+def test_a_failed_fetch_of_a_model_does_not_advise_to_train_on_text(
+    hub: hostile.Server, letters: Letters, tmp_path: Path
+) -> None:
+    published(hub, "me/tiny", letters, tmp_path / "there")
+    hub.tricks = [hostile.busy] * 20
+    with pytest.raises(MachineError, match=r"503.*name a folder that is here"):
+        import_model("me/tiny", tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -126,9 +209,9 @@ def test_a_run_can_begin_with_a_name_on_the_hub(hub: hostile.Server, letters: Le
     origin = Origin.find("me/tiny-gpt")
     ours, theirs = load_model(origin.folder).state_dict(), load_model(folder).state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    asked = len(hub.asked)
+    hub.asked.clear()
     assert Origin.find("me/tiny-gpt").folder == origin.folder
-    assert len(hub.asked) == asked, "it is kept"
+    assert [asked.path for asked in hub.asked] == ["HEAD /me/tiny-gpt/resolve/main/config.json"], "it is kept"
     (origin.folder / "model.safetensors").write_bytes(b"damaged")
     assert Origin.find("me/tiny-gpt").folder == origin.folder
     assert load_model(origin.folder).config == origin.model

@@ -41,7 +41,7 @@ def test_what_was_found_is_said_and_it_speaks(
 ) -> None:
     def hornbook(*words: str) -> str:
         if form == "nanogpt":
-            command = [sys.executable, "-m", "hornbook.cli", *words]
+            command = [sys.executable, "-m", "hornbook", *words]
             return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
         assert cli.main([*words]) == 0
         return capsys.readouterr().out

@@ -172,7 +172,7 @@ class Terminal:
 
     def __init__(self, folder: Path, home: Path, *more: str, max_tokens: int = 5) -> None:
         self._master, slave = pty.openpty()
-        words = [sys.executable, "-m", "hornbook.cli", "generate", str(folder)]
+        words = [sys.executable, "-m", "hornbook", "generate", str(folder)]
         words += ["--max-tokens", str(max_tokens), "--device", "cpu", *more]
         environment = os.environ | {"HORNBOOK_HOME": str(home), "TERM": "dumb"}
         self.process = subprocess.Popen(words, stdin=slave, stdout=slave, stderr=slave, env=environment)

@@ -153,7 +153,7 @@ def test_a_cancelled_request_in_the_queue_frees_its_place_at_once(slow_engine: C
         engine.submit(waits.job)
         with pytest.raises(RefusedError) as refused:
             engine.submit(Listener(engine.speaker).job)
-        assert (refused.value.outcome, 1 <= refused.value.retry_after <= 60) == ("full", True)
+        assert refused.value.outcome == "full"
         engine.cancel(waits.job)
         assert waits.outcomes == ["cancelled"]
         assert not waits.added

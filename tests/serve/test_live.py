@@ -45,7 +45,7 @@ def start() -> Iterator[Start]:
     started: list[subprocess.Popen[str]] = []
 
     def begin(*words: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "hornbook.cli", *words]
+        command = [sys.executable, "-m", "hornbook", *words]
         process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,

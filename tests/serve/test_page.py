@@ -82,7 +82,7 @@ def runs(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def site(browser: Browser, runs: Path) -> Iterator[str]:
     """The address of a server of all three. Asks for the browser first: without one, nothing need be trained."""
-    command = [sys.executable, "-m", "hornbook.cli", "serve", "--port", "0", *(str(runs / name) for name in SERVED)]
+    command = [sys.executable, "-m", "hornbook", "serve", "--port", "0", *(str(runs / name) for name in SERVED)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         said = []

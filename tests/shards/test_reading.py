@@ -127,7 +127,7 @@ def test_a_pattern_and_standard_input_are_prepared_as_the_files_are(tmp_path: Pa
     for name, stdin in [("files", None), (str(tmp_path / "*.jsonl.gz"), None), ("-", both)]:
         paths = [str(tmp_path / f"{part}.jsonl.gz") for part in (0, 1)] if name == "files" else [name]
         more = ["--text.format", "jsonl"] if stdin else []
-        command = [sys.executable, "-m", "hornbook.cli", "prepare", *paths, "--tokenizer.kind", "byte", "--json", *more]
+        command = [sys.executable, "-m", "hornbook", "prepare", *paths, "--tokenizer.kind", "byte", "--json", *more]
         done = subprocess.run(command, input=stdin, capture_output=True, check=True, timeout=100)
         made[name] = json.loads(done.stdout.splitlines()[-1])
     assert len({each["fingerprint"] for each in made.values()}) == 1

@@ -30,7 +30,7 @@ def preparing(source: str, kind: str, folder: Path) -> Iterator[subprocess.Popen
     signal.signal(
         signal.SIGINT, signal.default_int_handler
     )  # where it is ignored, as in a shell's background, so it is there
-    command = [sys.executable, "-m", "hornbook.cli", "prepare", source, "--out", str(folder / "out" / "shards")]
+    command = [sys.executable, "-m", "hornbook", "prepare", source, "--out", str(folder / "out" / "shards")]
     with subprocess.Popen(
         [*command, "--tokenizer.kind", kind],
         env={**os.environ, "HORNBOOK_HOME": str(folder / "home")},

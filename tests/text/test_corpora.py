@@ -374,7 +374,7 @@ def test_wrong_bytes_of_the_right_size_end_a_command_in_one_line(server: hostile
     repository, revision, path = file.hub_parts()
     server.contents[f"/datasets/{repository}/resolve/{revision}/{path}"] = b"x" * file.bytes
     done = subprocess.run(
-        [sys.executable, "-m", "hornbook.cli", "prepare", "wikitext-2:split=test"],
+        [sys.executable, "-m", "hornbook", "prepare", "wikitext-2:split=test"],
         env={**os.environ, "HF_ENDPOINT": server.url("")},
         capture_output=True,
         text=True,

@@ -334,7 +334,7 @@ ONE_OF_EACH = [
 )
 def test_a_real_command_ends_like_that_too(name: str, data: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(data)
-    command = [sys.executable, "-m", "hornbook.cli", "prepare", str(tmp_path / name)]
+    command = [sys.executable, "-m", "hornbook", "prepare", str(tmp_path / name)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=100)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()

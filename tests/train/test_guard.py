@@ -148,6 +148,7 @@ class SmallMemory:
 
     def wrap(self, learner: Learner) -> None:
         """In place of `Learner.prepare`."""
+        vars(learner._working.model).pop("hidden", None)
         hidden = learner._working.model.hidden
 
         def tried(ids: torch.Tensor, cache: Any = None) -> torch.Tensor:

@@ -37,7 +37,7 @@ def child() -> Iterator[Start]:
     started: list[subprocess.Popen[str]] = []
 
     def start(*words: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "hornbook.cli", *words]
+        command = [sys.executable, "-m", "hornbook", *words]
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"MPLBACKEND": "agg"}
         )
@@ -134,7 +134,7 @@ def test_a_run_outlives_those_who_listen(lost: str, short_text: Path, tmp_path: 
     if lost == "terminal":
         config = config.with_(train={"steps": 100_000, "save_every_steps": None}, schedule={"kind": "constant"})
     ours, theirs = pty.openpty() if lost == "terminal" else os.pipe()
-    command = [sys.executable, "-m", "hornbook.cli", "train", *knob_words(config), f"--out={run}"]
+    command = [sys.executable, "-m", "hornbook", "train", *knob_words(config), f"--out={run}"]
     process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=os.environ | {"MPLBACKEND": "agg"})
     try:
         os.close(theirs)

@@ -17,17 +17,17 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from email.message import Message
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
+from urllib.request import Request
 
-from hornbook.base import files
+from hornbook.base import files, ours
 from hornbook.base.console import Progress, count, duration
 from hornbook.base.errors import MachineError, UserError
-from hornbook.base.unfinished import Partial, turn_at
+from hornbook.base.room import LARGER_DISK, Room
+from hornbook.base.unfinished import AGAIN, turn_at
 
 STALL_SECONDS = 30.0
-LEAST_BYTES_PER_SECOND = 100
 ATTEMPTS = 5  # in a row that bring next to nothing
 RESTARTS = 3  # from the first byte, because what came was not the file
 LONGEST_PAUSE_SECONDS = 60.0
@@ -54,7 +54,6 @@ def fetch(
     if sha256 is None and size is None and check is None:
         raise ValueError(f"{url}: nothing is known by which the file could be told from another")
     final = place(folder, name)
-    partial = Partial(final)
     progress = progress or Progress(live=False)
     if is_there(final, size):
         return final
@@ -65,7 +64,8 @@ def fetch(
         if not is_there(final, size):
             if os.path.lexists(final):  # none of ours, which had its size proven; or the disk has damaged it
                 files.set_aside(final, "is not the file that is fetched by this name")
-            _Transfer(url, partial, sha256, size, check, dict(headers or {}), progress, otherwise).run()
+            with files.disk_trouble_named(final, AGAIN):
+                _Transfer(url, final, sha256, size, check, headers or {}, progress, otherwise).run()
     return final
 
 
@@ -99,150 +99,104 @@ class _WrongFileError(Exception):
 @dataclass
 class _Transfer:
     url: str
-    partial: Partial
+    final: Path
     sha256: str | None
     size: int | None
     check: Callable[[Path], str | None] | None
-    headers: dict[str, str]
+    headers: Mapping[str, str]
     progress: Progress
     otherwise: str
-    ranges_work: bool = True
     received: int = 0
     began: float = field(default_factory=time.monotonic)
 
     @property
-    def name(self) -> str:
-        return self.partial.final.name
+    def partial(self) -> Path:
+        """What has come of it, until all of it is there and proven."""
+        return self.final.with_name(ours.hidden(ours.PARTIAL, self.final.name))
 
     @property
     def host(self) -> str:
         return urllib.parse.urlsplit(self.url).netloc.rpartition("@")[2]
 
     def run(self) -> None:
-        fruitless = restarts = 0
+        name, fruitless, restarts = self.final.name, 0, 0
         while True:
-            before = self.partial.size()
+            before = self._kept_bytes()
             try:
-                self._receive()
+                self._receive(before)
                 self._prove()
                 break
             except _WrongFileError as error:
-                self.partial.discard()
+                files.remove(self.partial)
                 restarts += 1
                 if restarts >= RESTARTS:
                     raise MachineError(
-                        f"{self.name}: {self.host} does not send the right file ({error}); "
+                        f"{name}: {self.host} does not send the right file ({error}); "
                         "none of it was kept; try again later"
                     ) from None
                 _pause(0.1)
             except _CutError as error:
-                gained = self.partial.size() - before
-                worthwhile = self.sha256 is not None and gained >= min(WORTHWHILE_BYTES, (self.size or 1 << 30) // 100)
+                kept = self._kept_bytes()
+                worthwhile = kept - before >= min(WORTHWHILE_BYTES, (self.size or 1 << 30) // 100 + 1)
                 fruitless = 0 if worthwhile else fruitless + 1
                 if fruitless >= ATTEMPTS or (error.hopeless and not self.received):
-                    kept = f"{count(self.partial.size())} bytes are kept; " if self.partial.size() else ""
+                    told = f"{count(kept)} bytes are kept; " if kept else ""
                     raise MachineError(
-                        f"{self.name}: cannot be fetched from {self.host} ({error}); {kept}"
+                        f"{name}: cannot be fetched from {self.host} ({error}); {told}"
                         f"try again with a network, or {self.otherwise}"
                     ) from None
-                pause = 0.25 * 2**fruitless if error.wait is None else error.wait
-                self.progress.update(f"fetching {self.name}: {error}; trying again")
-                _pause(min(pause, LONGEST_PAUSE_SECONDS))
-        self.partial.finish()
+                self.progress.update(f"fetching {name}: {error}; trying again")
+                _pause(min(0.25 * 2**fruitless if error.wait is None else error.wait, LONGEST_PAUSE_SECONDS))
+        files.sync_file(self.partial)
+        files.rename(self.partial, self.final)
+        files.sync_folder(self.final.parent)
 
-    def _receive(self) -> None:
+    def _kept_bytes(self) -> int:
+        """How many bytes of earlier tries there are to go on from. Without a hash nothing would prove that the pieces
+        belong together."""
+        have = self.partial.stat().st_size if self.partial.is_file() else 0
+        if have and (self.sha256 is None or (self.size is not None and have > self.size)):
+            files.remove(self.partial)
+            return 0
+        return have
+
+    def _receive(self, have: int) -> None:
         """All that is missing, in one connection."""
-        have = self._kept_bytes()
         if have and have == self.size:
             return
-        request = urllib.request.Request(self.url, headers=self._request_headers(have))
+        # Not compressed on the way: ranges and sizes are those of the file itself.
+        headers = {"User-Agent": "hornbook", **self.headers, "Accept-Encoding": "identity"}
+        if have:
+            headers["Range"] = f"bytes={have}-"
+        request = Request(self.url, headers=headers)
         try:
             response = urllib.request.build_opener(Redirects()).open(request, timeout=STALL_SECONDS)
         except urllib.error.HTTPError as error:
             error.close()
-            self._refused(error, have)
-            return
+            raise _refusal(error) from None
         except (OSError, http.client.HTTPException, ValueError) as error:
             reason = getattr(error, "reason", error)
             hopeless = isinstance(reason, (socket.gaierror, ssl.SSLCertVerificationError, ConnectionRefusedError))
             raise _CutError(in_words(reason), hopeless) from None
         with response:
-            have, total = self._begin(response, have)
-            self._store(response, have, total)
-
-    def _kept_bytes(self) -> int:
-        """How many bytes of earlier tries are worth going on from. Without a hash nothing would prove that the pieces
-        belong together."""
-        have = self.partial.size()
-        if have and have == self.size and self.sha256:
-            return have
-        notes = self.partial.notes() if have else {}
-        fits = notes.get("sha256") == self.sha256 and (self.size is None or have < self.size)
-        if have and not (self.sha256 and self.ranges_work and fits):
-            self.partial.discard()
-            return 0
-        return have
-
-    def _request_headers(self, have: int) -> dict[str, str]:
-        # Not compressed on the way: ranges and sizes are those of the file itself.
-        headers = {"User-Agent": "hornbook"} | self.headers | {"Accept-Encoding": "identity"}
-        if have:
-            headers["Range"] = f"bytes={have}-"
-            notes = self.partial.notes()
-            if notes.get("validator") and notes.get("url") == self.url:
-                headers["If-Range"] = notes["validator"]
-        return headers
-
-    def _refused(self, error: urllib.error.HTTPError, have: int) -> None:
-        """An answer without the file; returns where that means that all of it is here."""
-        code = error.code
-        if code == 416 and have:
-            if error.headers.get("Content-Range", "").strip() == f"bytes */{have}":
-                return
-            self.ranges_work = False
-            raise _WrongFileError("the rest that is asked for does not exist")
-        if code in (408, 425, 429) or code >= 500:
-            wait = error.headers.get("Retry-After", "")
-            raise _CutError(f"{code} {error.reason}", wait=float(wait) if wait.isdecimal() else None)
-        if 300 <= code < 400:
-            raise UserError(f"{self.url}: redirects that lead nowhere ({code})")
-        if code in (401, 403):
-            raise UserError(f"{self.url}: {code} {error.reason}; it may need an account: hf auth login, or HF_TOKEN")
-        raise UserError(f"{self.url}: {code} {error.reason}; nothing to fetch there")
-
-    def _begin(self, response: Any, have: int) -> tuple[int, int | None]:
-        """Where the answer's bytes belong, and how long the file will be."""
-        length = response.headers.get("Content-Length", "")
-        total = int(length) if length.isdecimal() else None
-        validator = _validator(response.headers)
-        if response.status == 206:
-            start, whole = _content_range(response.headers.get("Content-Range", ""))
-            known = self.partial.notes().get("validator")
-            if not have or start != have or (known and validator and known != validator):
-                self.ranges_work = start == have  # else it does not keep to what is asked of it
-                raise _WrongFileError("it answers with other bytes than were asked for")
-            total = whole if whole is not None else (have + total if total is not None else None)
-        elif response.status == 200:
-            notes = {"url": self.url, "sha256": self.sha256, "validator": validator}
-            self.partial.begin(notes)
-            have = 0
-        else:
-            raise _WrongFileError(f"status {response.status}")
-        if None not in (total, self.size) and total != self.size:
-            raise _WrongFileError(f"{total:,} bytes are announced instead of {self.size:,}")
-        missing = (total or self.size or 0) - have
-        free = files.free_bytes(self.partial.final.parent)
-        if missing > free:
-            raise MachineError(
-                f"{self.name}: {count(float(missing))} bytes to fetch and {count(float(free))} free; "
-                "make room, or set HORNBOOK_HOME to a folder on a larger disk"
-            )
-        return have, total if total is not None else self.size
+            length = response.headers.get("Content-Length", "")
+            if response.status == 206:
+                span, _, length = response.headers.get("Content-Range", "").partition("/")
+                if not have or not span.startswith(f"bytes {have}-"):
+                    raise _WrongFileError("it answers with other bytes than were asked for")
+            elif response.status == 200:
+                have = 0
+            else:
+                raise _WrongFileError(f"status {response.status}")
+            total = int(length) if length.isdecimal() else None
+            if None not in (total, self.size) and total != self.size:
+                raise _WrongFileError(f"{total:,} bytes are announced instead of {self.size:,}")
+            self._store(response, have, total if total is not None else self.size)
 
     def _store(self, response: Any, have: int, total: int | None) -> None:
+        Room(self.final.parent).ask((total or 0) - have, self.final.name, LARGER_DISK)
         most = MOST_BYTES_UNANNOUNCED if total is None else total
-        window_began, window_bytes = time.monotonic(), 0
-        with self.partial.appending() as append:
+        with files.open_to_write(self.partial, "ab" if have else "wb", buffering=0) as file:
             while True:
                 try:
                     piece = response.read1(PIECE_BYTES)
@@ -252,16 +206,10 @@ class _Transfer:
                     break
                 if have + len(piece) > most:
                     raise _WrongFileError(f"more than {most:,} bytes")
-                append(piece)
+                files.append(file, self.partial, piece)
                 have += len(piece)
                 self.received += len(piece)
                 self._show(have, total)
-                window_bytes += len(piece)
-                seconds = time.monotonic() - window_began
-                if seconds > STALL_SECONDS:
-                    if window_bytes < LEAST_BYTES_PER_SECOND * seconds:
-                        raise _CutError("it sends next to nothing")
-                    window_began, window_bytes = time.monotonic(), 0
         if total is not None and have < total:
             raise _CutError(f"the connection ended after {have:,} of {total:,} bytes")
 
@@ -269,20 +217,34 @@ class _Transfer:
         rate = self.received / max(time.monotonic() - self.began, 1e-3)
         of = f"{have / total:.0%} of {count(float(total))}" if total else count(float(have))
         left = f", {duration((total - have) / rate)} left" if total else ""
-        self.progress.update(f"fetching {self.name}: {of} bytes, {count(rate)}/s{left}")
+        self.progress.update(f"fetching {self.final.name}: {of} bytes, {count(rate)}/s{left}")
 
     def _prove(self) -> None:
-        have = self.partial.size()
+        have = self.partial.stat().st_size
         if self.size is not None and have != self.size:
             raise _WrongFileError(f"{have:,} bytes instead of {self.size:,}")
         if self.sha256 is not None:
-            self.progress.update(f"fetching {self.name}: comparing the checksum")
-            found = files.sha256(self.partial.path)
+            self.progress.update(f"fetching {self.final.name}: comparing the checksum")
+            found = files.sha256(self.partial)
             if found != self.sha256:
                 raise _WrongFileError(f"sha256 {found[:8]}... instead of {self.sha256[:8]}...")
-        wrong = self.check(self.partial.path) if self.check else None
+        wrong = self.check(self.partial) if self.check else None
         if wrong:
             raise _WrongFileError(wrong)
+
+
+def _refusal(error: urllib.error.HTTPError) -> Exception:
+    """What an answer without the file means."""
+    code, wait = error.code, error.headers.get("Retry-After", "")
+    if code == 416:
+        return _WrongFileError("the rest that is asked for does not exist")
+    if code in (408, 425, 429) or code >= 500:
+        return _CutError(f"{code} {error.reason}", wait=float(wait) if wait.isdecimal() else None)
+    if 300 <= code < 400:
+        return UserError(f"{error.url}: redirects that lead nowhere ({code})")
+    if code in (401, 403):
+        return UserError(f"{error.url}: {code} {error.reason}; it may need an account: hf auth login, or HF_TOKEN")
+    return UserError(f"{error.url}: {code} {error.reason}; nothing to fetch there")
 
 
 class Redirects(urllib.request.HTTPRedirectHandler):
@@ -290,39 +252,19 @@ class Redirects(urllib.request.HTTPRedirectHandler):
 
     max_redirections = MOST_REDIRECTS
 
-    def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: http.client.HTTPMessage,
-        newurl: str,
-    ) -> urllib.request.Request | None:
+    def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Request | None:
+        if req.get_method() == "HEAD" and headers.get("X-Linked-Etag"):
+            return None  # the hub has told what the file is, and sends one on to where it lies
         old, new = urllib.parse.urlsplit(req.full_url), urllib.parse.urlsplit(newurl)
         if new.scheme not in ("http", "https") or (old.scheme == "https" and new.scheme == "http"):
             raise UserError(f"{req.full_url}: redirects to {newurl[:60]}, which is not followed")
         fp.close()  # or its body would be read to the end, however long
         request = super().redirect_request(req, fp, code, msg, headers, newurl)
-        if request is not None and (old.scheme, old.netloc) != (new.scheme, new.netloc):
-            request.remove_header("Authorization")
+        if request is not None:
+            request.method = req.get_method()  # or Python 3.11 would ask for what was only asked about
+            if (old.scheme, old.netloc) != (new.scheme, new.netloc):
+                request.remove_header("Authorization")
         return request
-
-
-def _validator(headers: Message) -> str | None:
-    """What says that the file is still the same: a strong entity tag, or a date."""
-    etag = headers.get("ETag")
-    return etag if etag and not etag.startswith("W/") else headers.get("Last-Modified")
-
-
-def _content_range(text: str) -> tuple[int | None, int | None]:
-    """`bytes 5-9/10` to (5, 10)."""
-    unit, _, rest = text.partition(" ")
-    span, _, whole = rest.partition("/")
-    start = span.partition("-")[0]
-    if unit.lower() != "bytes" or not start.isdecimal():
-        return None, None
-    return int(start), int(whole) if whole.isdecimal() else None
 
 
 def in_words(error: object) -> str:

@@ -1,25 +1,32 @@
 """Files of data sets and models on the Hugging Face hub come into the cache.
 
 In: a data set or a model, its revision, and the path of a file in it.  Out: the file in its place, proven as
-base/download.py proves any. The hub's library knows the mirror and the token; the transfer is ours, since it begins a
-file anew that was cut off, and compares sizes only.
+base/download.py proves any. The hub's library knows the mirror and the token. The rest is ours: the library begins a
+file anew that was killed on its way, compares sizes only, and asks its server for other things too.
 """
 
 from __future__ import annotations
 
 import http.client
 import os
+import re
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from email.message import Message
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 from hornbook.base import download
 from hornbook.base.console import Progress
 from hornbook.base.download import Redirects, fetch, in_words, is_there, place
 from hornbook.base.errors import MachineError, UserError
+
+Kind = Literal["dataset", "model"]
+
+
+class AbsentError(UserError):
+    """The hub has no such file, or does not show it to everybody."""
 
 
 def fetch_from_hub(
@@ -32,7 +39,7 @@ def fetch_from_hub(
     sha256: str | None = None,
     size: int | None = None,
     progress: Progress | None = None,
-    kind: Literal["dataset", "model"] = "dataset",
+    kind: Kind = "dataset",
     otherwise: str = "train on text that is here: --data PATH",
 ) -> Path:
     """A file of a data set or model on the Hugging Face hub, or on the mirror that HF_ENDPOINT names, with the token
@@ -40,67 +47,58 @@ def fetch_from_hub(
     final = place(folder, name)
     if is_there(final, size):
         return final
+    url, headers = _address(repository, revision, path, kind)
+    if sha256 is None:
+        told = _told_by_hub(url, headers, otherwise)
+        tag = (told.get("X-Linked-Etag") or told.get("ETag") or "").removeprefix("W/").strip('"')
+        length = told.get("X-Linked-Size") or told.get("Content-Length") or ""
+        sha256 = tag if re.fullmatch("[0-9a-f]{64}", tag) else None
+        size = int(length) if size is None and length.isdecimal() else size
+        if sha256 is None and size is None:
+            raise MachineError(
+                f"{url}: neither checksum nor size is told there; try without the mirror: unset HF_ENDPOINT"
+            )
+    return fetch(url, folder, name, sha256=sha256, size=size, headers=headers, progress=progress, otherwise=otherwise)
+
+
+def commit_of(repository: str, revision: str, path: str, otherwise: str) -> str:
+    """The commit that a branch or tag of a model is at now, as the hub tells it of a file there."""
+    url, headers = _address(repository, revision, path, "model")
+    commit: str = _told_by_hub(url, headers, otherwise).get("X-Repo-Commit", "")
+    if not is_commit(commit):
+        raise MachineError(f"{url}: no commit is told there; name one, {repository}@COMMIT, or unset HF_ENDPOINT")
+    return commit
+
+
+def is_commit(revision: str) -> bool:
+    return re.fullmatch("[0-9a-f]{40}", revision) is not None
+
+
+def _address(repository: str, revision: str, path: str, kind: Kind) -> tuple[str, dict[str, str]]:
+    """Where a file is, and what to show for it."""
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         raise MachineError(f"{path}: not on this machine, and HF_HUB_OFFLINE forbids to fetch it; unset it once")
     import huggingface_hub
 
-    url = huggingface_hub.hf_hub_url(
-        repository, path, repo_type=kind, revision=revision, endpoint=os.environ.get("HF_ENDPOINT")
-    )
-    token = huggingface_hub.get_token()
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    if sha256 is None:
-        sha256, size = _told_by_hub(url, headers, size, otherwise)
-    return fetch(url, folder, name, sha256=sha256, size=size, headers=headers, progress=progress)
+    endpoint, token = os.environ.get("HF_ENDPOINT"), huggingface_hub.get_token()
+    url = huggingface_hub.hf_hub_url(repository, path, repo_type=kind, revision=revision, endpoint=endpoint)
+    return url, {"Authorization": f"Bearer {token}"} if token else {}
 
 
-class AbsentError(UserError):
-    """The hub has no such file, or does not show it to everybody."""
-
-
-class _UpToTheStore(Redirects):
-    """Stops where the hub sends one on to the file itself, having told its checksum and size."""
-
-    def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: http.client.HTTPMessage,
-        newurl: str,
-    ) -> urllib.request.Request | None:
-        if headers.get("X-Linked-Etag"):
-            return None
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _told_by_hub(
-    url: str, headers: Mapping[str, str], size: int | None, otherwise: str
-) -> tuple[str | None, int | None]:
-    """sha256 and size of a file as the hub has them. Asked without the hub's library, which would ask its server for
-    other things too."""
-    host = urllib.parse.urlsplit(url).netloc
+def _told_by_hub(url: str, headers: dict[str, str], otherwise: str) -> Message:
+    """Checksum, size and commit of a file, from the hub's answer to a HEAD."""
     request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "hornbook", **headers})
     try:
-        with urllib.request.build_opener(_UpToTheStore()).open(request, timeout=download.STALL_SECONDS) as response:
-            told = response.headers
+        with urllib.request.build_opener(Redirects()).open(request, timeout=download.STALL_SECONDS) as response:
+            told: Message = response.headers
+            return told
     except urllib.error.HTTPError as error:
         error.close()
-        told = error.headers
-        if not told.get("X-Linked-Etag"):
-            busy = error.code >= 500 or error.code == 429
-            kind = MachineError if busy else AbsentError if error.code == 404 else UserError
-            raise kind(f"{url}: {error.code}; not there, or it needs an account: hf auth login, or HF_TOKEN") from None
+        if error.headers.get("X-Linked-Etag"):
+            return error.headers
+        busy = error.code >= 500 or error.code == 429
+        kind = MachineError if busy else AbsentError if error.code == 404 else UserError
+        raise kind(f"{url}: {error.code}; not there, or it needs an account: hf auth login, or HF_TOKEN") from None
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise MachineError(
-            f"{host}: no answer ({in_words(getattr(error, 'reason', error))}); try again with a network, or {otherwise}"
-        ) from None
-    etag = (told.get("X-Linked-Etag") or told.get("ETag") or "").removeprefix("W/").strip('"')
-    length = told.get("X-Linked-Size") or told.get("Content-Length") or ""
-    if size is None and length.isdecimal():
-        size = int(length)
-    is_sha256 = len(etag) == 64 and all(letter in "0123456789abcdef" for letter in etag)
-    if not is_sha256 and size is None:
-        raise MachineError(f"{url}: neither checksum nor size is told there; try without the mirror: unset HF_ENDPOINT")
-    return etag if is_sha256 else None, size
+        host, why = urllib.parse.urlsplit(url).netloc, in_words(getattr(error, "reason", error))
+        raise MachineError(f"{host}: no answer ({why}); try again with a network, or {otherwise}") from None

@@ -57,38 +57,22 @@ S = TypeVar("S", bound=Settings)
 
 
 def build(kind: type[S], tree: Mapping[str, Any], origins: Mapping[str, str] | None = None) -> S:
-    """Validate `tree` as `kind`. `origins` tells where a knob was written (`run.toml line 3`), for the error line."""
-    lines: list[str] = []
-    doubtful: set[tuple[str, ...]] = set()  # groups that lost a knob: what does not go together now may have before
-    remaining = _thaw(tree)
-    while True:
-        try:
-            settings = kind.model_validate(remaining)
-        except ValidationError as error:
-            # Each round takes the wrong knobs out and validates again, so that combinations are checked too.
-            wrong: list[tuple[str, ...]] = []
-            for mistake in error.errors():
-                path = tuple(str(part) for part in mistake["loc"])
-                if mistake["type"] == "combination":
-                    for knob, what in mistake["ctx"]["found"]:
-                        if path not in doubtful:
-                            lines.append(_line((*path, *knob.split(".")), what, origins))
-                        wrong.append((*path, *knob.split(".")))
-                    doubtful.add(path)
-                else:
-                    if mistake["type"] != "missing":
-                        path = _existing(remaining, path)
-                    if mistake["type"] != "extra_forbidden":
-                        doubtful.add(path[:-1])
-                    lines.append(_line(path, _explain(kind, path, mistake), origins))
-                    wrong.append(path)
-            taken_out = [_remove(remaining, path) for path in wrong]
-            if not any(taken_out):
-                raise UserError(*dict.fromkeys(lines)) from None
-            continue
-        if lines:
-            raise UserError(*dict.fromkeys(lines))
-        return settings
+    """Validate `tree` as `kind`. `origins` tells where a knob was written (`run.toml line 3`), for the error line.
+    What does not go together in a group is told once each of its knobs is right by itself."""
+    try:
+        return kind.model_validate(dict(tree))
+    except ValidationError as error:
+        lines: list[str] = []
+        for mistake in error.errors():
+            path = tuple(str(part) for part in mistake["loc"])
+            if mistake["type"] == "combination":
+                found = mistake["ctx"]["found"]
+                lines += [_line((*path, *knob.split(".")), what, origins) for knob, what in found]
+            else:
+                if mistake["type"] != "missing":
+                    path = _existing(tree, path)
+                lines.append(_line(path, _explain(kind, path, mistake), origins))
+        raise UserError(*dict.fromkeys(lines)) from None
 
 
 def merge(*trees: Mapping[str, Any]) -> Tree:
@@ -224,8 +208,13 @@ def _explain(kind: type[Settings], path: Sequence[str], mistake: Mapping[str, An
     if mistake["type"] == "missing":
         return "must be given"
     given = mistake["input"]
-    message = str(mistake["msg"]).removeprefix("Input ").removeprefix("Value error, ")
-    return f"{message}, not {given if isinstance(given, str) else json.dumps(given, default=str)}"
+    return f"{worded(mistake)}, not {given if isinstance(given, str) else json.dumps(given, default=str)}"
+
+
+def worded(mistake: Mapping[str, Any]) -> str:
+    """What pydantic says is wrong with a value, fit to stand behind its name."""
+    what = str(mistake["msg"]).removeprefix("Input ").removeprefix("Value error, ")
+    return what[:1].lower() + what[1:]
 
 
 def _below(kind: type[Settings], path: Sequence[str]) -> Iterator[str]:
@@ -240,26 +229,6 @@ def _existing(tree: Mapping[str, Any], path: tuple[str, ...]) -> tuple[str, ...]
             return path[: max(length, 1)]
         tree = tree[part]
     return path
-
-
-def _remove(tree: Tree, path: Sequence[str]) -> bool:
-    for part in path[:-1]:
-        branch = tree.get(part)
-        if not isinstance(branch, dict):
-            return tree.pop(part, None) is not None
-        tree = branch
-    return bool(path) and tree.pop(path[-1], tree) is not tree
-
-
-def _thaw(tree: Mapping[str, Any]) -> Tree:
-    return {
-        key: _thaw(value)
-        if isinstance(value, Mapping)
-        else value.model_dump()
-        if isinstance(value, Settings)
-        else value
-        for key, value in tree.items()
-    }
 
 
 def _read_value(annotation: Any, text: str) -> Any:

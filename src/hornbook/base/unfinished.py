@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from hornbook.base import files, ours
-from hornbook.base.errors import UserError
 
 KEEP_SECONDS = 7 * 24 * 3600
 AGAIN = "run the same command again"
@@ -63,50 +61,6 @@ class BinaryWriter:
 
     def abandon(self) -> None:
         self._file.close()
-
-
-class Partial:
-    """A file that arrives in pieces. Notes beside them say what they are pieces of."""
-
-    def __init__(self, final: Path) -> None:
-        self.final = final
-        self.path = final.with_name(ours.hidden(ours.PARTIAL, final.name))
-        self._notes = final.with_name(ours.hidden(ours.PARTIAL, final.name + ".json"))
-
-    def size(self) -> int:
-        return self.path.stat().st_size if self.path.is_file() else 0
-
-    def notes(self) -> dict[str, Any]:
-        """What `begin` was told; nothing where that cannot be read."""
-        try:
-            return files.read_json(self._notes)
-        except UserError:
-            return {}
-
-    def begin(self, notes: dict[str, Any]) -> None:
-        self.discard()
-        with files.disk_trouble_named(self.final, AGAIN), files.opened(self._notes, "wb") as file:
-            files.append(file, self._notes, json.dumps(notes).encode())
-
-    @contextlib.contextmanager
-    def appending(self) -> Iterator[Callable[[bytes], None]]:
-        with (
-            files.disk_trouble_named(self.final, AGAIN),
-            files.open_to_write(self.path, "ab", buffering=0) as file,
-        ):
-            yield lambda data: files.append(file, self.path, data)
-
-    def finish(self) -> None:
-        """All pieces are there, and proven to be the right ones."""
-        with files.disk_trouble_named(self.final, AGAIN):
-            files.sync_file(self.path)
-            files.remove(self._notes)
-            files.rename(self.path, self.final)
-            files.sync_folder(self.final.parent)
-
-    def discard(self) -> None:
-        for path in (self.path, self._notes):
-            files.remove(path)
 
 
 @contextlib.contextmanager

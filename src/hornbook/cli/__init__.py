@@ -103,7 +103,11 @@ def _run(words: list[str]) -> int:
     if words[0] == "--version":
         from importlib.metadata import version
 
+        from hornbook.base.machine import choose_machine
+
+        machine = choose_machine()
         answer(f"hornbook {version('hornbook')}\n")
+        answer(f"torch {version('torch')} on {machine.device}: {machine.name}, {machine.dtype}\n")
         return 0
     if words[0] not in COMMANDS:
         import difflib

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from hornbook.base.errors import UserError
@@ -56,7 +55,7 @@ def export(words: list[str]) -> int:
         "PyTorch state dict (pt).",
     )
     parser.add_argument("model", type=Path, metavar="runs/NAME|MODEL")
-    parser.add_argument("--to", required=True, choices=("hf", "gguf", "pt"))
+    parser.add_argument("--to", required=True, metavar="hf|gguf|pt")
     parser.add_argument("--out", type=Path, help="NAME-hf, NAME.gguf or NAME.pt here when not given")
     parser.add_argument("--at", default="best", help="which checkpoint of a run: best, newest, or a step")
     parser.add_argument("--dtype", help="f32, f16, bf16, and for gguf q8_0; for gguf f16 when not given, else f32")
@@ -67,8 +66,8 @@ def export(words: list[str]) -> int:
         "transformers runs with trust_remote_code=True only",
     )
     given = with_json(parser, words)
-    from hornbook.base.console import command, say, shell
-    from hornbook.exchange.export import CODE, export_model
+    from hornbook.base.console import say
+    from hornbook.exchange.export import CODE, FORMATS, export_model
 
     out = export_model(given.model, given.to, given.out, given.at, given.dtype, given.with_code)
     code = (out / CODE).is_file()
@@ -80,14 +79,7 @@ def export(words: list[str]) -> int:
     else:
         needless = "; no code in it: transformers has this shape" if given.with_code else ""
         say(f"written {out}{needless}\nnext:")
-    if given.to == "hf":
-        trust = ", trust_remote_code=True" if code else ""
-        call = f'pipeline("text-generation", {json.dumps(str(out))}{trust})("The")'
-        say(f"  {shell('python', '-c', f'from transformers import pipeline; print({call})')}")
-    elif given.to == "gguf":
-        say(f"  {shell('llama-cli', '-m', out, '-p', 'Once upon a time')}")
-    else:
-        say(f"  {command('import', out, 'OUT', '--tokenizer', given.model)}")
+    say(f"  {FORMATS[given.to].use(out, given.model)}")
     return 0
 
 
@@ -136,19 +128,19 @@ def verify_path(words: list[str]) -> int:
 def recipes(words: list[str]) -> int:
     given = with_json(parser_of("recipes", "The runs that have a name."), words)
     from hornbook.base.console import count, table
-    from hornbook.recipes import RECIPES
+    from hornbook.recipes import RECIPES, vocabulary_of
 
     rows = []
     for name, recipe in RECIPES.items():
         config = recipe()
-        vocab_size = config.model.vocab_size or config.tokenizer.vocab_size
-        shape = config.model.with_(vocab_size=vocab_size)
-        rows.append((name, shape.n_params(), config.data, (recipe.__doc__ or "").strip().partition("\n")[0]))
+        entries = vocabulary_of(config)
+        parameters = None if entries is None else config.model.with_(vocab_size=entries).n_params()
+        rows.append((name, parameters, config.data, (recipe.__doc__ or "").strip().partition("\n")[0]))
     if given.json:
         answer_json([dict(zip(("name", "parameters", "data", "about"), row, strict=True)) for row in rows])
     else:
         table(
             ("recipe", "parameters", "data", "what it is"),
-            [(n, count(float(p)), d, a) for n, p, d, a in rows],
+            [(n, "-" if p is None else count(float(p)), d, a) for n, p, d, a in rows],
         )
     return 0

@@ -7,13 +7,16 @@ shape that transformers does not have goes, where it is asked for, a modelling f
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from hornbook.base import files
+from hornbook.base.console import command, shell
 from hornbook.base.errors import UserError
 from hornbook.exchange.card import write_card
 from hornbook.exchange.gguf import DTYPES, export_gguf
@@ -39,18 +42,17 @@ def export_model(
     with_code: bool = False,
 ) -> Path:
     """Write a model in another program's form; hands back where."""
-    if to not in WRITERS:
-        raise UserError(f"--to {to}: not a form that is written; take one of {', '.join(WRITERS)}")
-    write, ending, usual = WRITERS[to]
+    if to not in FORMATS:
+        raise UserError(f"--to {to}: not a format that is written; take one of {', '.join(FORMATS)}")
+    format = FORMATS[to]
+    write, dtype = format.write, dtype or format.dtypes[0]
     if with_code:
         if to != "hf":
             raise UserError(f"--with-code: a modelling file is for transformers; take --to hf, not {to}")
         write = partial(_to_transformers, with_code=True)
-    known = DTYPES if to == "gguf" else PLAIN
-    dtype = dtype or usual
-    if dtype not in known:
-        raise UserError(f"--dtype {dtype}: {to} is written as {', '.join(known)}")
-    out = out or Path(model.resolve().name + ending)
+    if dtype not in format.dtypes:
+        raise UserError(f"--dtype {dtype}: {to} is written as {', '.join(format.dtypes)}")
+    out = out or Path(model.resolve().name + format.ending)
     if out.exists() or out.is_symlink():
         raise UserError(f"{out}: is there already; choose another --out, or delete it")
     write(resolve(model, at), out, dtype)
@@ -97,9 +99,32 @@ def _check_range(state: dict[str, torch.Tensor], dtype: str) -> None:
             raise UserError(f"tensor {name} holds numbers that f16 cannot hold; export as f32 or bf16")
 
 
-# By name: what writes it, how its name ends where none is given, and the dtype then.
-WRITERS: dict[str, tuple[Callable[[Path, Path, str], None], str, str]] = {
-    "hf": (_to_transformers, "-hf", "f32"),
-    "gguf": (export_gguf, ".gguf", "f16"),
-    "pt": (_to_torch, ".pt", "f32"),
+def _with_transformers(out: Path, model: Path) -> str:
+    trust = ", trust_remote_code=True" if (out / CODE).is_file() else ""
+    call = f'pipeline("text-generation", {json.dumps(str(out))}{trust})("The")'
+    return shell("python", "-c", f"from transformers import pipeline; print({call})")
+
+
+@dataclass(frozen=True)
+class Format:
+    """A form in which models go out."""
+
+    write: Callable[[Path, Path, str], None]
+    """Writes a model folder to a new path, in a dtype."""
+    ending: str
+    """How the name of what is written ends, where none is given."""
+    dtypes: tuple[str, ...]
+    """The first is the usual one."""
+    use: Callable[[Path, Path], str]
+    """A command that uses what was written, of a run or a model folder."""
+
+
+FORMATS = {
+    "hf": Format(_to_transformers, "-hf", tuple(PLAIN), _with_transformers),
+    "gguf": Format(
+        export_gguf, ".gguf", tuple(DTYPES), lambda out, _: shell("llama-cli", "-m", out, "-p", "Once upon a time")
+    ),
+    "pt": Format(
+        _to_torch, ".pt", tuple(PLAIN), lambda out, model: command("import", out, "OUT", "--tokenizer", model)
+    ),
 }

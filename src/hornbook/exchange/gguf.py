@@ -27,10 +27,10 @@ from hornbook.model.folder import CONFIG, load_model
 from hornbook.model.layouts import QKV, Arrangement, Layout, to_theirs
 from hornbook.model.shapes import GPT2, shape_of
 
-# By what it is called here: the kind of matrices, and llama.cpp's number for a file of that kind.
+# By what it is called here: the kind of matrices, and llama.cpp's number for a file of that kind. The first is usual.
 DTYPES = {
-    "f32": (Kind.F32, gguf.LlamaFileType.ALL_F32),
     "f16": (Kind.F16, gguf.LlamaFileType.MOSTLY_F16),
+    "f32": (Kind.F32, gguf.LlamaFileType.ALL_F32),
     "q8_0": (Kind.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
     "bf16": (Kind.BF16, gguf.LlamaFileType.MOSTLY_BF16),
 }

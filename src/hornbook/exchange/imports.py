@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from hornbook.base import files
-from hornbook.base.console import Progress
-from hornbook.base.errors import UserError
-from hornbook.base.hub import AbsentError, fetch_from_hub
+from hornbook.base.console import Progress, warn
+from hornbook.base.errors import MachineError, UserError
+from hornbook.base.hub import AbsentError, commit_of, fetch_from_hub, is_commit
 from hornbook.base.settings import build
 from hornbook.exchange import programs
 from hornbook.exchange.tensorflow import read_checkpoint
@@ -49,6 +49,7 @@ GPT2_ENTRIES = 50_257
 # 50,304 is the next multiple of 64, to which nanoGPT fills the vocabulary up.
 GPT2_FILLED_UP = 50_304
 HEAD_WIDTH = 64
+MEND = "name a folder that is here"
 PUBLISHED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 FILES_OF_WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 # What a file of ours or its program may call the knobs that it names.
@@ -108,14 +109,14 @@ def import_model(
 
 
 def imported_from_hub(source: str) -> Path:
-    """The model folder of a name on the hub: made once, and kept in the cache beside the files that were fetched."""
-    name = source.removeprefix("hub:").replace("/", "--").replace("@", "--")
-    out = files.home() / "models" / f"{name}--imported"
+    """The model folder of a name on the hub: made once of each commit, and kept beside the files that were fetched."""
+    fetched = fetch_model(source)
+    out = fetched.with_name(f"{fetched.name}-imported")
     if files.damage(out) is not None:
         files.remove_sealed(out)
         if os.path.lexists(out):
             files.set_aside(out, "is not the model that was imported")
-        import_model(source, out)
+        import_model(str(fetched), out)
     return out
 
 
@@ -140,42 +141,60 @@ def is_hub_name(source: str) -> bool:
 
 
 def fetch_model(source: str) -> Path:
-    """The folder in the cache with the files of a model on the hub, fetched where they are not there yet."""
+    """The folder in the cache with the files of a model on the hub, fetched where they are not there yet. They are
+    those of one commit: what a branch is at is asked each time, and where the hub does not answer, is what it was."""
     name, _, revision = source.removeprefix("hub:").partition("@")
     repository = f"openai-community/{name}" if name in PUBLISHED else name
     revision = revision or "main"
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", revision):
         raise UserError(f"{source}: {revision[:40]!r} is not a revision; name a branch, a tag or a commit")
-    folder = files.home() / "models" / repository.replace("/", "--") / revision
+    home = files.home() / "models" / repository.replace("/", "--")
+    known = home / f"{revision}.commit"  # written when all of its files had come
+    before = files.read_small(known).strip() if known.is_file() else ""
+    has_before = is_commit(before) and (home / before).is_dir()
+    if is_commit(revision):
+        commit = revision
+    else:
+        try:
+            commit = commit_of(repository, revision, CONFIG, MEND)
+        except MachineError:
+            if not has_before:
+                raise
+            warn(f"{source}: the hub does not answer; taken as it was when it was fetched, at commit {before[:8]}")
+            commit = before
+    if commit != before or not has_before:
+        _fetch_commit(repository, commit, home / commit)
+        files.write_text(known, commit + "\n")
+    return home / commit
+
+
+def _fetch_commit(repository: str, commit: str, folder: Path) -> None:
     progress = Progress(sys.stderr)
     progress.note(f"fetching {repository} from the Hugging Face hub, once; kept in {folder} (HORNBOOK_HOME)")
 
-    def fetch(path: str) -> Path:
-        mend = "name a folder that is here"
-        return fetch_from_hub(repository, revision, path, folder, path, progress=progress, kind="model", otherwise=mend)
+    def fetch(path: str) -> bool:
+        try:
+            fetch_from_hub(repository, commit, path, folder, path, progress=progress, kind="model", otherwise=MEND)
+        except AbsentError:
+            return False
+        return True
 
     with progress:
-        fetch(CONFIG)
+        if not fetch(CONFIG):
+            raise UserError(f"{repository}: has no {CONFIG} there; is it a language model?")
         load_config(folder)  # before gigabytes are fetched of what is not read here
-        if _fetched(fetch, WEIGHTS) is None and _fetched(fetch, INDEX) is not None:
-            for name in shards_of(folder):
-                fetch(name)
-        elif not (folder / WEIGHTS).is_file() and _fetched(fetch, OLDER_WEIGHTS) is None:
-            raise UserError(f"{repository}: has neither {WEIGHTS} nor {OLDER_WEIGHTS} there; is it a language model?")
-        if _fetched(fetch, TOKENIZER_FILES[0]) is None:
-            for name in PAIRS_OF_FILES[0]:
-                _fetched(fetch, name)
+        if not fetch(WEIGHTS):
+            if fetch(INDEX):
+                missing = [name for name in shards_of(folder) if not fetch(name)]
+            else:
+                missing = [] if fetch(OLDER_WEIGHTS) else [f"{WEIGHTS} nor {OLDER_WEIGHTS}"]
+            if missing:
+                raise UserError(f"{repository}: has no {missing[0]} there; is it a language model?")
+        if fetch(TOKENIZER_FILES[0]):
+            fetch(TOKENIZER_FILES[1])
         else:
-            _fetched(fetch, TOKENIZER_FILES[1])
-    return folder
-
-
-def _fetched(fetch: Any, path: str) -> Path | None:
-    try:
-        file: Path = fetch(path)
-    except AbsentError:
-        return None
-    return file
+            for name in PAIRS_OF_FILES[0]:
+                fetch(name)
 
 
 def _from_folder(folder: Path, knobs: Mapping[str, Any]) -> Found:

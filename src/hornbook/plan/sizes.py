@@ -25,9 +25,8 @@ from hornbook.model.init import outline
 from hornbook.model.shapes import shape_of
 from hornbook.model.tree import Part, tree_of
 from hornbook.plan.gpus import GB, GPUS, Gpu
-from hornbook.recipes import RECIPES, compose
+from hornbook.recipes import RECIPES, compose, vocabulary_of
 from hornbook.runs.folder import RunFolder, resolve
-from hornbook.text.tokenizer import WORDPIECE_ENTRIES, TokenizerConfig
 from hornbook.train.config import RunConfig, TrainConfig, override
 from hornbook.train.memory import TrainingMemory, training_memory
 
@@ -35,7 +34,6 @@ TORCH_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SHORT_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 BYTES_AT_REST = {"fp32": 4, "bf16": 2, "int8": 1}
 IN_BF16 = 2
-KNOWN_VOCABULARIES = {"byte": 257, "gpt2": 50_257, "wordpiece": WORDPIECE_ENTRIES}
 
 
 def find(name: str, knobs: Mapping[str, Any]) -> Sizes:
@@ -68,17 +66,12 @@ def _run_of(name: str, knobs: Mapping[str, Any]) -> RunConfig:
 
 
 def _with_vocabulary(name: str, config: RunConfig) -> RunConfig:
-    size = config.model.vocab_size or vocabulary_of(config.tokenizer)
+    size = vocabulary_of(config)
     if size is None:
         raise UserError(
             f"{name}: its {config.tokenizer.kind} vocabulary depends on the text; say how many: --model.vocab-size 100"
         )
     return override(config, {"model": {"vocab_size": size}})
-
-
-def vocabulary_of(tokenizer: TokenizerConfig) -> int | None:
-    """How many entries a tokenizer will have, where that is known before it has read a text."""
-    return tokenizer.vocab_size or KNOWN_VOCABULARIES.get(tokenizer.kind)
 
 
 @dataclass(frozen=True)

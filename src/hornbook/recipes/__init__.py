@@ -19,6 +19,7 @@ from hornbook.shards.format import Shards, is_shards
 from hornbook.shards.prepare import PrepareConfig
 from hornbook.text.corpora import find_corpus, find_source, is_corpus
 from hornbook.text.documents import AS_IT_COMES, TextConfig
+from hornbook.text.tokenizer import WORDPIECE_ENTRIES
 from hornbook.train.config import RunConfig, override
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {
@@ -41,6 +42,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
 }
 DEFAULT = "demo"
 MOST_BYTES_TO_FIT = 100_000_000
+KNOWN_VOCABULARIES = {"byte": 257, "gpt2": 50_257, "wordpiece": WORDPIECE_ENTRIES}
 
 
 def compose(named: RunConfig | str | None, knobs: Mapping[str, Any], tiny: bool = False) -> RunConfig:
@@ -116,6 +118,11 @@ def _recipe(name: str) -> RunConfig:
         near = nearest(name, list(RECIPES))
         raise UserError(f"{name}: no such recipe; " + (f"did you mean {near}?" if near else "see: hornbook recipes"))
     return RECIPES[name]()
+
+
+def vocabulary_of(config: RunConfig) -> int | None:
+    """How many entries a run's vocabulary will have, where that is known before its text is read."""
+    return config.model.vocab_size or config.tokenizer.vocab_size or KNOWN_VOCABULARIES.get(config.tokenizer.kind)
 
 
 def _is_given(knobs: Mapping[str, Any], dotted: str) -> bool:

@@ -19,6 +19,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from hornbook.base.errors import UserError
+from hornbook.base.settings import worded
 from hornbook.serve.answers import COMPLETION, CompletionAnswer, Health, ModelEntry, ModelList
 from hornbook.serve.completions import Completion, CompletionRequest, MistakeError
 from hornbook.serve.engine import Added, Engine, Job, RefusedError
@@ -26,7 +27,6 @@ from hornbook.serve.errors import ApiError, ErrorAnswer, ended
 from hornbook.serve.models import Models
 from hornbook.serve.runs import add_runs
 
-CLOSING_RETRY_SECONDS = 10
 MOST_TOLD = 20
 FAILURES = {
     400: "What is wrong with the request, all of it",
@@ -73,7 +73,7 @@ def _add_completions(app: FastAPI, models: Models) -> None:
         models.tally.count("requests_begun")
         if models.closing:
             models.tally.end("closing")
-            raise ended("closing", CLOSING_RETRY_SECONDS)
+            raise ended("closing")
         holding, exchange = contextlib.AsyncExitStack(), None
         leaving = asyncio.create_task(_left(request))
         try:
@@ -82,12 +82,13 @@ def _add_completions(app: FastAPI, models: Models) -> None:
             exchange = Exchange(completion, engine, leaving)
             models.tally.count("prompt_tokens", completion.prompt_tokens)
             if asked.stream:
-                await exchange.first()
-                return Stream(exchange, holding.pop_all())
+                chunks = exchange.chunks()
+                first = await anext(chunks)  # so that what is refused before it has a status of its own
+                return Stream(exchange, first, chunks, holding.pop_all())
             return await exchange.whole()
         except RefusedError as error:
             models.tally.end(error.outcome)
-            raise ended(error.outcome, error.retry_after) from None
+            raise ended(error.outcome) from None
         except MistakeError as error:
             models.tally.end("impossible")
             raise ApiError(400, f"{error.param}: {error.message}", param=error.param) from None
@@ -96,7 +97,7 @@ def _add_completions(app: FastAPI, models: Models) -> None:
             raise ApiError(404, str(error), param="model", code="model_not_found") from None
         except ClientLeftError:
             models.tally.end("cancelled")
-            raise ended("cancelled", 0) from None
+            raise ended("cancelled") from None
         except BaseException:
             if exchange is None:  # else its engine tells
                 models.tally.end("failed")
@@ -139,7 +140,6 @@ class Exchange:
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[list[Added], str | None]] = asyncio.Queue()
         self._job = Job(completion.texts, self._tell)
-        self._first: tuple[list[Added], str | None] | None = None
         engine.submit(self._job)
         self._leaving = leaving
         leaving.add_done_callback(lambda _: engine.cancel(self._job))
@@ -149,33 +149,24 @@ class Exchange:
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._events.put_nowait, (added, outcome))
 
-    async def first(self) -> None:
-        """Wait for the first token, so that what is refused before it has a status of its own."""
-        try:
-            self._first = await self._events.get()
-            self._raise_if_over(self._first[1])
-        except BaseException:
-            self.leave()
-            raise
-
     async def chunks(self) -> AsyncIterator[CompletionAnswer]:
-        for chunk in self.completion.opening():
-            yield chunk
-        while True:
-            added, outcome = self._first or await self._events.get()
-            self._first = None
-            for chunk in self.completion.chunks(added):
-                yield chunk
-            if outcome == "complete":
-                return
-            self._raise_if_over(outcome)
+        opening, outcome = self.completion.opening(), None
+        try:
+            while outcome is None:
+                added, outcome = await self._events.get()
+                self._raise_if_failed(outcome)
+                for chunk in opening + self.completion.chunks(added):
+                    yield chunk
+                opening = []
+        finally:
+            self.leave()
 
     async def whole(self) -> Response:
         outcome = None
         try:
             while outcome is None:
                 _, outcome = await self._events.get()
-            self._raise_if_over(outcome)
+            self._raise_if_failed(outcome)
             # With alternatives to every token, an answer can be half a million numbers.
             return await asyncio.to_thread(lambda: JSONResponse(self.completion.whole()))
         finally:
@@ -186,26 +177,33 @@ class Exchange:
         self._leaving.cancel()
         self.engine.cancel(self._job)
 
-    def _raise_if_over(self, outcome: str | None) -> None:
+    def _raise_if_failed(self, outcome: str | None) -> None:
         if outcome not in (None, "complete"):
-            raise ended(str(outcome), CLOSING_RETRY_SECONDS)
+            raise ended(str(outcome))
 
 
 class Stream(Response):
     """Server-sent events, each sent when it is there."""
 
-    def __init__(self, exchange: Exchange, holding: contextlib.AsyncExitStack) -> None:
+    def __init__(
+        self,
+        exchange: Exchange,
+        first: CompletionAnswer,
+        chunks: AsyncIterator[CompletionAnswer],
+        holding: contextlib.AsyncExitStack,
+    ) -> None:
         super().__init__(media_type="text/event-stream")
         del self.headers["content-length"]
         self.headers["x-accel-buffering"] = "no"  # nginx would collect them
-        self.exchange, self.holding = exchange, holding
+        self.exchange, self.first, self.chunks, self.holding = exchange, first, chunks, holding
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         completion = self.exchange.completion
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             try:
-                async for chunk in self.exchange.chunks():
+                await _send_event(send, json.dumps(self.first, ensure_ascii=False))
+                async for chunk in self.chunks:
                     await _send_event(send, json.dumps(chunk, ensure_ascii=False))
                 options = completion.asked.stream_options
                 if options is not None and options.include_usage:
@@ -248,7 +246,7 @@ def _add_health(app: FastAPI, models: Models) -> None:
     @app.get("/health", responses=_failures(503))
     async def health() -> Health:
         if models.closing:
-            raise ended("closing", CLOSING_RETRY_SECONDS)
+            raise ended("closing")
         if not all(engine.is_healthy for _, engine in models.loaded):
             raise ApiError(503, "a model fails again and again; the server's log says why", code="model_failed")
         return {"status": "ok"}
@@ -318,5 +316,4 @@ def _told(mistake: Any) -> Iterator[tuple[str, str]]:
     elif field == "prompt":
         yield field, "should be a text, ids, or a list of either, none of them empty"
     else:
-        what = str(mistake["msg"]).removeprefix("Input ")
-        yield field or ".".join(place)[:80], f"{what[:1].lower()}{what[1:]}"
+        yield field or ".".join(place)[:80], worded(mistake)

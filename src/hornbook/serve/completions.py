@@ -10,7 +10,6 @@ import secrets
 import time
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Annotated, Any, Literal
 
@@ -156,15 +155,6 @@ def _far_too_much(fields: dict[str, Any], known: set[str]) -> Iterator[tuple[str
             yield "prompt", f"more than {most:,} {what}, which this server takes at most"
 
 
-@dataclass
-class _Progress:
-    """How far a client has been told of a text."""
-
-    tokens: int = 0
-    told: int = 0
-    characters: int = 0
-
-
 class Completion:
     """One request on its way: its texts, and what has been told of them."""
 
@@ -191,7 +181,7 @@ class Completion:
                 logprobs=asked.logprobs,
             )
         self.forgotten = max(text.forgotten for _, text in self.texts)
-        self._progress = [_Progress() for _ in self.texts]
+        self._told = [0] * len(self.texts)  # tokens of each
 
     def opening(self) -> list[CompletionAnswer]:
         """Before the first token: with `echo`, the prompts."""
@@ -222,12 +212,9 @@ class Completion:
 
     def _newly_told(self, added: Added) -> Logprobs | None:
         """Of the tokens whose text is out now. The engine may be further with the text than what it added here."""
-        text, progress = self.texts[added.index][1], self._progress[added.index]
-        progress.tokens += added.chosen is not None
-        progress.characters += len(added.piece)
-        first = progress.told
-        progress.told = self._certain(text, progress.tokens, progress.characters, added.ended)
-        return self._logprobs(text, first, progress.told) if progress.told > first or added.ended else None
+        text, first = self.texts[added.index][1], self._told[added.index]
+        last = self._told[added.index] = self._certain(text, added.tokens, added.characters, added.ended)
+        return self._logprobs(text, first, last) if last > first or added.ended else None
 
     def _certain(self, text: Continuation, tokens: int, characters: int, ended: str | None) -> int:
         """How many tokens no stop string cuts off any more: those that begin before the end of what is out."""

@@ -8,7 +8,6 @@ nobody wants them any more.
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 import traceback
@@ -23,15 +22,15 @@ from hornbook.infer.decode import Batch, Chosen, Growing
 from hornbook.infer.speaker import Speaker
 from hornbook.serve.tally import Tally
 
-LONGEST_WAIT_SECONDS = 60
+REST_SECONDS = 60
 FAILURES_IN_A_ROW = 3
 
 
 class RefusedError(Exception):
-    """A job was not taken: `full` or `closing`. Another try may succeed after so many seconds."""
+    """A job was not taken: `full`, `closing` or `failed`."""
 
-    def __init__(self, outcome: str, retry_after: int) -> None:
-        self.outcome, self.retry_after = outcome, retry_after
+    def __init__(self, outcome: str) -> None:
+        self.outcome = outcome
 
 
 @dataclass(frozen=True)
@@ -39,10 +38,12 @@ class Added:
     """What a step added to a text of a job."""
 
     index: int
-    chosen: Chosen | None
     piece: str
     """Text that is certain now."""
     ended: str | None
+    tokens: int
+    """How many the text has with it, and how many characters."""
+    characters: int
 
 
 Tell = Callable[[list[Added], str | None], None]
@@ -72,7 +73,6 @@ class Engine:
         self._unwanted: set[Job] = set()
         self._closing = self._ending = False
         self._failures, self._failed_at = 0, 0.0
-        self._pace, self._paced_from = 1.0, time.monotonic()  # seconds from one job's end to the next one's
         # Its memory is taken here, so that where there is not enough, whoever loads the model is told.
         self._thread = threading.Thread(target=self._work, args=(self._new_batch(),), name="engine", daemon=True)
         self._thread.start()
@@ -92,7 +92,7 @@ class Engine:
     @property
     def is_healthy(self) -> bool:
         """After failures in a row, a while later it may be tried again."""
-        is_resting = self._failures >= FAILURES_IN_A_ROW and time.monotonic() < self._failed_at + LONGEST_WAIT_SECONDS
+        is_resting = self._failures >= FAILURES_IN_A_ROW and time.monotonic() < self._failed_at + REST_SECONDS
         return self.is_alive and not is_resting
 
     @property
@@ -102,11 +102,9 @@ class Engine:
     def submit(self, job: Job) -> None:
         with self._changed:
             if self._closing or not self.is_healthy:
-                raise RefusedError("closing" if self._closing else "failed", LONGEST_WAIT_SECONDS)
+                raise RefusedError("closing" if self._closing else "failed")
             if len(self._waiting) >= self.queue + self.rows - len(self._in_rows):
-                raise RefusedError("full", min(max(math.ceil(self._pace), 1), LONGEST_WAIT_SECONDS))
-            if self.is_idle:
-                self._paced_from = time.monotonic()
+                raise RefusedError("full")
             self._waiting.append(job)
             self._changed.notify()
 
@@ -209,7 +207,7 @@ class Engine:
         kept = text.take(chosen, self.speaker.tokenizer.end_of_text)
         piece = continuation.feed(kept, text.ended)
         text.ended = continuation.ended
-        return Added(index, kept, piece, text.ended)
+        return Added(index, piece, text.ended, len(continuation.tokens), len(continuation.text))
 
     def _leave(self, batch: Batch, text: Growing) -> None:
         batch.remove(text)
@@ -223,9 +221,6 @@ class Engine:
         if job.outcome is not None:
             return
         job.outcome = outcome
-        now = time.monotonic()
-        self._pace += 0.2 * (now - self._paced_from - self._pace)
-        self._paced_from = now
         self._tally.end(outcome)
         job.tell([], outcome)
 

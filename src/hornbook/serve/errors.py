@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from hornbook.base.errors import one_line
 
+RETRY_SECONDS = 5
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 KEY_WANTED = "this server wants its key: Authorization: Bearer KEY; in a browser, http://HOST:PORT/?key=KEY"
 
@@ -35,10 +36,9 @@ class ApiError(Exception):
         *,
         param: str | None = None,
         code: str | None = None,
-        retry_after: int | None = None,
     ) -> None:
         """Words of the request's come in as they are: what no terminal and no JSON can show is spelt out."""
-        self.status, self.code, self.retry_after = status, code, retry_after
+        self.status, self.code = status, code
         self.message = "; ".join(one_line(each) for each in message.split("\n"))
         self.param = None if param is None else one_line(param)
 
@@ -47,18 +47,18 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> JSONResponse:
-        headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        headers = {"Retry-After": str(RETRY_SECONDS)} if self.code in ("queue_full", "shutting_down") else {}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return JSONResponse(self.body(), self.status, headers)
 
 
-def ended(outcome: str, retry_after: int) -> ApiError:
+def ended(outcome: str) -> ApiError:
     """Why a job did not complete, to whoever asked for it."""
     if outcome == "full":
-        return ApiError(429, "the queue is full; try again later", code="queue_full", retry_after=retry_after)
+        return ApiError(429, "the queue is full; try again later", code="queue_full")
     if outcome == "closing":
-        return ApiError(503, "the server is shutting down", code="shutting_down", retry_after=retry_after)
+        return ApiError(503, "the server is shutting down", code="shutting_down")
     if outcome == "cancelled":  # told to nobody but the tally
         return ApiError(499, "the client has left", code="cancelled")
     return ApiError(500, "the model failed at this request; the server's log says why", code="model_failed")

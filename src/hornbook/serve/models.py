@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from hornbook.base.console import warn
@@ -27,9 +28,9 @@ from hornbook.serve.config import ServeConfig
 from hornbook.serve.engine import Engine, RefusedError
 from hornbook.serve.tally import Tally
 
-BUSY_RETRY_SECONDS = 5
 SHARE_OF_MEMORY = 0.9  # of what is free once the weights are there; steps need some too
 LONGEST_STEP = 15  # digits
+MOST_RESOLVED = 256
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,9 @@ class Models:
         self._engines: OrderedDict[Identity, Engine] = OrderedDict()  # the one asked for last stands last
         self._changing = threading.Lock()
         self._has_spoken = {served.name for served in self.served.values() if served.kept or not served.is_run}
-        self._resolved: dict[tuple[str, str], tuple[tuple[Identity, ...], Identity]] = {}
+        self._looking = {name: threading.Lock() for name in self.served}
+        # To find the best checkpoint, its files are hashed: once, until something is kept or deleted.
+        self._resolve = lru_cache(MOST_RESOLVED)(lambda served, at, kept: Identity.of(resolve(served.path, at)))
         self._loader = ThreadPoolExecutor(1, "loader")
         self._waiting = 0  # for a model to be loaded
         self.closing = False
@@ -127,42 +130,43 @@ class Models:
     async def engine(self, model: str | None) -> AsyncIterator[Engine]:
         """The engine for an id; it stays in memory while it is held."""
         served, at = self.find(model)
-        # What a run kept is looked for in a thread: its folder may be large, or far away.
-        identity = await asyncio.to_thread(self._known, served, at)
+        identity = await asyncio.to_thread(self._meant, served, at)
         while (engine := self._lend(identity)) is None:
-            identity = await self._load_in_turn(served, at)
+            await self._load_in_turn(identity)
+            identity = await asyncio.to_thread(self._meant, served, at)
         try:
             yield engine
         finally:
-            self._give_back(engine)
+            with self._changing:
+                engine.users -= 1
 
-    async def _load_in_turn(self, served: Served, at: str) -> Identity:
-        """Whoever leaves meanwhile leaves the queue too; what has begun to be loaded is there for who comes next."""
-        if self._waiting >= self.config.queue + self.config.rows:
-            raise RefusedError("full", BUSY_RETRY_SECONDS)
-        self._waiting += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._loader, self._have, served, at)
-        finally:
-            self._waiting -= 1
+    def _meant(self, served: Served, at: str) -> Identity:
+        """Which weights an id stands for now. In a thread: a run's folder may be large, or far away."""
+        kept = served.identities()
+        if (silence := self.why_silent(served)) is not None:
+            raise UserError(silence)
+        self._has_spoken.add(served.name)
+        with self._looking[served.name]:
+            return self._resolve(served, at, kept)
 
-    def _known(self, served: Served, at: str) -> Identity | None:
-        """Which weights were meant, if nothing was kept or deleted since."""
-        known = self._resolved.get((served.name, at))
-        return known[1] if known is not None and known[0] == served.identities() else None
-
-    def _lend(self, identity: Identity | None) -> Engine | None:
+    def _lend(self, identity: Identity) -> Engine | None:
         with self._changing:
-            engine = None if identity is None else self._engines.get(identity)
-            if engine is None or identity is None or not engine.is_alive:
+            engine = self._engines.get(identity)
+            if engine is None or not engine.is_alive:
                 return None
             self._engines.move_to_end(identity)
             engine.users += 1
             return engine
 
-    def _give_back(self, engine: Engine) -> None:
-        with self._changing:
-            engine.users -= 1
+    async def _load_in_turn(self, identity: Identity) -> None:
+        """Whoever leaves meanwhile leaves the queue too; what has begun to be loaded is there for who comes next."""
+        if self._waiting >= self.config.queue + self.config.rows:
+            raise RefusedError("full")
+        self._waiting += 1
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._loader, self._bring, identity)
+        finally:
+            self._waiting -= 1
 
     def why_silent(self, served: Served) -> str | None:
         """What is the matter with a model of which there is nothing to speak with."""
@@ -178,7 +182,7 @@ class Models:
         """So that a broken model is told at the start, and the first answer comes soon."""
         served = next(iter(self.served.values()))
         if not served.is_run or served.kept:
-            self._have(served, "best")
+            self._bring(self._meant(served, "best"))
 
     def close(self) -> None:
         """Take no more jobs."""
@@ -193,38 +197,30 @@ class Models:
         gone = [engine.end(wait_seconds) for _, engine in self.loaded]
         return all(gone)
 
-    def _have(self, served: Served, at: str) -> Identity:
-        """Which weights are meant, loaded unless they are there. In the loader's thread, so one at a time."""
-        kept = served.identities()
-        if (silence := self.why_silent(served)) is not None:
-            raise UserError(silence)
-        self._has_spoken.add(served.name)
-        folder = resolve(served.path, at)
-        identity = Identity.of(folder)
+    def _bring(self, identity: Identity) -> None:
+        """Load it, unless it is there. In the loader's thread, so one at a time."""
         with self._changing:
-            self._resolved[served.name, at] = (kept, identity)
             if identity in self._engines and self._engines[identity].is_alive:
-                return identity
+                return
             self._engines.pop(identity, None)
             self._make_room()
         try:
-            speaker = self._load(folder)
+            speaker = self._load(identity.folder)
         except (UserError, OSError):
-            if folder.exists():
+            if identity.folder.exists():
                 raise
-            return self._have(served, at)  # a run that trains let go of it meanwhile
+            return  # a run that trains let go of it meanwhile: who asks looks again
         engine = Engine(speaker, rows_that_fit(speaker, self.config.rows), self.config.queue, self.tally)
         with self._changing:
             self._engines[identity] = engine
             if self.closing:
                 engine.close()
-        return identity
 
     def _make_room(self) -> None:
         while len(self._engines) >= self.config.loaded:
             idle = next((each for each, engine in self._engines.items() if engine.is_idle and not engine.users), None)
             if idle is None:
-                raise RefusedError("full", BUSY_RETRY_SECONDS)
+                raise RefusedError("full")
             self._engines.pop(idle).end(0)
 
 
