@@ -141,14 +141,6 @@ def test_tricky_text_comes_back_unchanged(any_text_tokenizer: Tokenizer) -> None
     assert [any_text_tokenizer.decode(any_text_tokenizer.encode(text)) for text in TRICKY] == TRICKY
 
 
-@examples(20_000)
-@given(data=st.binary(max_size=80))
-def test_any_bytes_come_back_unchanged_from_a_byte_tokenizer(data: bytes, trained: dict[str, Tokenizer]) -> None:
-    ids = trained["byte"].encode_bytes(data)
-    assert ids == list(data)
-    assert trained["byte"].decode_bytes(ids) == data
-
-
 @examples(1_000)
 @given(text=any_text)
 def test_the_ids_of_a_byte_tokenizer_are_the_bytes(text: str, trained: dict[str, Tokenizer]) -> None:
@@ -171,11 +163,6 @@ def test_a_char_tokenizer_has_one_id_for_all_other_characters() -> None:
     ids = tokenizer.encode("a?日b")
     assert ids[1] == ids[2] == tokenizer.vocab_size - 1
     assert tokenizer.decode(ids) == "ab"
-
-
-def test_only_a_tokenizer_of_bytes_encodes_what_is_no_text(trained: dict[str, Tokenizer]) -> None:
-    with pytest.raises(UserError, match="byte tokenizer"):
-        trained["char"].encode_bytes(b"\xff")
 
 
 def test_text_that_is_not_unicode_is_told(tokenizer: Tokenizer) -> None:
