@@ -132,7 +132,7 @@ def test_json_is_the_same_wherever_the_blocks_are_cut(
     texts = ['a\\b"c', "[", "]}", "\\", '"', "äöü", "\n"]
     path.write_bytes(as_json(texts))
     monkeypatch.setattr(streams, "BLOCK", size)
-    monkeypatch.setattr("hornbook.text.documents.text_only", lambda blocks: blocks)
+    monkeypatch.setattr("hornbook.text.records.text_only", lambda blocks: blocks)
     assert texts_of(path) == texts
 
 
