@@ -42,9 +42,9 @@ def plain(texts: list[str], split: str = "") -> list[Document]:
 
 
 def split(source: Source, val: float | None = None, test: float = 0.0) -> tuple[dict[str, list[str]], SplitRule]:
-    rule = SplitRule(source, measure(source, val), val, test)
+    rule = SplitRule(source, val, test)
     found: dict[str, list[str]] = {"train": [], "val": [], "test": []}
-    for pieces in rule.split(source):
+    for pieces in rule.split():
         for piece in pieces:
             found[piece.split].append(piece.data.decode())
     return found, rule
@@ -86,9 +86,7 @@ def test_pieces_of_a_document_begin_and_end_once_in_each_split(parts: list[tuple
     documents = [
         Document("a", text, ends=ends) for text, ends in [*parts, ("end", True)]
     ]  # in the parts below, none twice
-    source = source_of(documents)
-    rule = SplitRule(source, measure(source, val), val, 0.0)
-    pieces = [piece for found in rule.split(source) for piece in found]
+    pieces = [piece for found in SplitRule(source_of(documents), val).split() for piece in found]
     for name in ("train", "val"):
         inside = False
         for piece in (piece for piece in pieces if piece.split == name):
@@ -206,9 +204,8 @@ def test_many_files_are_many_documents_before_they_are_read(tmp_path: Path, monk
 
 
 def test_what_is_held_back_leaves_something_to_train_on() -> None:
-    source = source_of(plain(["some text"]))
     with pytest.raises(UserError, match="test-fraction"):
-        SplitRule(source, measure(source, 0.5), 0.5, 0.5)
+        SplitRule(source_of(plain(["some text"])), 0.5, 0.5)
 
 
 def test_half_of_a_surrogate_pair_is_told_with_its_document() -> None:
@@ -217,6 +214,5 @@ def test_half_of_a_surrogate_pair_is_told_with_its_document() -> None:
 
 
 def test_a_piece_knows_its_document() -> None:
-    source = source_of(plain(["one", "two"]))
-    rule = SplitRule(source, measure(source, None), None, 0.0)
-    assert next(rule.split(source))[0] == Piece("train", "0", b"one", True, True)
+    rule = SplitRule(source_of(plain(["one", "two"])), None)
+    assert next(rule.split())[0] == Piece("train", "0", b"one", True, True)

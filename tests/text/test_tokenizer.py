@@ -311,23 +311,13 @@ T5 = {"single": "$A <end>", "special_tokens": [("<end>", 2)]}
 
 def as_llama_has_it(folder: Path, template: dict[str, Any], end: str = "</s>") -> tokenizers.Tokenizer:
     """Words with the blank before them, bytes for characters that are not known, and no end by a name of ours."""
-    specials, blank = ["<unk>", "<s>", end], "\u2581"
-    learned = tokenizers.Tokenizer(tokenizers.models.BPE())
-    learned.normalizer = tokenizers.normalizers.Sequence(
+    specials, blank, merges = ["<unk>", "<s>", end], "\u2581", [("\u2581", "w"), ("o", "r")]
+    entries = [*specials, *(f"<0x{byte:02X}>" for byte in range(256)), *"\u2581dehorstw", *map("".join, merges)]
+    vocabulary = {entry: token for token, entry in enumerate(entries)}
+    theirs = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True))
+    theirs.normalizer = tokenizers.normalizers.Sequence(
         [tokenizers.normalizers.Prepend(blank), tokenizers.normalizers.Replace(" ", blank)]
     )
-    learned.train_from_iterator(
-        ["some words and other words, one by one"] * 9,
-        tokenizers.trainers.BpeTrainer(vocab_size=90, special_tokens=specials, show_progress=False),
-    )
-    model = json.loads(learned.to_str())["model"]
-    entries = [*sorted(model["vocab"], key=model["vocab"].get), *(f"<0x{byte:02X}>" for byte in range(256))]
-    vocabulary = {entry: token for token, entry in enumerate(entries)}
-    merges = [tuple(pair) for pair in model["merges"]]
-    theirs = tokenizers.Tokenizer(
-        tokenizers.models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
-    )
-    theirs.normalizer = learned.normalizer
     decoders = tokenizers.decoders
     theirs.decoder = decoders.Sequence(
         [decoders.Replace(blank, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future, wait
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from hornbook.base.machine import cores_to_use, garbage_sought_among_new_objects
 from hornbook.base.settings import Settings
 from hornbook.base.unfinished import empty_unfinished, finish_folder, remove_abandoned, unfinished_folder
 from hornbook.shards.format import FORMAT_VERSION, MANIFEST, Shards, is_shards, listed
-from hornbook.shards.splits import Measured, Piece, SplitRule, measure
+from hornbook.shards.splits import Piece, SplitRule
 from hornbook.shards.twins import Twins, find_twins
 from hornbook.shards.writer import STATE, Encoded, PieceEncoder, ShardWriter, read_state, write_state
 from hornbook.text.corpora import find_source
@@ -109,10 +109,6 @@ def prepare(
     keep_freed_memory(one_heap=cores_to_use() <= 2)
     signature = source.signature()
     key = _key(signature, tokenizer_config, config)
-    measured = measure(source, config.val_fraction)
-    if measured.ids:
-        refuse_ids(tokenizer_config.kind, measured.ids)
-    rule = SplitRule(source, measured, config.val_fraction, config.test_fraction)
     if in_cache:
         remove_abandoned(out.parent, out)
     other = f"{out}: another process is preparing this text; waiting for it"
@@ -122,7 +118,10 @@ def prepare(
         if in_cache:  # where only we give names
             files.set_aside_strangers(out, listed)
         files.refuse_to_replace(out, listed)
-        work = _Preparation(source, signature, rule, measured, tokenizer_config, place, key, progress)
+        rule = SplitRule(source, config.val_fraction, config.test_fraction)
+        if rule.measured.ids:
+            refuse_ids(tokenizer_config.kind, rule.measured.ids)
+        work = _Preparation(source, signature, rule, tokenizer_config, place, key, progress)
         try:
             manifest = work.run(fast=True)
         except EncoderFailed as failure:
@@ -187,7 +186,6 @@ class _Preparation:
     source: Source
     signature: str
     rule: SplitRule
-    measured: Measured
     config: TokenizerConfig
     place: Path
     key: str
@@ -208,7 +206,8 @@ class _Preparation:
         if fast and tokenizer.has_gpt2_pieces and not has_gigatoken():
             self.progress.note("gigatoken is not installed; going on with tokenizers, which is slower")
         encoder = PieceEncoder(tokenizer, fastest_encoder if fast else SlowEncoder)
-        known = self.measured.text_bytes if self.measured.whole and not self.measured.ids else None
+        measured = self.rule.measured
+        known = measured.text_bytes if measured.whole and not measured.ids else None
         writer = ShardWriter(self.place, tokenizer, TOKENS_PER_SHARD, state, known)
         try:
             with Background() as ahead:
@@ -230,7 +229,7 @@ class _Preparation:
     def _learn(self, state: dict[str, Any]) -> Tokenizer:
         began = time.monotonic()
         learned = self.config.kind in LEARNED
-        tokenizer = self._learned() if learned else train_tokenizer(self.config, [], self.measured.text_bytes)
+        tokenizer = self._learned() if learned else train_tokenizer(self.config, [], self.rule.measured.text_bytes)
         tokenizer.save(self.place)
         if time.monotonic() - began > LONG_LEARNING_SECONDS:
             write_state(self.place, state | {"tokenizer": tokenizer.fingerprint, "splits": {}})
@@ -242,16 +241,19 @@ class _Preparation:
 
         def texts() -> Iterator[str]:
             nonlocal read
-            for text, size in _sample_for_vocabulary(self.source, self.rule, self.config.train_bytes):
+            for piece in (piece for pieces in self.rule.split() for piece in pieces):
                 if learning.left:
                     raise CancelledError
-                read += size
-                yield text
+                if piece.split == "train" and piece.ids is None:
+                    read += len(piece.data)
+                    yield piece.data.decode()
+                if read >= self.config.train_bytes:
+                    return
 
-        sample = count(float(min(self.measured.text_bytes, self.config.train_bytes)))
+        sample = count(float(min(self.rule.measured.text_bytes, self.config.train_bytes)))
         what = f"learning a {self.config.kind} vocabulary from {sample} bytes of {self.source.name}"
         with Background() as learning:
-            tokenizer = learning.submit(train_tokenizer, self.config, texts(), self.measured.text_bytes)
+            tokenizer = learning.submit(train_tokenizer, self.config, texts(), self.rule.measured.text_bytes)
             self.progress.update(what)
             while wait([tokenizer], LEARNING_SHOWN_EVERY_SECONDS).not_done:
                 self.progress.update(f"{what}: {count(float(read))} read, {duration(time.monotonic() - began)}")
@@ -259,7 +261,7 @@ class _Preparation:
 
     def _write(self, writer: ShardWriter, encoder: PieceEncoder, ahead: Background) -> None:
         waiting: deque[tuple[Future[list[Encoded]], int]] = deque()
-        done = 0
+        measured, done = self.rule.measured, 0
         ahead.submit(lambda: encoder.inner)  # which takes a while to be loaded
         for batch, items, size in self._batches(writer.items):
             waiting.append((ahead.submit(encoder.encode, batch), items))
@@ -267,10 +269,10 @@ class _Preparation:
                 encoded, read = waiting.popleft()
                 writer.add(encoded.result(), read)
             done += size
-            share = min(done / max(self.measured.text_bytes, 1), 1)
+            share = min(done / max(measured.text_bytes, 1), 1)
             self.progress.update(
-                f"preparing {self.source.name}: {share:.0%} of {'about ' * (not self.measured.whole)}"
-                f"{count(float(self.measured.text_bytes))} bytes, {count(done / writer.seconds)} a second"
+                f"preparing {self.source.name}: {share:.0%} of {'about ' * (not measured.whole)}"
+                f"{count(float(measured.text_bytes))} bytes, {count(done / writer.seconds)} a second"
             )
         for encoded, read in waiting:
             writer.add(encoded.result(), read)
@@ -282,7 +284,7 @@ class _Preparation:
         self._tally, self._held_back = Tally(), []
         batch: list[Piece] = []
         size = items = held = 0
-        for items, pieces in enumerate(self.rule.split(self.source, self._tally), start=1):
+        for items, pieces in enumerate(self.rule.split(self._tally), start=1):
             for piece in pieces:
                 if piece.split == "val" and piece.ids is None and held <= YARDSTICK_BYTES:
                     self._held_back.append(piece.data)
@@ -305,12 +307,7 @@ class _Preparation:
         bits_per_byte: dict[str, float],
     ) -> dict[str, Any]:
         splits: dict[str, Any] = {
-            name: {
-                "tokens": split.tokens,
-                "documents": split.documents,
-                "bytes_of_text": split.bytes_of_text,
-                "shards": split.shards,
-            }
+            name: {key: value for key, value in asdict(split).items() if key != "open_bytes"}
             for name, split in writer.splits.items()
             if name != "test" or split.shards
         }
@@ -369,18 +366,6 @@ def _there(out: Path, key: str | None, progress: Progress, whole: bool = False) 
     except UserError as error:
         progress.note(f"{error.mistakes[0].partition('; prepare')[0]}; to be prepared again")
         return None
-
-
-def _sample_for_vocabulary(source: Source, rule: SplitRule, limit: int) -> Iterator[tuple[str, int]]:
-    """Texts to train on, with their bytes."""
-    read = 0
-    for pieces in rule.split(source):
-        for piece in pieces:
-            if piece.split == "train" and piece.ids is None:
-                yield piece.data.decode(), len(piece.data)
-                read += len(piece.data)
-                if read >= limit:
-                    return
 
 
 def yardsticks(text: Sequence[bytes]) -> dict[str, float]:

@@ -121,32 +121,34 @@ def val_fraction_for(text_bytes: int) -> float:
 
 
 class SplitRule:
-    """Gives each document its split; counts the duplicates that it drops."""
+    """Gives each document of a source its split; counts the duplicates that it drops."""
 
-    def __init__(self, source: Source, measured: Measured, val_fraction: float | None, test_fraction: float) -> None:
+    def __init__(self, source: Source, val_fraction: float | None, test_fraction: float = 0.0) -> None:
+        self._source = source
+        self.measured = measured = measure(source, val_fraction)
         val = val_fraction or val_fraction_for(measured.text_bytes)
         if val + test_fraction >= 1:
             raise UserError(
                 f"--shards.test-fraction: {test_fraction:g} and {val:.4g} for validation leave nothing to train on"
             )
         self.duplicates = 0
-        self._hash_below = {"val": int(val * 2**64), "test": int((val + test_fraction) * 2**64)}
+        self._val_below, self._test_below = int(val * 2**64), int((val + test_fraction) * 2**64)
         few = measured.whole and _are_few(measured.different, val)
         self._held = _held_back(source, None if few else self._by_hash)
         self._copies: dict[int, str] = {}
         """Of few documents, by their number: where those belong of which another one counts."""
-        self._cuts = self._hold_back_the_tail(measured, val, test_fraction) if few else None
+        self._cuts = self._hold_back_the_tail(val, test_fraction) if few else None
         rule = "tail of the text" if few else "hash of the document's text"
         shares = f"{val:.4g} for validation" + (f", {test_fraction:.4g} for testing" if test_fraction else "")
         self.description = f"{rule}, {shares}" if measured.characters else "the corpus's own"
 
-    def split(self, source: Source, tally: Tally | None = None) -> Iterator[list[Piece]]:
+    def split(self, tally: Tally | None = None) -> Iterator[list[Piece]]:
         """For each thing that the source yields, the pieces that become of it: none, one, or several."""
         self.duplicates = 0
         number = characters = 0
         begins, home = True, "train"
         unended: set[str] = set()
-        for document in source.documents(tally):
+        for document in self._source.documents(tally):
             data = _utf8(document)
             if begins:
                 home = self._home(document, data, number)
@@ -173,14 +175,14 @@ class SplitRule:
         home = document.split or self._by_hash(digest)
         return DROPPED if self._held.get(digest, 0) > SPLITS.index(home) else home
 
-    def _hold_back_the_tail(self, measured: Measured, val: float, test: float) -> list[int]:
+    def _hold_back_the_tail(self, val: float, test: float) -> list[int]:
         """Where the tails begin. Of documents of the same text the last one counts: the others are trained on where all
         of it is, and dropped where any of it is held back. What a corpus holds back by itself counts nowhere else."""
-        hashes, sizes = measured.hashes, measured.sizes
-        last = [measured.last[digest << 64 | size] for digest, size in zip(hashes, sizes, strict=True)]
+        hashes, sizes = self.measured.hashes, self.measured.sizes
+        last = [self.measured.last[digest << 64 | size] for digest, size in zip(hashes, sizes, strict=True)]
         counts = [last[number] == number and digest not in self._held for number, digest in enumerate(hashes)]
         ends = list(accumulate(size * counts[number] for number, size in enumerate(sizes)))
-        characters = measured.characters - sum(sizes) + (ends[-1] if ends else 0)
+        characters = self.measured.characters - sum(sizes) + (ends[-1] if ends else 0)
         cuts = [int(characters * (1 - share)) for share in ([val + test, test] if test else [val])]
         for number, digest in enumerate(hashes):
             at = sum(ends[last[number]] > cut for cut in cuts)
@@ -191,7 +193,7 @@ class SplitRule:
         return cuts
 
     def _by_hash(self, digest: int) -> str:
-        return next((split for split, limit in self._hash_below.items() if digest < limit), "train")
+        return "val" if digest < self._val_below else "test" if digest < self._test_below else "train"
 
     def _cut(self, document: Document, data: bytes, begin: int, unended: set[str]) -> list[Piece]:
         """The parts of a document before, between and after the places where the tails begin; a tail's beginning ends

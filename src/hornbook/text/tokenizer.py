@@ -70,10 +70,6 @@ class Tokenizer:
         return hashlib.sha256((self.to_json() + self._told_end).encode()).hexdigest()
 
     def to_json(self) -> str:
-        return self._json
-
-    @cached_property
-    def _json(self) -> str:
         return str(self._inner.to_str())
 
     @property
