@@ -96,27 +96,6 @@ def test_the_split_stays_when_documents_are_added_or_renamed(many_texts: Path, p
     assert held_back.isdisjoint(documents(after, "train"))
 
 
-def test_documents_of_the_same_text_are_never_in_both_splits(many_texts: Path, prepared: Prepare) -> None:
-    for path in list(many_texts.iterdir()):
-        path.with_name("copy-" + path.name).write_text(path.read_text())
-    shards = prepared(many_texts, val_fraction=0.3)
-    train, val = documents(shards, "train"), documents(shards, "val")
-    assert len(train) + len(val) == 400
-    assert val
-    assert set(train).isdisjoint(val)
-
-
-def test_few_documents_give_their_tail(tmp_path: Path, prepared: Prepare) -> None:
-    folder = tmp_path / "few"
-    folder.mkdir()
-    for name in "abcd":
-        (folder / f"{name}.txt").write_text(name * 250)
-    shards = prepared(folder, val_fraction=0.1)
-    assert documents(shards, "train") == ["a" * 250, "b" * 250, "c" * 250, "d" * 150]
-    assert documents(shards, "val") == ["d" * 100]
-    assert "tail" in shards.manifest["split_rule"]
-
-
 def test_a_small_share_of_a_few_large_documents_is_not_left_to_chance(many_texts: Path, prepared: Prepare) -> None:
     """One in a thousand of 200 documents by hash would most likely be none."""
     shards = prepared(many_texts, val_fraction=0.001)

@@ -23,7 +23,7 @@ from hornbook.base.unfinished import unfinished_folder
 from hornbook.shards import prepare as preparing
 from hornbook.shards import writer as writing
 from hornbook.shards.format import Shards
-from hornbook.shards.prepare import ShardsConfig, open_or_prepare, prepare, report
+from hornbook.shards.prepare import ShardsConfig, prepare, report
 from hornbook.text import encoder as encoding
 from hornbook.text.readers import source_from_path
 from hornbook.text.tokenizer import TokenizerConfig
@@ -334,15 +334,6 @@ def test_the_report_adds_up(texts: Path, tmp_path: Path) -> None:
     lines = "\n".join(report(shards.manifest))
     for part in ("train", "val", "bytes per token", "a second", "2 characters replaced"):
         assert part in lines
-
-
-def test_no_more_documents_than_asked_for(texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hornbook.text.documents import TextConfig
-
-    shards = open_or_prepare(
-        str(texts), TokenizerConfig(kind="byte"), ShardsConfig(val_fraction=0.3), text=TextConfig(max_documents=150)
-    )
-    assert shards.manifest["report"]["documents"] == 150
 
 
 MEASURE = """

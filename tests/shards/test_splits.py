@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -12,29 +12,29 @@ from effort import examples
 from hornbook.base.errors import UserError
 from hornbook.shards import splits
 from hornbook.shards.splits import Piece, SplitRule, measure
-from hornbook.text.documents import Document, TextConfig
-from hornbook.text.readers import Source, source_from_path
+from hornbook.text.documents import TextConfig
+from hornbook.text.readers import Part, Source, source_from_path
+from hornbook.text.records import Document
 from hornbook.text.streams import Tally
 
 
-class Given(Source):
-    """A source of documents that a test makes up."""
+@dataclass(frozen=True)
+class Given(Part):
+    """Documents that a test makes up."""
 
-    given: tuple[Document, ...]
+    given: tuple[Document, ...] = ()
 
     def documents(self, tally: Tally | None = None) -> Iterator[Document]:
-        for part in self.parts:
-            yield from part.documents()
         yield from self.given
 
-    def likely_bytes_of_text(self) -> int:
-        return sum(len(document.text.encode(errors="replace")) for document in self.documents())
+    def likely_bytes_of_text(self) -> float:
+        return sum(len(document.text.encode(errors="replace")) for document in self.given)
 
 
-def source_of(documents: list[Document], parts: tuple[Source, ...] = ()) -> Given:
-    source = Given("made up", Path(), (), parts=parts)
-    object.__setattr__(source, "given", tuple(documents))
-    return source
+def source_of(*parts: list[Document]) -> Source:
+    """The documents of a part are of one split."""
+    given = (Given("made up", Path(), (), split=part[0].split, given=tuple(part)) for part in parts)
+    return Source("made up", tuple(given))
 
 
 def plain(texts: list[str], split: str = "") -> list[Document]:
@@ -42,9 +42,9 @@ def plain(texts: list[str], split: str = "") -> list[Document]:
 
 
 def split(source: Source, val: float | None = None, test: float = 0.0) -> tuple[dict[str, list[str]], SplitRule]:
-    rule = SplitRule(source, measure(source, val), val, test)
+    rule = SplitRule(source, val, test)
     found: dict[str, list[str]] = {"train": [], "val": [], "test": []}
-    for pieces in rule.split(source):
+    for pieces in rule.split():
         for piece in pieces:
             found[piece.split].append(piece.data.decode())
     return found, rule
@@ -86,9 +86,7 @@ def test_pieces_of_a_document_begin_and_end_once_in_each_split(parts: list[tuple
     documents = [
         Document("a", text, ends=ends) for text, ends in [*parts, ("end", True)]
     ]  # in the parts below, none twice
-    source = source_of(documents)
-    rule = SplitRule(source, measure(source, val), val, 0.0)
-    pieces = [piece for found in rule.split(source) for piece in found]
+    pieces = [piece for found in SplitRule(source_of(documents), val).split() for piece in found]
     for name in ("train", "val"):
         inside = False
         for piece in (piece for piece in pieces if piece.split == name):
@@ -102,8 +100,7 @@ def test_a_corpus_keeps_its_own_splits_and_trains_on_nothing_of_what_it_holds_ba
     train = plain(["a", "b", "shared with val", "c", "shared with test", "a"], "train")
     val = plain(["shared with val", "d", "in both"], "val")
     test = plain(["shared with test", "in both", "e"], "test")
-    parts = (source_of(train), source_of(val), source_of(test))
-    found, rule = split(source_of([], parts))
+    found, rule = split(source_of(train, val, test))
     assert found == {
         "train": ["a", "b", "c", "a"],
         "val": ["shared with val", "d"],
@@ -114,8 +111,7 @@ def test_a_corpus_keeps_its_own_splits_and_trains_on_nothing_of_what_it_holds_ba
 
 
 def test_so_does_a_corpus_among_other_texts() -> None:
-    parts = (source_of(plain(["a", "both"], "train")), source_of(plain(["both", "b"], "val")))
-    found, rule = split(source_of([], (source_of([], parts), source_of(plain(["c" * 90])))), 0.1)
+    found, rule = split(source_of(plain(["a", "both"], "train"), plain(["both", "b"], "val"), plain(["c" * 90])), 0.1)
     assert found == {"train": ["a", "c" * 81], "val": ["both", "b", "c" * 9], "test": []}
     assert rule.duplicates == 1
 
@@ -160,7 +156,7 @@ def test_a_document_in_pieces_is_dropped_as_a_whole() -> None:
     found, rule = split(source_of(documents), 0.1)
     assert ("".join(found["train"]), "".join(found["val"]), rule.duplicates) == ("b" * 80 + "a" * 64, "a" * 16, 1)
     train, val = ([replace(each, split=split) for each in large("a") + large(more)] for split, more in SPLITS_AND_MORE)
-    found, rule = split(source_of([], (source_of(train), source_of(val))))
+    found, rule = split(source_of(train, val))
     assert ("".join(found["train"]), "".join(found["val"]), rule.duplicates) == ("b" * 80, "a" * 80 + "c" * 80, 1)
 
 
@@ -170,10 +166,8 @@ SPLITS_AND_MORE = (("train", "b"), ("val", "c"))
 @pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
 def test_what_a_corpus_trains_on_is_not_held_back_of_other_documents(first: bool) -> None:
     texts = [f"document {number}" for number in range(300)]
-    brought = replace(source_of([]), split="train")
-    object.__setattr__(brought, "given", tuple(plain(texts[:150], "train")))
-    parts = [source_of(plain(texts)), brought]
-    found, rule = split(source_of([], tuple(parts[:: -1 if first else 1])), 0.2)
+    parts = [plain(texts), plain(texts[:150], "train")]
+    found, rule = split(source_of(*parts[:: -1 if first else 1]), 0.2)
     assert 20 < rule.duplicates < 45
     assert set(found["train"]).isdisjoint(found["val"])
     assert set(found["train"] + found["val"]) == set(texts)
@@ -195,9 +189,7 @@ def test_a_large_text_is_measured_without_reading_all_of_it(monkeypatch: pytest.
     assert (found.whole, found.text_bytes) == (False, 14 * 10_000)
     assert found.documents < 400
     assert measure(source, 0.000_5).whole  # by hash too few would be held back
-    limited = replace(source, config=TextConfig(max_documents=1_000))
-    object.__setattr__(limited, "given", source.given)
-    assert measure(limited, 0.05).text_bytes == 14 * 1_000
+    assert measure(source.read_with(TextConfig(max_documents=1_000)), 0.05).text_bytes == 14 * 1_000
 
 
 def test_many_files_are_many_documents_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,9 +204,8 @@ def test_many_files_are_many_documents_before_they_are_read(tmp_path: Path, monk
 
 
 def test_what_is_held_back_leaves_something_to_train_on() -> None:
-    source = source_of(plain(["some text"]))
     with pytest.raises(UserError, match="test-fraction"):
-        SplitRule(source, measure(source, 0.5), 0.5, 0.5)
+        SplitRule(source_of(plain(["some text"])), 0.5, 0.5)
 
 
 def test_half_of_a_surrogate_pair_is_told_with_its_document() -> None:
@@ -223,6 +214,5 @@ def test_half_of_a_surrogate_pair_is_told_with_its_document() -> None:
 
 
 def test_a_piece_knows_its_document() -> None:
-    source = source_of(plain(["one", "two"]))
-    rule = SplitRule(source, measure(source, None), None, 0.0)
-    assert next(rule.split(source))[0] == Piece("train", "0", b"one", True, True)
+    rule = SplitRule(source_of(plain(["one", "two"])), None)
+    assert next(rule.split())[0] == Piece("train", "0", b"one", True, True)

@@ -117,7 +117,7 @@ def test_of_many_endings_those_of_which_there_are_most_are_told(
 def test_the_manifest_counts_what_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = lay_out(tmp_path / "one", {"a.jsonl": as_jsonl(["text"]), "b.md": b"#", "c.docx": PICTURE})
     two = lay_out(tmp_path / "two", {"a.txt": b"text", "c.docx": PICTURE})
-    assert joined([source_from_path(one), source_from_path(two)]).all_left_out() == {".docx": 2, ".md": 1}
+    assert joined([source_from_path(one), source_from_path(two)]).left_out == {".docx": 2, ".md": 1}
     words = ["prepare", str(one), str(two), "--tokenizer.kind", "byte", "--out", str(tmp_path / "out"), "--json"]
     assert cli.main(words) == 0
     assert json.loads(capsys.readouterr().out)["reading"]["left_out_files"] == {".docx": 2, ".md": 1}

@@ -8,7 +8,7 @@ import io
 import json
 import lzma
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -19,8 +19,6 @@ from pyarrow import parquet
 
 from hornbook.base.errors import UserError
 from hornbook.text import streams
-from hornbook.text.documents import TextConfig
-from hornbook.text.formats import FORMATS
 from hornbook.text.readers import source_from_path
 from hornbook.text.streams import PIECE, Tally
 
@@ -132,7 +130,7 @@ def test_json_is_the_same_wherever_the_blocks_are_cut(
     texts = ['a\\b"c', "[", "]}", "\\", '"', "äöü", "\n"]
     path.write_bytes(as_json(texts))
     monkeypatch.setattr(streams, "BLOCK", size)
-    monkeypatch.setattr("hornbook.text.documents.text_only", lambda blocks: blocks)
+    monkeypatch.setattr("hornbook.text.records.text_only", lambda blocks: blocks)
     assert texts_of(path) == texts
 
 
@@ -240,11 +238,6 @@ def test_a_long_text_comes_in_pieces_whose_ids_are_those_of_the_whole(
 def test_one_line_without_an_end_is_cut_too(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a" * (PIECE + 5))
     assert [len(text) for text in texts_of(tmp_path / "a.txt")] == [PIECE, 5]
-
-
-def test_every_format_can_be_said() -> None:
-    (choices, _) = get_args(TextConfig.model_fields["format"].annotation)
-    assert list(get_args(choices)) == list(FORMATS)
 
 
 def test_the_format_may_be_said_where_the_name_does_not(tmp_path: Path) -> None:

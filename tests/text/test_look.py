@@ -13,7 +13,7 @@ import pytest
 from hornbook import cli
 from hornbook.base.files import staged_folder
 from hornbook.text import look
-from hornbook.text.documents import Document
+from hornbook.text.records import Document
 from hornbook.text.tokenizer import TokenizerConfig, train_tokenizer
 
 

@@ -71,7 +71,7 @@ def test_a_page_is_the_same_wherever_its_blocks_are_cut(
 ) -> None:
     (tmp_path / "a.html").write_text(PAGE)
     monkeypatch.setattr(streams, "BLOCK", size)
-    monkeypatch.setattr("hornbook.text.documents.text_only", lambda blocks: blocks)
+    monkeypatch.setattr("hornbook.text.records.text_only", lambda blocks: blocks)
     assert texts_of(tmp_path / "a.html")[0].lstrip("\ufeff\n") == WORDS
 
 
@@ -154,7 +154,7 @@ def test_what_never_ends_takes_time_in_proportion(begin: str, monkeypatch: pytes
 def test_a_tag_without_end_is_a_bad_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hornbook.text.markup.LARGEST_RECORD", 1000)
     monkeypatch.setattr(streams, "BLOCK", 4000)
-    monkeypatch.setattr("hornbook.text.documents.text_only", lambda blocks: blocks)
+    monkeypatch.setattr("hornbook.text.records.text_only", lambda blocks: blocks)
     (tmp_path / "a.html").write_text("<p>good</p>\n<img src='data:" + "A" * 100_000)
     (tmp_path / "b.html").write_text("<p>more</p>")
     with pytest.raises(UserError, match=r"a\.html line 2: a tag, comment or script longer than"):
@@ -238,7 +238,7 @@ def test_pages_and_notebooks_of_a_folder_are_texts(tmp_path: Path) -> None:
         ("c.txt", "text"),
     ]
     # Whether a page holds a word is not known before it is read.
-    assert [path.name for path in source.files_that_are_documents()] == ["c.txt"]
+    assert [path.name for path in source.parts[0].files_that_are_documents()] == ["c.txt"]
     assert source.likely_bytes_of_text() < source.bytes_on_disk()
 
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -141,14 +143,6 @@ def test_tricky_text_comes_back_unchanged(any_text_tokenizer: Tokenizer) -> None
     assert [any_text_tokenizer.decode(any_text_tokenizer.encode(text)) for text in TRICKY] == TRICKY
 
 
-@examples(20_000)
-@given(data=st.binary(max_size=80))
-def test_any_bytes_come_back_unchanged_from_a_byte_tokenizer(data: bytes, trained: dict[str, Tokenizer]) -> None:
-    ids = trained["byte"].encode_bytes(data)
-    assert ids == list(data)
-    assert trained["byte"].decode_bytes(ids) == data
-
-
 @examples(1_000)
 @given(text=any_text)
 def test_the_ids_of_a_byte_tokenizer_are_the_bytes(text: str, trained: dict[str, Tokenizer]) -> None:
@@ -171,11 +165,6 @@ def test_a_char_tokenizer_has_one_id_for_all_other_characters() -> None:
     ids = tokenizer.encode("a?日b")
     assert ids[1] == ids[2] == tokenizer.vocab_size - 1
     assert tokenizer.decode(ids) == "ab"
-
-
-def test_only_a_tokenizer_of_bytes_encodes_what_is_no_text(trained: dict[str, Tokenizer]) -> None:
-    with pytest.raises(UserError, match="byte tokenizer"):
-        trained["char"].encode_bytes(b"\xff")
 
 
 def test_text_that_is_not_unicode_is_told(tokenizer: Tokenizer) -> None:
@@ -314,3 +303,66 @@ def test_vocabularies_of_other_models_end_a_document_by_their_own_token(end: str
     ours = Tokenizer.load(tmp_path)
     assert ours.end_of_text == theirs.token_to_id(end)
     assert ours.decode([*ours.encode("another \u00e9 text"), ours.end_of_text]) == "another \u00e9 text"
+
+
+LLAMA = {"single": "<s> $A", "special_tokens": [("<s>", 1)]}
+T5 = {"single": "$A <end>", "special_tokens": [("<end>", 2)]}
+
+
+def as_llama_has_it(folder: Path, template: dict[str, Any], end: str = "</s>") -> tokenizers.Tokenizer:
+    """Words with the blank before them, bytes for characters that are not known, and no end by a name of ours."""
+    specials, blank, merges = ["<unk>", "<s>", end], "\u2581", [("\u2581", "w"), ("o", "r")]
+    entries = [*specials, *(f"<0x{byte:02X}>" for byte in range(256)), *"\u2581dehorstw", *map("".join, merges)]
+    vocabulary = {entry: token for token, entry in enumerate(entries)}
+    theirs = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True))
+    theirs.normalizer = tokenizers.normalizers.Sequence(
+        [tokenizers.normalizers.Prepend(blank), tokenizers.normalizers.Replace(" ", blank)]
+    )
+    decoders = tokenizers.decoders
+    theirs.decoder = decoders.Sequence(
+        [decoders.Replace(blank, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    theirs.add_special_tokens(specials)
+    theirs.post_processor = tokenizers.processors.TemplateProcessing(**template)
+    theirs.save(str(folder / "tokenizer.json"))
+    return theirs
+
+
+@pytest.mark.parametrize(
+    "text", ["other words", "  two  blanks ", "w\u00f6rter \u65e5\u672c\n\nand \U0001f600", " ", "s\n"]
+)
+def test_a_vocabulary_like_llamas_gives_the_text_back_as_its_own_decoder_does(text: str, tmp_path: Path) -> None:
+    theirs = as_llama_has_it(tmp_path, LLAMA)
+    ours = Tokenizer.load(tmp_path)
+    assert (ours.end_of_text, ours.opening, ours.keeps_text) == (theirs.token_to_id("</s>"), [1], True)
+    ids = [*ours.encode_prompt(text), ours.end_of_text]
+    assert ids[:-1] == theirs.encode(text).ids
+    assert ours.decode(ids) == theirs.decode(ids) == text
+    stream = ours.stream()
+    assert "".join(map(stream.feed, ids)) + stream.end() == text
+    assert ours.stream(continues=True).feed(ours.encode("words")[0]).startswith(" ")
+
+
+def test_what_is_put_after_a_text_is_its_end_and_does_not_open_it(tmp_path: Path) -> None:
+    theirs = as_llama_has_it(tmp_path, T5, end="<end>")
+    assert theirs.encode("").ids == [2]
+    ours = Tokenizer.load(tmp_path)
+    assert (ours.opening, ours.end_of_text) == ([], 2)
+
+
+def test_a_folder_tells_which_token_ends_a_text(tmp_path: Path) -> None:
+    as_llama_has_it(tmp_path, LLAMA, end="<fin>")
+    with pytest.raises(UserError, match=r"tokenizer\.json: has no <\|endoftext\|> token, .*nor tells another"):
+        Tokenizer.load(tmp_path)
+    told = [{"eos_token": "<fin>"}, {"eos_token": {"content": "<fin>", "lstrip": False}}]
+    found = []
+    for each in told:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(each))
+        found.append(Tokenizer.load(tmp_path))
+    again = train_tokenizer(TokenizerConfig(kind="file", file=str(tmp_path)), [], 0)
+    (tmp_path / "saved").mkdir()
+    again.save(tmp_path / "saved")
+    found += [again, Tokenizer.load(tmp_path / "saved")]
+    assert {(each.end_of_text, each.fingerprint) for each in found} == {(2, found[0].fingerprint)}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<s>"}))
+    assert Tokenizer.load(tmp_path).fingerprint != again.fingerprint

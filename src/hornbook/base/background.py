@@ -27,12 +27,10 @@ _left: list[threading.Thread] = []
 
 
 class Background:
-    """One thread. Leaving by an error, such as Ctrl-C, cancels all that is not done; with `finishes`, what runs is
-    waited for: work that must not go on beside what comes after."""
+    """One thread. Leaving by an error, such as Ctrl-C, cancels all that is not done."""
 
-    def __init__(self, finishes: bool = False) -> None:
+    def __init__(self) -> None:
         self.left = False
-        self._finishes = finishes
         self._waiting: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._at_work: Future[Any] | None = None
         self._done = False
@@ -70,16 +68,13 @@ class Background:
             self._done = self.left = True
             dropped = [future for future, _ in self._waiting]
             self._waiting.clear()
-            if self._at_work is not None and not self._finishes:
+            if self._at_work is not None:
                 dropped.append(self._at_work)
             self._changed.notify()
         for future in dropped:
             with contextlib.suppress(InvalidStateError):  # it has just been done
                 future.set_exception(CancelledError())
-        if self._finishes:
-            self._thread.join()
-        else:
-            _left.append(self._thread)
+        _left.append(self._thread)
 
     def _work(self) -> None:
         while True:

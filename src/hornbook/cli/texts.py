@@ -45,7 +45,7 @@ def prepare_text(words: list[str]) -> int:
         warn(doubt)
     if as_json:
         # Shards that were there already tell of the folder as it was when they were made.
-        reading = {"reading": shards.manifest["reading"] | {"left_out_files": source.all_left_out()}}
+        reading = {"reading": shards.manifest["reading"] | {"left_out_files": source.left_out}}
         answer_json({"folder": str(out), **shards.manifest, **reading})
         return 0
     for line in report(shards.manifest):

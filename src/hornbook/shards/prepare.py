@@ -1,22 +1,22 @@
 """Documents become shards.
 
 In: a `Source`, and knobs.  Out: a folder of shards; the one that was made before, where text and knobs are the same.
-As much of the text is read as it takes to choose sizes and to learn the vocabulary; then all of it, once, while what
-was read before is encoded and written. An end-of-text id follows every document. A preparation that is cut off goes
-on where its last full file ended.
+As much of the text is read as it takes to choose how to split it, and then to learn the vocabulary; then all of it,
+once: read, split and written here, while one thread encodes ahead. An end-of-text id follows every document. A
+preparation that is cut off goes on where its last full file ended.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import lzma
 import time
-import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future, wait
-from functools import cached_property
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,9 @@ from hornbook.base.machine import cores_to_use, garbage_sought_among_new_objects
 from hornbook.base.settings import Settings
 from hornbook.base.unfinished import empty_unfinished, finish_folder, remove_abandoned, unfinished_folder
 from hornbook.shards.format import FORMAT_VERSION, MANIFEST, Shards, is_shards, listed
-from hornbook.shards.splits import Measured, Piece, SplitRule, measure
+from hornbook.shards.splits import Piece, SplitRule
 from hornbook.shards.twins import Twins, find_twins
-from hornbook.shards.writer import STATE, ShardWriter, read_state, write_state
+from hornbook.shards.writer import STATE, Encoded, PieceEncoder, ShardWriter, read_state, write_state
 from hornbook.text.corpora import find_source
 from hornbook.text.documents import AS_IT_COMES, TextConfig
 from hornbook.text.encoder import EncoderFailed, SlowEncoder, fastest_encoder, has_gigatoken
@@ -109,10 +109,6 @@ def prepare(
     keep_freed_memory(one_heap=cores_to_use() <= 2)
     signature = source.signature()
     key = _key(signature, tokenizer_config, config)
-    measured = measure(source, config.val_fraction)
-    if measured.ids:
-        refuse_ids(tokenizer_config.kind, measured.ids)
-    rule = SplitRule(source, measured, config.val_fraction, config.test_fraction)
     if in_cache:
         remove_abandoned(out.parent, out)
     other = f"{out}: another process is preparing this text; waiting for it"
@@ -122,7 +118,10 @@ def prepare(
         if in_cache:  # where only we give names
             files.set_aside_strangers(out, listed)
         files.refuse_to_replace(out, listed)
-        work = _Preparation(source, signature, rule, measured, tokenizer_config, place, key, progress)
+        rule = SplitRule(source, config.val_fraction, config.test_fraction)
+        if rule.measured.ids:
+            refuse_ids(tokenizer_config.kind, rule.measured.ids)
+        work = _Preparation(source, signature, rule, tokenizer_config, place, key, progress)
         try:
             manifest = work.run(fast=True)
         except EncoderFailed as failure:
@@ -180,48 +179,44 @@ def too_little(shards: Shards) -> str | None:
     )
 
 
+@dataclass
 class _Preparation:
     """One text on its way into a folder."""
 
-    def __init__(
-        self,
-        source: Source,
-        signature: str,
-        rule: SplitRule,
-        measured: Measured,
-        config: TokenizerConfig,
-        place: Path,
-        key: str,
-        progress: Progress,
-    ) -> None:
-        self._source, self._signature, self._rule, self._measured = source, signature, rule, measured
-        self._config, self._place, self._key, self._progress = config, place, key, progress
-        self._tally = Tally()
-        self._compressed = _Compressed()
+    source: Source
+    signature: str
+    rule: SplitRule
+    config: TokenizerConfig
+    place: Path
+    key: str
+    progress: Progress
+    _tally: Tally = field(default_factory=Tally)
+    _held_back: list[bytes] = field(default_factory=list)
 
     def run(self, fast: bool) -> dict[str, Any]:
         """Everything but the manifest, which it returns."""
-        state = read_state(self._place, self._key)
+        state = read_state(self.place, self.key)
         if state is None:
-            empty_unfinished(self._place)
-            state = {"key": self._key}
+            empty_unfinished(self.place)
+            state = {"key": self.key}
             tokenizer = self._learn(state)
         else:
-            tokenizer = Tokenizer.load(self._place)
-            self._progress.note(f"going on with the preparation of {self._source.name} that was cut off")
+            tokenizer = Tokenizer.load(self.place)
+            self.progress.note(f"going on with the preparation of {self.source.name} that was cut off")
         if fast and tokenizer.has_gpt2_pieces and not has_gigatoken():
-            self._progress.note("gigatoken is not installed; going on with tokenizers, which is slower")
-        encoder = fastest_encoder if fast else SlowEncoder
-        known = self._measured.text_bytes if self._measured.whole and not self._measured.ids else None
-        writer = ShardWriter(self._place, tokenizer, encoder, TOKENS_PER_SHARD, state, known)
+            self.progress.note("gigatoken is not installed; going on with tokenizers, which is slower")
+        encoder = PieceEncoder(tokenizer, fastest_encoder if fast else SlowEncoder)
+        measured = self.rule.measured
+        known = measured.text_bytes if measured.whole and not measured.ids else None
+        writer = ShardWriter(self.place, tokenizer, TOKENS_PER_SHARD, state, known)
         try:
-            with garbage_sought_among_new_objects():
-                self._pump(writer)
-            with Background(finishes=True) as beside:
-                finishing = beside.submit(writer.finish)  # mostly the disk's work
+            with Background() as ahead:
+                with garbage_sought_among_new_objects():
+                    self._write(writer, encoder, ahead)
+                scale = ahead.submit(yardsticks, self._held_back if tokenizer.keeps_text else [])
+                writer.finish()
                 twins = self._twins(tokenizer, writer)
-            finishing.result()
-            return self._manifest(tokenizer, writer, twins)
+            return self._manifest(tokenizer, encoder, writer, twins, scale.result())
         finally:
             writer.abandon()
 
@@ -233,11 +228,11 @@ class _Preparation:
 
     def _learn(self, state: dict[str, Any]) -> Tokenizer:
         began = time.monotonic()
-        learned = self._config.kind in LEARNED
-        tokenizer = self._learned() if learned else train_tokenizer(self._config, [], self._measured.text_bytes)
-        tokenizer.save(self._place)
+        learned = self.config.kind in LEARNED
+        tokenizer = self._learned() if learned else train_tokenizer(self.config, [], self.rule.measured.text_bytes)
+        tokenizer.save(self.place)
         if time.monotonic() - began > LONG_LEARNING_SECONDS:
-            write_state(self._place, state | {"tokenizer": tokenizer.fingerprint, "splits": {}})
+            write_state(self.place, state | {"tokenizer": tokenizer.fingerprint, "splits": {}})
         return tokenizer
 
     def _learned(self) -> Tokenizer:
@@ -246,53 +241,54 @@ class _Preparation:
 
         def texts() -> Iterator[str]:
             nonlocal read
-            for text, size in _sample_for_vocabulary(self._source, self._rule, self._config.train_bytes):
+            for piece in (piece for pieces in self.rule.split() for piece in pieces):
                 if learning.left:
                     raise CancelledError
-                read += size
-                yield text
+                if piece.split == "train" and piece.ids is None:
+                    read += len(piece.data)
+                    yield piece.data.decode()
+                if read >= self.config.train_bytes:
+                    return
 
-        sample = count(float(min(self._measured.text_bytes, self._config.train_bytes)))
-        what = f"learning a {self._config.kind} vocabulary from {sample} bytes of {self._source.name}"
+        sample = count(float(min(self.rule.measured.text_bytes, self.config.train_bytes)))
+        what = f"learning a {self.config.kind} vocabulary from {sample} bytes of {self.source.name}"
         with Background() as learning:
-            tokenizer = learning.submit(train_tokenizer, self._config, texts(), self._measured.text_bytes)
-            self._progress.update(what)
+            tokenizer = learning.submit(train_tokenizer, self.config, texts(), self.rule.measured.text_bytes)
+            self.progress.update(what)
             while wait([tokenizer], LEARNING_SHOWN_EVERY_SECONDS).not_done:
-                self._progress.update(f"{what}: {count(float(read))} read, {duration(time.monotonic() - began)}")
+                self.progress.update(f"{what}: {count(float(read))} read, {duration(time.monotonic() - began)}")
             return tokenizer.result()
 
-    def _pump(self, writer: ShardWriter) -> None:
-        """Read here, while one thread encodes what was read before, another writes what was encoded before that, and
-        a third compresses, for scale."""
-        waiting: deque[Future[None]] = deque()
-        done = 0
-        self._compressed = _Compressed()
-        with Background(finishes=True) as writing, Background() as encoding, Background() as compressing:
-            encoding.submit(lambda: writer.encoder)
-            for batch, items, size in self._batches(writer.items, compressing):
-                if len(waiting) >= BATCHES_WAITING:
-                    waiting.popleft().result()
-                waiting.append(writing.submit(writer.add, encoding.submit(writer.encode, batch), items))
-                done += size
-                share = min(done / max(self._measured.text_bytes, 1), 1)
-                self._progress.update(
-                    f"preparing {self._source.name}: {share:.0%} of {'about ' * (not self._measured.whole)}"
-                    f"{count(float(self._measured.text_bytes))} bytes, {count(done / writer.seconds)} a second"
-                )
-            for batch_written in waiting:
-                batch_written.result()
+    def _write(self, writer: ShardWriter, encoder: PieceEncoder, ahead: Background) -> None:
+        waiting: deque[tuple[Future[list[Encoded]], int]] = deque()
+        measured, done = self.rule.measured, 0
+        ahead.submit(lambda: encoder.inner)  # which takes a while to be loaded
+        for batch, items, size in self._batches(writer.items):
+            waiting.append((ahead.submit(encoder.encode, batch), items))
+            while waiting and (len(waiting) > BATCHES_WAITING or waiting[0][0].done()):
+                encoded, read = waiting.popleft()
+                writer.add(encoded.result(), read)
+            done += size
+            share = min(done / max(measured.text_bytes, 1), 1)
+            self.progress.update(
+                f"preparing {self.source.name}: {share:.0%} of {'about ' * (not measured.whole)}"
+                f"{count(float(measured.text_bytes))} bytes, {count(done / writer.seconds)} a second"
+            )
+        for encoded, read in waiting:
+            writer.add(encoded.result(), read)
         if self._tally.skipped:
             warn(f"{self._tally.skipped:,} records were passed over, the first: {self._tally.first_skipped}")
 
-    def _batches(self, have: int, compressing: Background) -> Iterator[tuple[list[Piece], int, int]]:
+    def _batches(self, have: int) -> Iterator[tuple[list[Piece], int, int]]:
         """Pieces, how many things of the source are read with them, and their bytes; without the first `have`."""
-        self._tally = Tally()
+        self._tally, self._held_back = Tally(), []
         batch: list[Piece] = []
-        size = items = 0
-        for items, pieces in enumerate(self._rule.split(self._source, self._tally), start=1):
+        size = items = held = 0
+        for items, pieces in enumerate(self.rule.split(self._tally), start=1):
             for piece in pieces:
-                if piece.split == "val" and piece.ids is None and self._compressed.wants(len(piece.data)):
-                    compressing.submit(self._compressed.add, piece.data)
+                if piece.split == "val" and piece.ids is None and held <= YARDSTICK_BYTES:
+                    self._held_back.append(piece.data)
+                    held += len(piece.data)
             if items <= have:
                 continue
             batch += pieces
@@ -302,19 +298,21 @@ class _Preparation:
                 batch, size = [], 0
         yield batch, items, size
 
-    def _manifest(self, tokenizer: Tokenizer, writer: ShardWriter, twins: Twins) -> dict[str, Any]:
+    def _manifest(
+        self,
+        tokenizer: Tokenizer,
+        encoder: PieceEncoder,
+        writer: ShardWriter,
+        twins: Twins,
+        bits_per_byte: dict[str, float],
+    ) -> dict[str, Any]:
         splits: dict[str, Any] = {
-            name: {
-                "tokens": split.tokens,
-                "documents": split.documents,
-                "bytes_of_text": split.bytes_of_text,
-                "shards": split.shards,
-            }
+            name: {key: value for key, value in asdict(split).items() if key != "open_bytes"}
             for name, split in writer.splits.items()
             if name != "test" or split.shards
         }
-        if tokenizer.keeps_text and (yardsticks := self._compressed.bits_per_byte()):
-            splits["val"]["yardsticks"] = yardsticks
+        if bits_per_byte:
+            splits["val"]["yardsticks"] = bits_per_byte
         totals = {
             name: sum(facts[name] for facts in splits.values()) for name in ("documents", "bytes_of_text", "tokens")
         }
@@ -322,25 +320,25 @@ class _Preparation:
         content = [tokenizer.fingerprint, *(each["sha256"] for facts in splits.values() for each in facts["shards"])]
         return {
             "format_version": FORMAT_VERSION,
-            "name": self._source.name.encode(errors="backslashreplace").decode(),
-            "key": self._key,
+            "name": self.source.name.encode(errors="backslashreplace").decode(),
+            "key": self.key,
             "dtype": f"uint{writer.dtype.itemsize * 8}",
             "vocab_size": tokenizer.vocab_size,
-            "tokenizer": self._config.kind,
+            "tokenizer": self.config.kind,
             "tokenizer_fingerprint": tokenizer.fingerprint,
-            "source_signature": self._signature,
-            "split_rule": self._rule.description,
+            "source_signature": self.signature,
+            "split_rule": self.rule.description,
             "reading": {
                 "replaced_characters": self._tally.replaced,
                 "skipped_records": self._tally.skipped,
-                "left_out_files": self._source.all_left_out(),
+                "left_out_files": self.source.left_out,
             },
             "report": totals
             | {
                 "bytes_per_token": totals["bytes_of_text"] / max(totals["tokens"], 1),
-                "duplicates": self._rule.duplicates,
+                "duplicates": self.rule.duplicates,
                 "twins": {"documents": twins.documents, "compared": twins.compared},
-                "encoder": writer.encoder.name if totals["tokens"] else None,
+                "encoder": encoder.inner.name if totals["tokens"] else None,
                 "seconds": seconds,
                 "bytes_per_second": totals["bytes_of_text"] / max(seconds, 1e-9),
             },
@@ -370,45 +368,12 @@ def _there(out: Path, key: str | None, progress: Progress, whole: bool = False) 
         return None
 
 
-def _sample_for_vocabulary(source: Source, rule: SplitRule, limit: int) -> Iterator[tuple[str, int]]:
-    """Texts to train on, with their bytes."""
-    read = 0
-    for pieces in rule.split(source):
-        for piece in pieces:
-            if piece.split == "train" and piece.ids is None:
-                yield piece.data.decode(), len(piece.data)
-                read += len(piece.data)
-                if read >= limit:
-                    return
-
-
-class _Compressed:
-    """Bits per byte that general compressors need for the validation text, for scale; of a large one not told."""
-
-    def __init__(self) -> None:
-        self._wanted = self._bytes = 0
-        self._sizes: dict[str, int] = {}
-
-    @cached_property
-    def _compressors(self) -> dict[str, Any]:
-        """As gzip.compress and lzma.compress with preset 9 do. Only where there is text, and not more than xz is to
-        remember: its preset would first clear memory for eight times as much."""
-        xz = {"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": YARDSTICK_BYTES}
-        return {"gzip -9": zlib.compressobj(9, zlib.DEFLATED, 31), "xz -9": lzma.LZMACompressor(filters=[xz])}
-
-    def wants(self, size: int) -> bool:
-        self._wanted += size
-        return self._wanted <= YARDSTICK_BYTES
-
-    def add(self, text: bytes) -> None:
-        self._bytes += len(text)
-        for name, compressor in self._compressors.items():
-            self._sizes[name] = self._sizes.get(name, 0) + len(compressor.compress(text))
-
-    def bits_per_byte(self) -> dict[str, float]:
-        if not LEAST_YARDSTICK_BYTES <= self._bytes == self._wanted:
-            return {}
-        return {
-            name: 8 * (self._sizes[name] + len(compressor.flush())) / self._bytes
-            for name, compressor in self._compressors.items()
-        }
+def yardsticks(text: Sequence[bytes]) -> dict[str, float]:
+    """Bits per byte that general compressors need for a text, for scale; of a long one not told."""
+    whole = b"".join(text)
+    if not LEAST_YARDSTICK_BYTES <= len(whole) <= YARDSTICK_BYTES:
+        return {}
+    # Preset 9 of xz, without clearing memory for eight times as much as there may be to remember.
+    xz = {"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": YARDSTICK_BYTES}
+    sizes = {"gzip -9": len(gzip.compress(whole, 9)), "xz -9": len(lzma.compress(whole, filters=[xz]))}
+    return {name: 8 * size / len(whole) for name, size in sizes.items()}

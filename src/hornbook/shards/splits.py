@@ -5,6 +5,9 @@ What a corpus brings as a split stays one. Other documents go by the hash of the
 are when others are added; with few documents, where hashing would be a lottery, the text's tail is held back. Text
 that is held back is not trained on: a document of the same text in a split before is dropped, and counted.
 A document that comes in pieces is known by its first one, which is a million characters or more.
+
+Before a text is split, as much of it is read as it takes to choose by (`measure`): all of it where it is small, or has
+few documents. Of what a corpus brings, that which is held back is read beforehand, too.
 """
 
 from __future__ import annotations
@@ -20,11 +23,12 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from hornbook.base.errors import UserError
-from hornbook.text.documents import Document
 from hornbook.text.readers import Source
+from hornbook.text.records import Document
 from hornbook.text.streams import Tally
 
 SPLITS = ("train", "val", "test")
+DROPPED, CUT = "dropped", "cut"  # what becomes of a document that is in no split, and of one that may be in several
 FEW_DOCUMENTS = 64
 FEW_HELD_BACK = 6
 # So much text is read to choose by; of a larger one the amount is estimated from its files' sizes.
@@ -61,6 +65,9 @@ class Measured:
     sizes: array[int] = field(default_factory=lambda: array("Q"))
     last: dict[int, int] = field(default_factory=dict)
     """The number of the last document of each hash and size."""
+    _digest: int | None = None
+    _size: int = 0
+    """Of the document that has not ended yet."""
 
     @property
     def different(self) -> int:
@@ -71,35 +78,38 @@ class Measured:
     def share_different(self) -> float:
         return self.different / self.documents if self.documents else 1.0
 
-    def add(self, digest: int, size: int) -> None:
-        if len(self.hashes) < MOST_HASHES:
-            self.last[digest << 64 | size] = len(self.hashes)
-            self.hashes.append(digest)
-            self.sizes.append(size)
-        self.documents += 1
+    def add(self, document: Document) -> None:
+        data = _utf8(document)
+        self.text_bytes += len(data) if document.ids is None else BYTES_PER_ID * document.size
+        self.ids = self.ids or ("" if document.ids is None else document.name)
+        if document.split:
+            return
+        if self._digest is None and document.size:
+            self._digest = _hash(document, data)
+        self._size += document.size
+        self.characters += document.size
+        if document.ends:
+            if len(self.hashes) < MOST_HASHES:
+                self.last[(self._digest or 0) << 64 | self._size] = len(self.hashes)
+                self.hashes.append(self._digest or 0)
+                self.sizes.append(self._size)
+            self.documents += 1
+            self._digest, self._size = None, 0
 
 
 def measure(source: Source, val_fraction: float | None) -> Measured:
     """Read until it is clear how to split: a large text of many documents not to its end."""
     found = Measured()
     estimate = source.likely_bytes_of_text()
-    most = _most_documents(source)
-    read, began, digest = 0, 0, None
+    limits = [part.config.max_documents for part in source.parts]
     for read, document in enumerate(source.documents(), start=1):
-        data = _encoded(document)
-        found.text_bytes += len(data) if document.ids is None else BYTES_PER_ID * document.size
-        found.ids = found.ids or ("" if document.ids is None else document.name)
-        if not document.split:
-            digest = _hash(document, data) if digest is None and document.size else digest
-            found.characters += document.size
-            if document.ends:
-                found.add(digest or 0, found.characters - began)
-                began, digest = found.characters, None
+        found.add(document)
         if found.text_bytes >= LOOK_AT_BYTES:
-            likely = min(estimate, found.text_bytes // read * most) if most else estimate
+            most = found.text_bytes // read * sum(limit or 0 for limit in limits) if all(limits) else estimate
+            likely = min(estimate, most)
             fraction = val_fraction or val_fraction_for(likely)
             documents = max(found.different, int(_sure_documents(source, fraction) * found.share_different))
-            if _brings_splits(source) or not _are_few(documents, fraction):
+            if all(part.split for part in source.parts) or not _are_few(documents, fraction):
                 found.text_bytes, found.whole = max(likely, found.text_bytes), False
                 break
     return found
@@ -111,78 +121,79 @@ def val_fraction_for(text_bytes: int) -> float:
 
 
 class SplitRule:
-    """Gives each document its split; counts the duplicates that it drops."""
+    """Gives each document of a source its split; counts the duplicates that it drops."""
 
-    def __init__(self, source: Source, measured: Measured, val_fraction: float | None, test_fraction: float) -> None:
+    def __init__(self, source: Source, val_fraction: float | None, test_fraction: float = 0.0) -> None:
+        self._source = source
+        self.measured = measured = measure(source, val_fraction)
         val = val_fraction or val_fraction_for(measured.text_bytes)
         if val + test_fraction >= 1:
             raise UserError(
                 f"--shards.test-fraction: {test_fraction:g} and {val:.4g} for validation leave nothing to train on"
             )
         self.duplicates = 0
-        self._hash_below = {"val": int(val * 2**64), "test": int((val + test_fraction) * 2**64)}
+        self._val_below, self._test_below = int(val * 2**64), int((val + test_fraction) * 2**64)
         few = measured.whole and _are_few(measured.different, val)
         self._held = _held_back(source, None if few else self._by_hash)
-        self._cuts: list[int] | None = None
-        self._copies: dict[int, bool] = {}
-        """Of documents of which the tail is held back, by their number: those of which another one counts, and
-        whether they are dropped."""
-        if few:
-            shares_after = [val + test_fraction, test_fraction] if test_fraction else [val]
-            self._cuts = self._hold_back_the_tail(measured, shares_after)
+        self._copies: dict[int, str] = {}
+        """Of few documents, by their number: where those belong of which another one counts."""
+        self._cuts = self._hold_back_the_tail(val, test_fraction) if few else None
         rule = "tail of the text" if few else "hash of the document's text"
         shares = f"{val:.4g} for validation" + (f", {test_fraction:.4g} for testing" if test_fraction else "")
         self.description = f"{rule}, {shares}" if measured.characters else "the corpus's own"
 
-    def split(self, source: Source, tally: Tally | None = None) -> Iterator[list[Piece]]:
+    def split(self, tally: Tally | None = None) -> Iterator[list[Piece]]:
         """For each thing that the source yields, the pieces that become of it: none, one, or several."""
         self.duplicates = 0
-        number = characters = digest = 0
-        begins, dropped, home = True, False, "train"
-        copy: bool | None = None
+        number = characters = 0
+        begins, home = True, "train"
         unended: set[str] = set()
-        for document in source.documents(tally):
-            data = _encoded(document)
-            by_tail = self._cuts is not None and not document.split
+        for document in self._source.documents(tally):
+            data = _utf8(document)
             if begins:
-                digest = _hash(document, data) if not by_tail and (self._held or not document.split) else 0
-                home = document.split or self._by_hash(digest)
-                copy = self._copies.get(number) if by_tail else None
-                dropped = bool(copy) if by_tail else self._held.get(digest, 0) > SPLITS.index(home)
-                self.duplicates += dropped
-            if dropped:
+                home = self._home(document, data, number)
+                self.duplicates += home == DROPPED
+            if home == DROPPED:
                 pieces = []
-            elif by_tail and copy is None:
+            elif home == CUT:
                 pieces = self._cut(document, data, characters, unended)
                 characters += document.size
             else:
-                home = "train" if by_tail else home
                 pieces = [Piece(home, document.name, data, home not in unended, document.ends, document.ids)]
             begins = document.ends
-            number += by_tail and document.ends
+            number += document.ends and not document.split
             unended = {piece.split for piece in pieces if not piece.ends}
             yield pieces
 
-    def _hold_back_the_tail(self, measured: Measured, shares_after: list[float]) -> list[int]:
+    def _home(self, document: Document, data: bytes, number: int) -> str:
+        """Of the document, or of all its pieces, of which this is the first."""
+        if self._cuts is not None and not document.split:
+            return self._copies.get(number, CUT)
+        if document.split and not self._held:
+            return document.split
+        digest = _hash(document, data)
+        home = document.split or self._by_hash(digest)
+        return DROPPED if self._held.get(digest, 0) > SPLITS.index(home) else home
+
+    def _hold_back_the_tail(self, val: float, test: float) -> list[int]:
         """Where the tails begin. Of documents of the same text the last one counts: the others are trained on where all
         of it is, and dropped where any of it is held back. What a corpus holds back by itself counts nowhere else."""
-        last = [
-            measured.last[digest << 64 | size] for digest, size in zip(measured.hashes, measured.sizes, strict=True)
-        ]
-        counts = [last[number] == number and digest not in self._held for number, digest in enumerate(measured.hashes)]
-        ends = list(accumulate(size * counts[number] for number, size in enumerate(measured.sizes)))
-        characters = measured.characters - sum(measured.sizes) + (ends[-1] if ends else 0)
-        cuts = [int(characters * (1 - share)) for share in shares_after]
-        for number, digest in enumerate(measured.hashes):
+        hashes, sizes = self.measured.hashes, self.measured.sizes
+        last = [self.measured.last[digest << 64 | size] for digest, size in zip(hashes, sizes, strict=True)]
+        counts = [last[number] == number and digest not in self._held for number, digest in enumerate(hashes)]
+        ends = list(accumulate(size * counts[number] for number, size in enumerate(sizes)))
+        characters = self.measured.characters - sum(sizes) + (ends[-1] if ends else 0)
+        cuts = [int(characters * (1 - share)) for share in ([val + test, test] if test else [val])]
+        for number, digest in enumerate(hashes):
             at = sum(ends[last[number]] > cut for cut in cuts)
             if not counts[number]:
-                self._copies[number] = at > 0 or digest in self._held
+                self._copies[number] = DROPPED if at > 0 or digest in self._held else "train"
             elif at:
                 self._held[digest] = max(at, self._held.get(digest, 0))
         return cuts
 
     def _by_hash(self, digest: int) -> str:
-        return next((split for split, limit in self._hash_below.items() if digest < limit), "train")
+        return "val" if digest < self._val_below else "test" if digest < self._test_below else "train"
 
     def _cut(self, document: Document, data: bytes, begin: int, unended: set[str]) -> list[Piece]:
         """The parts of a document before, between and after the places where the tails begin; a tail's beginning ends
@@ -195,7 +206,7 @@ class SplitRule:
                 break
             part, rest = (rest, None) if until is None else rest.cut(until - at)
             if part is not None:
-                text = data if part is document else _encoded(part)
+                text = data if part is document else _utf8(part)
                 at += part.size
                 pieces.append(Piece(split, part.name, text, split not in unended, part.ends or at == until, part.ids))
         return pieces
@@ -207,54 +218,36 @@ def _are_few(documents: int, fraction: float) -> bool:
 
 def _sure_documents(source: Source, fraction: float) -> int:
     """How many documents there are for sure that have no split yet, counted no further than it matters."""
-    files = (path for part in _in_order(source) if not part.split for path in part.files_that_are_documents())
+    files = (path for part in source.parts if not part.split for path in part.files_that_are_documents())
     return sum(1 for _ in islice(files, max(FEW_DOCUMENTS, math.ceil(FEW_HELD_BACK / fraction))))
-
-
-def _in_order(source: Source) -> list[Source]:
-    """The sources that a source is made of, and that nothing is made of."""
-    return [each for part in source.parts for each in _in_order(part)] if source.parts else [source]
-
-
-def _brings_splits(source: Source) -> bool:
-    return all(part.split for part in _in_order(source))
-
-
-def _most_documents(source: Source) -> int:
-    """How many are read at most; 0 where nothing limits them."""
-    limits = [part.config.max_documents for part in _in_order(source)]
-    return sum(limit or 0 for limit in limits) if all(limits) else 0
 
 
 def _held_back(source: Source, by_hash: Callable[[int], str] | None) -> dict[int, int]:
     """Hashes of what is held back without regard to the rest, with the place of its split in SPLITS: that of a corpus,
-    and beside a corpus that trains on what it brings, that of other documents. A part of a source is of one split, so
-    the first document tells."""
+    and beside a corpus that trains on what it brings, that of other documents."""
     held: dict[int, int] = {}
-    parts = _in_order(source)
-    by_hash = by_hash if any(part.split == "train" for part in parts) else None
-    for part in parts:
+    of_others = by_hash if any(part.split == "train" for part in source.parts) else None
+    for part in source.parts:
         begins = True
-        for document in part.documents():
-            if document.split == "train" or not (document.split or by_hash) or len(held) >= MOST_HASHES:
+        for document in part.documents() if part.split in SPLITS[1:] or (of_others and not part.split) else ():
+            if len(held) >= MOST_HASHES:
                 break
             if begins:
-                digest = _hash(document)
-                home = document.split or (by_hash(digest) if by_hash else "train")
-                if home != "train":
-                    held[digest] = max(SPLITS.index(home), held.get(digest, 0))
+                digest = _hash(document, _utf8(document))
+                place = SPLITS.index(part.split or (of_others(digest) if of_others else "train"))
+                if place:
+                    held[digest] = max(place, held.get(digest, 0))
             begins = document.ends
     return held
 
 
-def _encoded(document: Document) -> bytes:
+def _utf8(document: Document) -> bytes:
     try:
-        return document.text.encode() if document.utf8 is None else document.utf8
+        return document.text.encode()
     except UnicodeEncodeError:
         raise UserError(f"{document.name}: holds half of a surrogate pair, which is no text; leave it out") from None
 
 
-def _hash(document: Document, data: bytes | None = None) -> int:
-    if document.ids is not None:
-        data = document.ids.tobytes()
-    return int.from_bytes(hashlib.sha256(_encoded(document) if data is None else data).digest()[:8], "big")
+def _hash(document: Document, data: bytes) -> int:
+    data = data if document.ids is None else document.ids.tobytes()
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big")

@@ -8,13 +8,12 @@ process goes on, and the files come out the same, since nothing in them depends 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -43,25 +42,59 @@ class SplitFiles:
     """Of the file that is not full yet."""
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """Pieces of one split: of text, with their ids and where each one's begin, or of ids from elsewhere."""
+class Encoded(NamedTuple):
+    """Pieces of one split, as the ids that go into its files; where each one's end; and how much text they are."""
 
     split: str
-    pieces: list[Piece]
-    ids: Ids | None = None
-    places: Offsets | None = None
+    ids: Ids
+    ends: Offsets
+    documents: int
+    bytes_of_text: int
+
+
+class PieceEncoder:
+    """Pieces to ids, for a thread of its own, since that takes longest."""
+
+    def __init__(self, tokenizer: Tokenizer, choose: Callable[[Tokenizer], Encoder]) -> None:
+        self._tokenizer, self._choose = tokenizer, choose
+
+    @cached_property
+    def inner(self) -> Encoder:
+        return self._choose(self._tokenizer)
+
+    def encode(self, batch: Sequence[Piece]) -> list[Encoded]:
+        return [each for split in SPLITS for each in self._of_split(split, [p for p in batch if p.split == split])]
+
+    def _of_split(self, split: str, batch: Sequence[Piece]) -> Iterator[Encoded]:
+        for from_elsewhere, run in groupby(batch, lambda piece: piece.ids is not None):
+            pieces = list(run)
+            ids, ends, size = (self._checked if from_elsewhere else self._framed)(pieces)
+            yield Encoded(split, ids, ends, sum(piece.ends for piece in pieces), size)
+
+    def _framed(self, pieces: Sequence[Piece]) -> tuple[Ids, Offsets, int]:
+        opening, end = self._tokenizer.opening, [self._tokenizer.end_of_text]
+        before = [opening if piece.begins else [] for piece in pieces]
+        after = [end if piece.ends else [] for piece in pieces]
+        encoded = self.inner.encode([piece.data for piece in pieces])
+        return *framed(*encoded, before, after, dtype_of(self._tokenizer)), sum(len(piece.data) for piece in pieces)
+
+    def _checked(self, pieces: Sequence[Piece]) -> tuple[Ids, Offsets, int]:
+        """Those from elsewhere hold their ends of text already."""
+        found = [self._tokenizer.checked(piece.ids, piece.name) for piece in pieces if piece.ids is not None]
+        size = sum(len(self._tokenizer.decode_bytes(ids)) for ids in found)
+        ids = np.concatenate([np.asarray(each, dtype_of(self._tokenizer)) for each in found])
+        return ids, np.cumsum([len(each) for each in found]), size
+
+
+def dtype_of(tokenizer: Tokenizer) -> np.dtype[Any]:
+    return np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
 
 
 class ShardWriter:
-    """`encode` and `add` are for two threads: one encodes, and nothing else, since that takes longest, while the other
-    writes what was encoded before."""
-
     def __init__(
         self,
         folder: Path,
         tokenizer: Tokenizer,
-        encoder: Callable[[Tokenizer], Encoder],
         tokens_per_shard: int,
         state: dict[str, Any],
         text_bytes: int | None = None,
@@ -69,15 +102,13 @@ class ShardWriter:
         """`text_bytes` are those of all the text, where that is known."""
         self._folder = folder
         self._room, self._text_bytes = Room(folder), text_bytes
-        self._tokenizer = tokenizer
-        self._choose_encoder = encoder
-        self.dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
+        self._fingerprint = tokenizer.fingerprint
+        self.dtype = dtype_of(tokenizer)
         self._bytes_per_shard = tokens_per_shard * self.dtype.itemsize
         self._key = state["key"]
         self.items: int = state.get("items", 0)
         """Things of the source that are in the files."""
         self.splits = {name: SplitFiles(**state.get("splits", {}).get(name, {})) for name in SPLITS}
-        self._failed = False
         self._seconds = state.get("seconds", 0.0)
         self._began = self._noted_at = time.monotonic()
         self._open: dict[str, BinaryWriter] = {
@@ -91,36 +122,18 @@ class ShardWriter:
         """Spent on it so far, by all processes that were at it."""
         return float(self._seconds + time.monotonic() - self._began)
 
-    @cached_property
-    def encoder(self) -> Encoder:
-        return self._choose_encoder(self._tokenizer)
-
-    def encode(self, batch: Sequence[Piece]) -> list[Encoded]:
-        found = []
-        for name in SPLITS:
-            for from_elsewhere, run in groupby((p for p in batch if p.split == name), lambda p: p.ids is not None):
-                pieces = list(run)
-                encoded = () if from_elsewhere else self.encoder.encode([piece.data for piece in pieces])
-                found.append(Encoded(name, pieces, *encoded))
-        return found
-
-    def add(self, batch: Future[list[Encoded]], items: int) -> None:
-        """Write a batch; with it, so many things of the source are in. After a failure nothing more is added."""
-        if self._failed:
-            return
-        self._failed = True
+    def add(self, batch: Sequence[Encoded], items: int) -> None:
+        """Write a batch; with it, so many things of the source are in."""
         filled = False
-        for encoded in batch.result():
+        for encoded in batch:
             split = self.splits[encoded.split]
-            ids, ends, bytes_of_text = self._framed(encoded)
-            self._ask_for_room(ids.nbytes, bytes_of_text)
-            split.documents += sum(piece.ends for piece in encoded.pieces)
-            split.bytes_of_text += bytes_of_text
-            filled |= self._append(encoded.split, ids, ends)
+            self._ask_for_room(encoded.ids.nbytes, encoded.bytes_of_text)
+            split.documents += encoded.documents
+            split.bytes_of_text += encoded.bytes_of_text
+            filled |= self._append(encoded.split, encoded.ids, encoded.ends)
         self.items = items
         if filled or time.monotonic() - self._noted_at >= NOTE_EVERY_SECONDS:
             self._note()
-        self._failed = False
 
     def finish(self) -> None:
         for name in list(self._open):
@@ -148,27 +161,6 @@ class ShardWriter:
             self._room.ask(size, str(self._folder), f"make room and {AGAIN}, or delete this folder")
         else:  # nothing will be left
             self._room.ask(size, final, LARGER_DISK)
-
-    def _framed(self, encoded: Encoded) -> tuple[Ids, Offsets, int]:
-        """The ids as they go into the files, where each piece's end, and the bytes of text."""
-        pieces = encoded.pieces
-        if encoded.ids is None or encoded.places is None:
-            return self._ids_from_elsewhere(pieces)
-        opening, end = self._tokenizer.opening, [self._tokenizer.end_of_text]
-        before = [opening if piece.begins else [] for piece in pieces]
-        after = [end if piece.ends else [] for piece in pieces]
-        ids, ends = framed(encoded.ids, encoded.places, before, after, self.dtype)
-        return ids, ends, sum(len(piece.data) for piece in pieces)
-
-    def _ids_from_elsewhere(self, pieces: list[Piece]) -> tuple[Ids, Offsets, int]:
-        """These hold their ends of text already."""
-        found = [
-            np.asarray(self._tokenizer.checked(piece.ids, piece.name), self.dtype)
-            for piece in pieces
-            if piece.ids is not None
-        ]
-        size = sum(len(self._tokenizer.decode_bytes(ids.tolist())) for ids in found)
-        return np.concatenate(found), np.cumsum([len(ids) for ids in found]), size
 
     def _append(self, name: str, ids: Ids, ends: Offsets) -> bool:
         """Whether a file became full: it ends with the piece that fills it."""
@@ -205,10 +197,9 @@ class ShardWriter:
 
     def state(self) -> dict[str, Any]:
         splits = {name: asdict(split) for name, split in self.splits.items()}
-        fingerprint = self._tokenizer.fingerprint
         return {
             "key": self._key,
-            "tokenizer": fingerprint,
+            "tokenizer": self._fingerprint,
             "items": self.items,
             "seconds": self.seconds,
             "splits": splits,

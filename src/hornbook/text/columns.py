@@ -14,7 +14,7 @@ from typing import Any
 
 from hornbook.base.errors import UserError
 from hornbook.base.spool import spooled
-from hornbook.text.documents import TOO_LONG, Document, Found, Input, choose_field, listed, short, told_at
+from hornbook.text.records import TOO_LONG, Document, Found, Input, choose_field, listed, short, told_at
 from hornbook.text.streams import LARGEST_RECORD, Trouble, brief, compression_of
 
 # Few, since a file may say one long text in a thousand rows at no cost: 64 would be 1.4 times as fast.
@@ -50,7 +50,7 @@ def read_parquet(input: Input) -> Iterator[Found]:
             binary_type=pyarrow.large_binary(),
         )
         is_text = {each.name: _is_text(pyarrow, each.type) for each in file.schema_arrow}
-        column = input.config.field or choose_field(is_text)
+        column = input.field or choose_field(is_text)
         if column not in is_text:
             raise Trouble(f"has no column {short(column)}; it has {listed(is_text)}")
         if not is_text[column]:
@@ -66,7 +66,7 @@ def read_parquet(input: Input) -> Iterator[Found]:
                         raise Trouble(f"column {short(column)} should hold text, not null")
                     if len(data) > LARGEST_RECORD:
                         raise Trouble(TOO_LONG)
-                    yield input.document(f"row {number}", input.decode(data))
+                    yield input.record(f"row {number}", input.decode(data))
                 yield from troubles
 
 
@@ -76,7 +76,7 @@ def read_hdf5(input: Input) -> Iterator[Found]:
         import h5py
     except ImportError:
         raise Trouble("HDF5 is read by h5py: pip install 'hornbook[hdf5]'") from None
-    name = input.config.field or "tokens"
+    name = input.field or "tokens"
     with _seekable(input) as path, _library_trouble("HDF5"), h5py.File(path, "r") as file:
         # A link, an external or a virtual data set would read another file of this machine.
         if name not in set(file) or not isinstance(file.get(name, getlink=True), h5py.HardLink):

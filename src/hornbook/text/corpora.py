@@ -21,7 +21,7 @@ from hornbook.text import shapes
 from hornbook.text.corpus import SPLIT, Choice, Corpus, Remote, Switch
 from hornbook.text.documents import AS_IT_COMES, TextConfig
 from hornbook.text.folders import PASSED_OVER, walk
-from hornbook.text.readers import Source, source_from_path
+from hornbook.text.readers import Part, Source, source_from_path
 
 TESTS = {"test", "tests", "idle_test", "_bundled"}
 WIKITEXT = "hub:Salesforce/wikitext@b08601e04326c79dfdd32d625aee71d232d685c3"
@@ -57,7 +57,7 @@ WIKITEXT_FILES: dict[str, list[tuple[str, int, str | None]]] = {
 def _python_stdlib() -> Source:
     """The standard library of the Python that runs this, its tests and bundled packages left out."""
     root = Path(sysconfig.get_path("stdlib"))
-    return Source("python-stdlib", root, tuple(walk(root, (".py",), PASSED_OVER | TESTS)))
+    return Source.of(Part("python-stdlib", root, tuple(walk(root, (".py",), PASSED_OVER | TESTS))))
 
 
 def _installed_python() -> Source:
@@ -67,7 +67,8 @@ def _installed_python() -> Source:
     there = sorted({root.resolve() for root in roots if root.is_dir()})
     # The folder of packages lies in that of the library: each file is read once, under the innermost of the roots.
     found = [path for root in there for path in walk(root, (".py",), PASSED_OVER | TESTS)]
-    return Source("installed-python", Path(os.path.commonpath(there)), tuple(p for p in found if _is_utf8_source(p)))
+    sources = tuple(path for path in found if _is_utf8_source(path))
+    return Source.of(Part("installed-python", Path(os.path.commonpath(there)), sources))
 
 
 def _is_utf8_source(path: Path) -> bool:

@@ -17,7 +17,7 @@ from hornbook.base.download import fetch, is_there, place
 from hornbook.base.errors import UserError
 from hornbook.base.hub import fetch_from_hub
 from hornbook.base.settings import nearest
-from hornbook.text.readers import Source
+from hornbook.text.readers import Part, Source
 
 Choice = Mapping[str, str]
 Shape = Callable[[Iterator[str]], Iterator[str]]
@@ -157,7 +157,7 @@ class Corpus:
             "about": self.about,
             "licence": self.licence,
             "origin": self.origin,
-            "folder": str(local.root if local else self.folder()),
+            "folder": str(local.parts[0].root if local else self.folder()),
             "splits": self.splits(choice),
             "switches": [
                 {"name": each.name, "values": each.values, "chosen": choice[each.name], "about": each.about}
@@ -192,7 +192,7 @@ class Corpus:
         variant = ":".join(f"{name}={value}" for name, value in choice.items() if name not in ("files", "split"))
         kept = [] if choice.get("split", "all") == "all" else [""]
         parts = [
-            Source(
+            Part(
                 self.name,
                 self.folder(),
                 tuple(path for each, path in paths if split in (each.split, "")),
@@ -202,9 +202,7 @@ class Corpus:
             )
             for split in kept or _splits_of(wanted) or [""]
         ]
-        if len(parts) == 1:
-            return parts[0]
-        return Source(self.name, self.folder(), tuple(path for _, path in paths), parts=tuple(parts))
+        return Source(self.name, tuple(parts))
 
     def _not_here(self, wanted: list[Remote]) -> list[Remote]:
         return [each for each in wanted if not is_there(place(self.folder(), each.name), each.size())]

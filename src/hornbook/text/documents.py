@@ -1,43 +1,23 @@
-"""What a reader is given, and what it gives.
-
-In: a file, a name for its documents, and knobs.  Out: the words in which readers speak: `Document`, and `Trouble` with
-its place. The readers themselves are in text/formats.py, and in markup.py, tables.py and columns.py beside it.
-"""
+"""How the documents of a text are read."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from hornbook.base import files
 from hornbook.base.settings import Settings
-from hornbook.text.streams import (
-    BLOCK,
-    LARGEST_RECORD,
-    Errors,
-    Tally,
-    Trouble,
-    compression_of,
-    decode,
-    read_blocks,
-    text_only,
-    with_plain_line_ends,
-)
+from hornbook.text.formats import FORMATS
+from hornbook.text.streams import Errors
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-TOO_LONG = f"longer than {LARGEST_RECORD >> 20} MB; split it, or leave it out with --text.bad-records skip"
+    FormatName = str
+else:
+    FormatName = Literal[tuple(FORMATS)]
 
 
 class TextConfig(Settings):
-    format: Literal["text", "html", "notebook", "jsonl", "json", "csv", "tsv", "parquet", "hdf5"] | None = None
+    format: FormatName | None = None
     """What a file holds; by its ending when not given."""
     field: str | None = None
     """Field or column that holds the text, or a column's number; `text`, or the only one with text, when not given."""
@@ -52,94 +32,3 @@ class TextConfig(Settings):
 
 
 AS_IT_COMES = TextConfig()
-
-
-@dataclass(frozen=True)
-class Document:
-    """A text, or the ids of one where it was encoded elsewhere. One that does not end is a piece: the next goes on."""
-
-    name: str
-    text: str
-    ends: bool = True
-    ids: NDArray[np.uint32] | None = field(default=None, compare=False)
-    split: str = ""
-    """train, val or test, where the corpus brings splits of its own."""
-    utf8: bytes | None = field(default=None, compare=False)
-    """The text as it was read, where that is at hand."""
-
-    @property
-    def size(self) -> int:
-        """Characters, or ids."""
-        return len(self.text) if self.ids is None else len(self.ids)
-
-    def cut(self, place: int) -> tuple[Document | None, Document | None]:
-        """What comes before and what after a place; None where that is nothing."""
-        if place <= 0:
-            return None, self
-        if place >= self.size:
-            return self, None
-        if self.ids is None:
-            whole = replace(self, utf8=None)
-            return replace(whole, text=self.text[:place], ends=True), replace(whole, text=self.text[place:])
-        return replace(self, ids=self.ids[:place], ends=True), replace(self, ids=self.ids[place:])
-
-
-Found = Document | Trouble
-
-
-class Input(NamedTuple):
-    """A file, the name that its documents bear, and how it is read."""
-
-    path: Path
-    name: str
-    config: TextConfig
-    tally: Tally
-    late: list[Trouble] | None = None
-    """Trouble that is told when all is read, since nothing is lost by it."""
-
-    def blocks(self) -> Iterator[bytes]:
-        return read_blocks(self.path, self.late)
-
-    def bytes_if_small(self) -> bytes | None:
-        """All of a file that is one block; None where it is to be read block by block."""
-        return None if compression_of(self.path.name) else files.read_if_small(self.path, BLOCK)
-
-    def text_blocks(self) -> Iterator[bytes]:
-        return text_only(self.blocks())
-
-    def decode(self, data: bytes) -> str:
-        return decode(data, self.config.errors, self.tally)
-
-    def document(self, place: str, text: str) -> Document:
-        return Document(f"{self.name} {place}", with_plain_line_ends(text))
-
-
-def choose_field(holds_text: Mapping[str, bool]) -> str:
-    """`text`, or the only field that holds any."""
-    if "text" in holds_text:
-        return "text"
-    texts = [name for name, is_text in holds_text.items() if is_text]
-    if len(texts) == 1:
-        return texts[0]
-    if not texts:
-        raise Trouble(f"no field holds text; it has {listed(holds_text)}")
-    raise Trouble(f"which field holds the text? --text.field with one of {listed(texts)}")
-
-
-@contextlib.contextmanager
-def told_at(place: str) -> Iterator[list[Trouble]]:
-    """Trouble inside is caught, told where it is, and put into the list."""
-    troubles: list[Trouble] = []
-    try:
-        yield troubles
-    except Trouble as trouble:
-        troubles.append(Trouble(trouble.what, place))
-
-
-def short(name: str) -> str:
-    return repr(name if len(name) <= 30 else name[:27] + "...")
-
-
-def listed(names: Iterable[str]) -> str:
-    shown = [short(str(name))[1:-1] for name in names]
-    return ", ".join(shown[:4]) + (f" and {len(shown) - 4} more" if len(shown) > 4 else "") if shown else "none"

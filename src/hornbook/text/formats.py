@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from hornbook.text.columns import read_hdf5, read_parquet
-from hornbook.text.documents import TOO_LONG, Document, Found, Input, TextConfig, choose_field, listed, short, told_at
 from hornbook.text.jsonvalues import json_values, kind_of, parsed
 from hornbook.text.markup import read_html, read_notebook
+from hornbook.text.records import TOO_LONG, Document, Found, Input, choose_field, listed, short, told_at
 from hornbook.text.streams import (
     LARGEST_RECORD,
     Cutter,
@@ -53,7 +53,7 @@ class _Picker:
 
     def __init__(self, input: Input) -> None:
         self._input = input
-        self._field = input.config.field
+        self._field = input.field
 
     def text(self, record: Any) -> str:
         if isinstance(record, str):
@@ -70,29 +70,27 @@ class _Picker:
         return self._sound(text)
 
     def _sound(self, text: str) -> str:
-        return without_lone_surrogates(text, self._input.config.errors, self._input.tally)
+        return without_lone_surrogates(text, self._input.errors, self._input.tally)
 
 
 def read_text_file(input: Input) -> Iterator[Found]:
     """A whole file, or each line of it that is not blank."""
-    if input.config.document in ("line", "row"):
+    if input.document in ("line", "row"):
         for number, line in read_lines(input.text_blocks()):
             with told_at(f"line {number}") as troubles:
                 if line is None:
                     raise Trouble(TOO_LONG)
                 text = input.decode(line.removesuffix(b"\r"))
                 if text.strip():
-                    yield input.document(f"line {number}", text)
+                    yield input.record(f"line {number}", text)
             yield from troubles
         return
     if (small := input.bytes_if_small()) is not None:
-        replaced, data = input.tally.replaced, text_begins(small)
-        text = decode(data, input.config.errors, input.tally, first_line=1)
-        as_read = "\r" not in text and input.tally.replaced == replaced
-        yield Document(input.name, with_plain_line_ends(text), utf8=data if as_read else None)
+        text = decode(text_begins(small), input.errors, input.tally, first_line=1)
+        yield Document(input.name, with_plain_line_ends(text))
         return
     cutter, troubles = Cutter(), list[Trouble]()
-    texts = read_text_blocks(input.text_blocks(), input.config.errors, input.tally)
+    texts = read_text_blocks(input.text_blocks(), input.errors, input.tally)
     for text in until_trouble(texts, troubles):
         for piece in cutter.add(text):
             yield Document(input.name, piece, ends=False)
@@ -108,7 +106,7 @@ def read_jsonl(input: Input) -> Iterator[Found]:
             if line is None:
                 raise Trouble(TOO_LONG)
             if line.strip():
-                yield input.document(f"line {number}", picker.text(parsed(input.decode(line))))
+                yield input.record(f"line {number}", picker.text(parsed(input.decode(line))))
         yield from troubles
 
 
@@ -119,8 +117,8 @@ def read_json(input: Input) -> Iterator[Found]:
         with told_at(f"line {line}") as troubles:
             if len(source) > LARGEST_RECORD:
                 raise Trouble(TOO_LONG)
-            source = without_escaped_bytes(source, input.config.errors, input.tally)
-            yield input.document(f"line {line}", picker.text(parsed(source)))
+            source = without_escaped_bytes(source, input.errors, input.tally)
+            yield input.record(f"line {line}", picker.text(parsed(source)))
         yield from troubles
 
 
@@ -160,16 +158,16 @@ def ending_of(name: str) -> str:
     return found[0] if found else ""
 
 
-def format_of(name: str, config: TextConfig) -> Format | None:
+def format_of(name: str, said: str | None = None) -> Format | None:
     """The format that is said, or that a file's ending tells."""
-    return FORMATS[config.format] if config.format else FORMAT_OF.get(ending_of(name))
+    return FORMATS[said] if said else FORMAT_OF.get(ending_of(name))
 
 
 def read(input: Input) -> Iterator[Found]:
     """The documents of a file."""
-    reader = format_of(input.path.name, input.config) or FORMATS["text"]
+    reader = format_of(input.path.name, input.format) or FORMATS["text"]
     found = reader.read(input)
-    return _as_one(found, input.name) if input.config.document == "file" and reader.records else found
+    return _as_one(found, input.name) if input.document == "file" and reader.records else found
 
 
 def _as_one(found: Iterable[Found], name: str) -> Iterator[Found]:

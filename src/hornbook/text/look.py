@@ -17,7 +17,8 @@ from typing import Any
 from hornbook.base.console import command, count, say, table
 from hornbook.base.settings import Settings
 from hornbook.text.corpora import find_corpus, find_source, is_corpus
-from hornbook.text.documents import Document, TextConfig
+from hornbook.text.documents import TextConfig
+from hornbook.text.records import Document
 from hornbook.text.tokenizer import LEARNED, Tokenizer, TokenizerConfig, refuse_ids, train_tokenizer
 
 READ_BYTES = 4_000_000

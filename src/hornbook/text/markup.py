@@ -12,8 +12,8 @@ from html import unescape
 from html.parser import HTMLParser
 from typing import Any
 
-from hornbook.text.documents import TOO_LONG, Document, Found, Input
 from hornbook.text.jsonvalues import kind_of, parsed
+from hornbook.text.records import TOO_LONG, Document, Found, Input
 from hornbook.text.streams import (
     LARGEST_RECORD,
     Cutter,
@@ -50,7 +50,7 @@ def read_html(input: Input) -> Iterator[Found]:
 
 def _page(input: Input) -> Iterator[str]:
     page, waiting, size = _Page(), list[str](), 0
-    for text in read_text_blocks(input.text_blocks(), input.config.errors, input.tally):
+    for text in read_text_blocks(input.text_blocks(), input.errors, input.tally):
         waiting.append(text)
         size += len(text)
         if size < len(page.rawdata):  # what is not whole is looked at from its beginning: not at each block
@@ -148,11 +148,11 @@ def read_notebook(input: Input) -> Iterator[Found]:
         size += len(block)
         if size > LARGEST_RECORD:
             raise Trouble(TOO_LONG)
-    book = parsed(decode(b"".join(parts), input.config.errors, input.tally, first_line=1))
+    book = parsed(decode(b"".join(parts), input.errors, input.tally, first_line=1))
     cells = _cells(book)
     sources = [_source(cell, f"cell {number}") for number, cell in enumerate(cells, start=1)]
     text = "\n\n".join(source.strip("\n") for source in sources if source.strip())
-    text = without_lone_surrogates(text, input.config.errors, input.tally)
+    text = without_lone_surrogates(text, input.errors, input.tally)
     yield from _one_text(input, [with_plain_line_ends(text)])
 
 
@@ -181,10 +181,10 @@ def _source(cell: Any, place: str) -> str:
 
 def _one_text(input: Input, parts: Iterable[str]) -> Iterator[Found]:
     """The parts of a text as one document, or each line of it that is not blank."""
-    if input.config.document in ("line", "row"):
+    if input.document in ("line", "row"):
         for number, line in enumerate(_lines(parts), start=1):
             if line.strip():
-                yield input.document(f"line {number}", line)
+                yield input.record(f"line {number}", line)
         return
     cutter = Cutter()
     for part in parts:

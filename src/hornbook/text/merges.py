@@ -12,7 +12,8 @@ from hornbook.base import files
 from hornbook.base.errors import UserError
 from hornbook.text.description import LARGEST, check_entries
 from hornbook.text.gpt2 import byte_letters
-from hornbook.text.tokenizer import END_OF_TEXT, TOKENIZER_FILES, Tokenizer, byte_level_bpe
+from hornbook.text.tokenizer import TOKENIZER_FILES, Tokenizer
+from hornbook.text.vocabularies import END_OF_TEXT, bytes_with_merges
 
 PAIRS_OF_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 
@@ -51,4 +52,4 @@ def _from_merges(vocabulary: Path, merges: Path) -> Tokenizer:
         if not {one, other, one + other} <= ids.keys():
             raise UserError(f"{merges} line {number}: should be two tokens of {vocabulary.name} that make a third")
         pairs.append((one, other))
-    return byte_level_bpe(ids, pairs)
+    return Tokenizer(bytes_with_merges(ids, pairs))

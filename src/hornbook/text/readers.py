@@ -1,8 +1,8 @@
 """Files become documents.
 
 In: a file, a folder that is walked in a fixed order, a pattern with `*`, or `-` for standard input.  Out: a `Source`,
-which gives `Document`s: a name and a text, UTF-8, line ends as `\\n`. Which files of a folder are read is for
-text/folders.py, and what the files hold for text/formats.py.
+a list of `Part`s, which gives `Document`s: a name and a text, line ends as `\\n`. Which files of a folder are read is
+for text/folders.py, and what the files hold for text/formats.py.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from hornbook.base.console import warn
 from hornbook.base.errors import UserError
 from hornbook.base.names import plain_name
 from hornbook.base.spool import spooled
-from hornbook.text.documents import AS_IT_COMES, Document, Found, Input, TextConfig
+from hornbook.text.documents import AS_IT_COMES, TextConfig
 from hornbook.text.folders import files_below
 from hornbook.text.formats import FORMATS, ending_of, format_of, read
+from hornbook.text.records import Document, Found, Input
 from hornbook.text.streams import BLOCK, Tally, Trouble, compression_of, ending_by_magic
 
 STANDARD_INPUT = "-"
@@ -43,8 +44,8 @@ class NothingPipedInError(UserError):
 
 
 @dataclass(frozen=True)
-class Source:
-    """Text that is there: a name, its files in the order in which they are read, and how."""
+class Part:
+    """Files in the order in which they are read, and how."""
 
     name: str
     root: Path
@@ -58,49 +59,43 @@ class Source:
     """Makes documents of the texts that the files hold, in their order."""
     variant: str = ""
     """Says how it is shaped: with the same files, another variant is another text."""
-    parts: tuple[Source, ...] = ()
-    """Several sources in one, each read in its own way; `files` are all of theirs."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """What of a folder is not read: endings, and how many files there are of each."""
 
     def documents(self, tally: Tally | None = None) -> Iterator[Document]:
         """Every document that is not empty, one after another; at least one, or a UserError. What is passed over or
         replaced on the way is told to `tally`."""
-        if self.parts:
-            for part in self.parts:
-                yield from part.documents(tally)
-            return
         mine = Tally()
-        limit = self.config.max_documents
         found = 0
         for document in self._shaped(mine):
             yield document
             found += document.ends
-            if found == limit:
+            if found == self.config.max_documents:
                 break
         if tally is not None:
             tally.replaced += mine.replaced
             tally.skipped += mine.skipped
             tally.first_skipped = tally.first_skipped or mine.first_skipped
         if not found:
-            where: str | Path = self.files[0] if len(self.files) == 1 else self.root
-            where = self.name if self.content is not None else where
+            where = self.name if self.content is not None else self.files[0] if len(self.files) == 1 else self.root
             if mine.skipped:
                 raise UserError(f"{where}: no record could be read; the first of {mine.skipped}: {mine.first_skipped}")
             raise UserError(f"{where}: empty; there is no text to learn from")
 
     def _shaped(self, tally: Tally) -> Iterator[Document]:
-        if self.shape is None:
-            for document in self._documents(tally):
-                yield replace(document, split=self.split) if document.split != self.split else document
-        else:
+        if self.shape is not None:
             for number, text in enumerate(self.shape(document.text for document in self._documents(tally))):
                 yield Document(f"{self.name} {number + 1}", text, split=self.split)
+        elif self.split:
+            yield from (replace(document, split=self.split) for document in self._documents(tally))
+        else:
+            yield from self._documents(tally)
 
     def _documents(self, tally: Tally) -> Iterator[Document]:
         for path in self.files:
             open_piece: Document | None = None
-            for found in _with_its_end(path, self._name_of(path), self.config, tally):
+            name = self.name if self.content is not None else _name_below(path, self.root)
+            for found in _with_its_end(path, name, self.config, tally):
                 if isinstance(found, Trouble):
                     self._stop_or_skip(path, found, tally)
                 elif found.size or (open_piece is not None and found.ends):
@@ -108,9 +103,6 @@ class Source:
                     yield found
             if open_piece is not None:  # what was read of a damaged file ends here
                 yield Document(open_piece.name, "")
-
-    def _name_of(self, path: Path) -> str:
-        return self.name if self.content is not None else _name_below(path, self.root)
 
     def _stop_or_skip(self, path: Path, trouble: Trouble, tally: Tally) -> None:
         where = self.name if self.content is not None else str(path)
@@ -122,16 +114,9 @@ class Source:
         tally.skipped += 1
         tally.first_skipped = tally.first_skipped or line
 
-    def bytes_on_disk(self) -> int:
-        return sum(os.stat(path).st_size for path in self.files)
-
-    def likely_bytes_of_text(self) -> int:
+    def likely_bytes_of_text(self) -> float:
         """From the sizes on disk, nothing read."""
-        return round(sum(os.stat(path).st_size * _expands(path, self.config) for path in self.files))
-
-    def all_left_out(self) -> dict[str, int]:
-        """Of all its parts."""
-        return dict(sum((Counter(part.all_left_out()) for part in self.parts), Counter(self.left_out)))
+        return sum(os.stat(path).st_size * _expands(path, self.config) for path in self.files)
 
     def files_that_are_documents(self) -> Iterator[Path]:
         """Those of which it is sure, nothing read, that each is one document: or reading it stops everything."""
@@ -139,35 +124,63 @@ class Source:
         if self.shape or config.bad_records == "skip" or config.document in ("line", "row") or config.max_documents:
             return
         for path in self.files:
-            chosen = format_of(path.name, config) or FORMATS["text"]
+            chosen = format_of(path.name, config.format) or FORMATS["text"]
             if chosen.name == "text" and not compression_of(path.name) and os.stat(path).st_size > MARK_BYTES:
                 yield path
 
     def signature(self) -> str:
-        """Changes when a file is added, removed or edited, or read in another way; from the folder entries, so it is
-        cheap."""
         digest = hashlib.sha256()
-        if self.parts:
-            digest.update("".join(part.signature() for part in self.parts).encode())
-            return digest.hexdigest()
         digest.update(json.dumps([self.config.model_dump(), self.split, self.variant], sort_keys=True).encode())
-        lines = []
-        chosen = (format_of(path.name, self.config) for path in self.files)
+        chosen = (format_of(path.name, self.config.format) for path in self.files)
         if newer := sorted({f"{each.name} {each.version}" for each in chosen if each and each.version > 1}):
             digest.update(json.dumps(newer).encode())
         for path in self.files:
             facts = os.stat(path)
-            lines.append(self.content or f"{_name_below(path, self.root)}|{facts.st_size}|{facts.st_mtime_ns}\n")
-        # A file's name need not be UTF-8.
-        digest.update("".join(lines).encode(errors="surrogateescape"))
+            line = self.content or f"{_name_below(path, self.root)}|{facts.st_size}|{facts.st_mtime_ns}\n"
+            digest.update(line.encode(errors="surrogateescape"))  # a file's name need not be UTF-8
         return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Source:
+    """Text that is there, under one name: parts that are read one after another, each in its own way."""
+
+    name: str
+    parts: tuple[Part, ...]
+
+    @classmethod
+    def of(cls, part: Part) -> Source:
+        return cls(part.name, (part,))
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return tuple(path for part in self.parts for path in part.files)
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        return dict(sum((Counter(part.left_out) for part in self.parts), Counter()))
+
+    def documents(self, tally: Tally | None = None) -> Iterator[Document]:
+        """Those of all parts."""
+        for part in self.parts:
+            yield from part.documents(tally)
+
+    def bytes_on_disk(self) -> int:
+        return sum(os.stat(path).st_size for path in self.files)
+
+    def likely_bytes_of_text(self) -> int:
+        return round(sum(part.likely_bytes_of_text() for part in self.parts))
+
+    def signature(self) -> str:
+        """Changes when a file is added, removed or edited, or read in another way; from the folder entries, so it is
+        cheap."""
+        each = [part.signature() for part in self.parts]
+        return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
 
     def read_with(self, config: TextConfig) -> Source:
         """The same files, with what `config` says otherwise than its defaults."""
         turned = config.model_dump(exclude_defaults=True)
-        if self.parts:
-            return replace(self, parts=tuple(part.read_with(config) for part in self.parts))
-        return replace(self, config=self.config.with_(**turned)) if turned else self
+        return replace(self, parts=tuple(replace(part, config=part.config.with_(**turned)) for part in self.parts))
 
 
 def source_from_path(path: Path, config: TextConfig = AS_IT_COMES) -> Source:
@@ -175,20 +188,20 @@ def source_from_path(path: Path, config: TextConfig = AS_IT_COMES) -> Source:
     standard input."""
     if str(path) == STANDARD_INPUT:
         spool, content = _standard_input()
-        return Source("standard-input", spool.parent, (spool,), config, content)
+        return Source.of(Part("standard-input", spool.parent, (spool,), config, content))
     path = path.expanduser()
     if path.is_file():
         _doubt_markup(path, (path,), config)
-        return Source(name_of(path), path.parent, (path,), config)
+        return Source.of(Part(name_of(path), path.parent, (path,), config))
     if path.is_dir():
         found, left_out = files_below(path, config)
-        return Source(name_of(path), path, found, config, left_out=left_out)
+        return Source.of(Part(name_of(path), path, found, config, left_out=left_out))
     if glob.has_magic(str(path)):
         found = tuple(Path(each) for each in sorted(glob.glob(str(path), recursive=True)) if Path(each).is_file())
         if not found:
             raise UserError(f"{path}: no file has such a name")
         _doubt_markup(path, found, config)
-        return Source(name_of(path), _fixed_part(path), found, config)
+        return Source.of(Part(name_of(path), _fixed_part(path), found, config))
     if path.exists():
         raise UserError(f"{path}: neither a file nor a folder; a stream is read from standard input: --data -")
     raise UserError(f"{path}: no such file or folder, and no corpus of that name (see: hornbook corpora)")
@@ -209,15 +222,8 @@ def name_of(path: Path) -> str:
 
 def joined(sources: list[Source]) -> Source:
     """Several sources, one after another."""
-    if len(sources) == 1:
-        return sources[0]
-    root = Path(os.path.commonpath([source.root.resolve() for source in sources]))
-    return Source(
-        plain_name("+".join(source.name for source in sources)),
-        root,
-        tuple(path.resolve() for source in sources for path in source.files),
-        parts=tuple(sources),
-    )
+    name = plain_name("+".join(source.name for source in sources)) if len(sources) > 1 else sources[0].name
+    return Source(name, tuple(part for source in sources for part in source.parts))
 
 
 @functools.cache
@@ -238,7 +244,7 @@ def _fixed_part(pattern: Path) -> Path:
 
 
 def _expands(path: Path, config: TextConfig) -> float:
-    chosen = format_of(path.name, config) or FORMATS["text"]
+    chosen = format_of(path.name, config.format) or FORMATS["text"]
     return EXPANDS * min(chosen.text_share, 1) if compression_of(path.name) else chosen.text_share
 
 
@@ -254,7 +260,7 @@ def _with_its_end(path: Path, name: str, config: TextConfig, tally: Tally) -> It
     """What a file holds; trouble that ends it comes last, like that of a record."""
     late: list[Trouble] = []
     try:
-        yield from read(Input(path, name, config, tally, late))
+        yield from read(Input(path, name, tally, config.format, config.field, config.document, config.errors, late))
         yield from late
     except Trouble as trouble:
         yield trouble

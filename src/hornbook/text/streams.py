@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal, Protocol, TypeVar
+from typing import IO, Any, Literal, TypeVar
 
 BLOCK = 1 << 20
 # A line, row or element above this is damage or an attack, not a document; where it ends is not waited for.
@@ -56,16 +56,6 @@ class Tally:
     """Where the first of them is, and what was wrong with it."""
 
 
-class _Engine(Protocol):
-    @property
-    def eof(self) -> bool: ...
-    @property
-    def needs_input(self) -> bool: ...
-    @property
-    def unused_data(self) -> bytes: ...
-    def decompress(self, data: bytes, max_length: int) -> bytes: ...
-
-
 class _Gzip:
     """zlib's decompressor with the ways of the others."""
 
@@ -88,7 +78,7 @@ class _Gzip:
         return self._inner.decompress(self._inner.unconsumed_tail + data, max_length)
 
 
-def _zstd() -> _Engine:
+def _zstd() -> Any:
     # Python 3.14's module, or its backport: the `zstandard` package takes a file that was cut off for a whole one.
     if sys.version_info >= (3, 14):
         from compression import zstd
@@ -97,7 +87,9 @@ def _zstd() -> _Engine:
     return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: 27})
 
 
-COMPRESSIONS: dict[str, Callable[[], _Engine]] = {
+# Not the openers of the standard library: after the first of several streams, those of bz2 and xz take damage for the
+# end of the file, and tell nothing.
+COMPRESSIONS: dict[str, Callable[[], Any]] = {
     ".gz": _Gzip,
     ".zst": _zstd,
     ".bz2": bz2.BZ2Decompressor,

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from hornbook.base.console import note
-from hornbook.text.documents import TOO_LONG, Found, Input, choose_field, listed, short, told_at
+from hornbook.text.records import TOO_LONG, Found, Input, choose_field, listed, short, told_at
 from hornbook.text.streams import LARGEST_RECORD, Trouble, brief, read_lines, without_escaped_bytes
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -52,16 +52,16 @@ def read_csv(input: Input, usual: str = ",") -> Iterator[Found]:
                 continue
             first = layout is None
             if layout is None:
-                layout = Layout.of(row, _rows_in(head, delimiter)[0][1:], delimiter, input.config.field)
+                layout = Layout.of(row, _rows_in(head, delimiter)[0][1:], delimiter, input.field)
             if first and layout.names:
                 continue
             if len(row) != layout.width:
                 raise Trouble(f"{len(row)} columns instead of {layout.width}")
-            text = without_escaped_bytes(row[layout.column], input.config.errors, input.tally)
+            text = without_escaped_bytes(row[layout.column], input.errors, input.tally)
             if not shown:
                 layout.show(input.name)
                 shown = True
-            yield input.document(f"line {line}", text)
+            yield input.record(f"line {line}", text)
         if troubles and layout is None:
             raise Trouble(troubles[0].what, "" if row else troubles[0].place)  # so no row can be read
         yield from troubles

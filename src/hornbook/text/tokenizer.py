@@ -2,17 +2,21 @@
 
 In: text, and a kind of tokenizer to learn from it.  Out: ids below `vocab_size`, one of which ends a document.
 The format is Hugging Face's tokenizer.json, so that a model folder speaks to every program that reads it. A kind is
-one function that builds such a tokenizer, and its entry in KINDS. Text that looks like a special token stays text.
+one function that builds such a tokenizer, as in text/vocabularies.py, and its entry in KINDS. Text that looks like a
+special token stays text. What ends a document is a token that is known for it, else what tokenizer_config.json calls
+the end of a text, else what the template puts after one.
 """
 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import hashlib
 import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,65 +27,39 @@ from hornbook.base import files
 from hornbook.base.errors import UserError
 from hornbook.base.settings import Settings
 from hornbook.text.description import LARGEST, PROBE, check_entries, panics_untold, tamed
-from hornbook.text.gpt2 import byte_letters, gpt2_ranks, merges_of
-from hornbook.text.sample import LETTERS_OR_DIGITS, learnable
+from hornbook.text.gpt2 import byte_letters
+from hornbook.text.vocabularies import END_OF_TEXT, UNKNOWN, all_bytes, characters, gpt2, train_bpe
 from hornbook.text.wordpiece import WORDPIECE_END, WORDPIECE_UNKNOWN, train_wordpiece
 
 if TYPE_CHECKING:
     import tokenizers
     from numpy.typing import NDArray
 
-END_OF_TEXT = "<|endoftext|>"
-UNKNOWN = "<|unknown|>"
 WORDPIECE_ENTRIES = 40_000
-# What ends a document, or stands between two, here and in vocabularies of other models.
+# What ends a document, or stands between two, here and in vocabularies of other models. These come before what a folder
+# tells, which in a model for chats is the end of a turn.
 ENDS = (END_OF_TEXT, WORDPIECE_END, "<|end_of_text|>", "<|bos|>")
+USUAL_ENDS = ("</s>", "<eos>")
+_BYTE = re.compile("<0x[0-9A-F]{2}>")  # how a vocabulary of characters writes bytes for those that it does not have
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-
-
-class TokenizerConfig(Settings):
-    kind: Literal["bpe", "char", "byte", "wordpiece", "gpt2", "file"] = "bpe"
-    """How text is cut into tokens."""
-    vocab_size: int | None = Field(None, ge=257, le=1_000_000)
-    """Entries of a trained vocabulary; for bpe chosen from the amount of text when not given, for wordpiece 40,000."""
-    train_bytes: int = Field(64_000_000, ge=1)
-    """At most so much text is read to learn the vocabulary from."""
-    ranks_file: str | None = None
-    """For gpt2: a local copy of r50k_base.tiktoken; fetched once when not given."""
-    file: str | None = None
-    """For file: a tokenizer.json, or the folder of a model that has one."""
-    as_published: bool = False
-    """For wordpiece: keep control characters, and read special tokens out of text, as the system it comes from did."""
-
-    def mistakes(self) -> Iterator[tuple[str, str]]:
-        if (self.file is not None) != (self.kind == "file"):
-            yield "file", "a tokenizer.json goes with --tokenizer.kind file, and that with one"
-        if self.ranks_file is not None and self.kind != "gpt2":
-            yield "ranks_file", "only gpt2 reads ranks; leave it out, or --tokenizer.kind gpt2"
-        if self.as_published and self.kind != "wordpiece":
-            yield (
-                "as_published",
-                "only wordpiece was published in two ways; leave it out, or --tokenizer.kind wordpiece",
-            )
-        if self.vocab_size is not None and self.kind not in ("bpe", "wordpiece"):
-            yield (
-                "vocab_size",
-                f"a {self.kind} tokenizer has the vocabulary it needs; leave it out, or --tokenizer.kind bpe",
-            )
 
 
 class Tokenizer:
     """A tokenizer.json in memory."""
 
-    def __init__(self, inner: tokenizers.Tokenizer) -> None:
+    def __init__(self, inner: tokenizers.Tokenizer, told_end: str | None = None) -> None:
         inner.encode_special_tokens = True  # "<|endoftext|>" in a text is thirteen characters, not the end of it
         self._inner = inner
-        ends = [inner.token_to_id(name) for name in ENDS]
-        self.end_of_text: int = next((end for end in ends if end is not None), -1)
-        if self.end_of_text < 0:
-            raise UserError(f"has no {END_OF_TEXT} token, which ends a document")
+        probe = inner.encode(PROBE)
+        of_text = [place for place, added in enumerate(probe.special_tokens_mask) if not added] or [0]
         # What a template puts before each text; what it puts after is the end of the text, which all documents get.
-        self.opening: list[int] = inner.encode("").ids[:1]
+        self.opening: list[int] = probe.ids[: of_text[0]]
+        names = [*ENDS, *([told_end] if told_end else []), *probe.tokens[of_text[-1] + 1 :], *USUAL_ENDS]
+        known = [(name, token) for name in names if (token := inner.token_to_id(name)) is not None]
+        if not known:
+            raise UserError(f"has no {END_OF_TEXT} token, which ends a document, nor tells another that does")
+        end, self.end_of_text = known[0]
+        self._told_end = "" if end in ENDS else end
 
     @property
     def vocab_size(self) -> int:
@@ -89,13 +67,9 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
+        return hashlib.sha256((self.to_json() + self._told_end).encode()).hexdigest()
 
     def to_json(self) -> str:
-        return self._json
-
-    @cached_property
-    def _json(self) -> str:
         return str(self._inner.to_str())
 
     @property
@@ -110,7 +84,7 @@ class Tokenizer:
     @property
     def keeps_text(self) -> bool:
         """Whether it gives a text back; where it drops some, bits per byte are not those of the whole text."""
-        return not self._inserts_blanks
+        return type(self._inner.decoder).__name__ != "WordPiece"
 
     def encode(self, text: str, specials: bool = False) -> list[int]:
         """The ids of a text. A special token's name in it is text like any other, unless `specials` asks for it."""
@@ -148,17 +122,10 @@ class Tokenizer:
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        if self._inserts_blanks:
+        if self._first_differs:
             return b"".join(map(self.stream().bytes_of, ids))
         pieces = self._piece_bytes
         return b"".join(pieces[token] for token in ids)
-
-    def encode_bytes(self, data: bytes) -> list[int]:
-        """Any bytes, where the vocabulary is the 256 bytes."""
-        table = {piece: token for token, piece in enumerate(self._piece_bytes) if len(piece) == 1}
-        if len(table) != 256:
-            raise UserError("only a byte tokenizer encodes bytes that are not text")
-        return [table[data[place : place + 1]] for place in range(len(data))]
 
     def stream(self, continues: bool = False) -> TextStream:
         """Ids to text one by one; where it `continues` a text, a word comes with the blank before it."""
@@ -166,9 +133,10 @@ class Tokenizer:
 
     def piece(self, token: int, first: bool = False) -> bytes:
         """The bytes that a token stands for, at the beginning of a text or in it; none for a special token."""
-        if first and self._inserts_blanks and self._piece_bytes[token]:
-            return str(self._inner.decoder.decode([self._inner.id_to_token(token)])).encode()
-        return self._piece_bytes[token]
+        piece = self._piece_bytes[token]
+        if first and piece and self._first_differs and not self._is_byte(name := self.name(token)):
+            return str(self._inner.decoder.decode([name])).encode()
+        return piece
 
     def name(self, token: int) -> str:
         """How tokenizer.json writes a token."""
@@ -199,7 +167,7 @@ class Tokenizer:
                 raise UserError("too large for a tokenizer; is it the right file?")
             description = tamed(files.read_small(path))
             with panics_untold():
-                tokenizer = cls(tokenizers.Tokenizer.from_str(description))
+                tokenizer = cls(tokenizers.Tokenizer.from_str(description), _told_end(path))
                 tokenizer.encode_batch([PROBE, *PROBE])
             check_entries(tokenizer._inner.get_vocab(), path)
             return tokenizer
@@ -231,8 +199,16 @@ class Tokenizer:
         return {each.content: token for token, each in added if each.special}
 
     @cached_property
-    def _inserts_blanks(self) -> bool:
-        return type(self._inner.decoder).__name__ == "WordPiece"
+    def _first_differs(self) -> bool:
+        """Whether a token stands for other text at the beginning, where mostly a word comes without its blank."""
+        return type(self._inner.decoder).__name__ not in ("ByteLevel", "Fuse", "NoneType")
+
+    @cached_property
+    def _falls_back_to_bytes(self) -> bool:
+        return self._first_differs and self._inner.decoder.decode(["<0x41>"]) == "A"
+
+    def _is_byte(self, name: str) -> bool:
+        return self._falls_back_to_bytes and _BYTE.fullmatch(name) is not None
 
     @cached_property
     def _piece_bytes(self) -> list[bytes]:
@@ -248,11 +224,22 @@ class Tokenizer:
                 if not to_byte.keys() >= set(piece):
                     raise UserError(f"tokenizer.json: entry {piece[:40]!r} is not in the letters of bytes")
                 pieces.append(bytes(to_byte[letter] for letter in piece))
-            elif self._inserts_blanks:
+            elif self._is_byte(piece):
+                pieces.append(bytes.fromhex(piece[3:5]))
+            elif self._first_differs:
                 pieces.append(self._inner.decoder.decode(["x", piece])[1:].encode())
             else:
                 pieces.append(piece.encode())
         return pieces
+
+
+def _told_end(path: Path) -> str | None:
+    """What tokenizer_config.json, beside a tokenizer.json, calls the end of a text."""
+    with contextlib.suppress(UserError):
+        told = files.read_json(path.with_name(TOKENIZER_FILES[1])).get("eos_token")
+        name = told.get("content") if isinstance(told, dict) else told
+        return name if isinstance(name, str) else None
+    return None
 
 
 class TextStream:
@@ -268,21 +255,83 @@ class TextStream:
 
     def bytes_of(self, token: int) -> bytes:
         piece = self._tokenizer.piece(token, self._at_beginning)
-        self._at_beginning = self._at_beginning and not piece
+        self._at_beginning = self._at_beginning and not self._tokenizer.piece(token)
         return piece
 
     def end(self) -> str:
         return self._decoder.decode(b"", final=True)
 
 
+def vocab_size_for(text_bytes: int) -> int:
+    """A power of two near the square root of the text: 1 MB gives 1,024, 12 MB 4,096, 1 GB 32,768."""
+    return int(min(max(2 ** round(math.log2(1.2 * math.sqrt(max(text_bytes, 1)))), 512), 32_768))
+
+
+@dataclass(frozen=True)
+class Kind:
+    build: Callable[[Iterable[str], TokenizerConfig, int], Tokenizer]
+    """Takes texts, knobs, and how many entries would fit the text."""
+    learned: bool = False
+    """Whether its vocabulary comes from the text: what an id means is not known before."""
+    sized: bool = False
+    """Whether the number of its entries can be chosen."""
+
+
+KINDS = {
+    "bpe": Kind(lambda texts, _, size: Tokenizer(train_bpe(texts, size)), learned=True, sized=True),
+    "char": Kind(lambda texts, *_: Tokenizer(characters(texts)), learned=True),
+    "byte": Kind(lambda *_: Tokenizer(all_bytes())),
+    "wordpiece": Kind(
+        lambda texts, config, _: Tokenizer(
+            train_wordpiece(texts, config.vocab_size or WORDPIECE_ENTRIES, config.as_published)
+        ),
+        learned=True,
+        sized=True,
+    ),
+    "gpt2": Kind(lambda _, config, size: Tokenizer(gpt2(config.ranks_file))),
+    "file": Kind(lambda _, config, size: Tokenizer.load(Path(str(config.file)).expanduser())),
+}
+LEARNED = tuple(name for name, kind in KINDS.items() if kind.learned)
+if TYPE_CHECKING:
+    KindName = str
+else:
+    KindName = Literal[tuple(KINDS)]
+
+
+class TokenizerConfig(Settings):
+    kind: KindName = "bpe"
+    """How text is cut into tokens."""
+    vocab_size: int | None = Field(None, ge=257, le=1_000_000)
+    """Entries of a trained vocabulary; for bpe chosen from the amount of text when not given, for wordpiece 40,000."""
+    train_bytes: int = Field(64_000_000, ge=1)
+    """At most so much text is read to learn the vocabulary from."""
+    ranks_file: str | None = None
+    """For gpt2: a local copy of r50k_base.tiktoken; fetched once when not given."""
+    file: str | None = None
+    """For file: a tokenizer.json, or the folder of a model that has one."""
+    as_published: bool = False
+    """For wordpiece: keep control characters, and read special tokens out of text, as the system it comes from did."""
+
+    def mistakes(self) -> Iterator[tuple[str, str]]:
+        if (self.file is not None) != (self.kind == "file"):
+            yield "file", "a tokenizer.json goes with --tokenizer.kind file, and that with one"
+        if self.ranks_file is not None and self.kind != "gpt2":
+            yield "ranks_file", "only gpt2 reads ranks; leave it out, or --tokenizer.kind gpt2"
+        if self.as_published and self.kind != "wordpiece":
+            yield (
+                "as_published",
+                "only wordpiece was published in two ways; leave it out, or --tokenizer.kind wordpiece",
+            )
+        if self.vocab_size is not None and not KINDS[self.kind].sized:
+            yield (
+                "vocab_size",
+                f"a {self.kind} tokenizer has the vocabulary it needs; leave it out, or --tokenizer.kind bpe",
+            )
+
+
 def train_tokenizer(config: TokenizerConfig, texts: Iterable[str], total_bytes: int) -> Tokenizer:
     """Learn a vocabulary from texts."""
-    size = config.vocab_size or (WORDPIECE_ENTRIES if config.kind == "wordpiece" else vocab_size_for(total_bytes))
-    return Tokenizer(KINDS[config.kind](texts, config, size))
-
-
-# Kinds whose vocabulary comes from the text; what an id means is not known before.
-LEARNED = ("bpe", "char", "wordpiece")
+    return KINDS[config.kind].build(texts, config, config.vocab_size or vocab_size_for(total_bytes))
 
 
 def refuse_ids(kind: str, where: str) -> None:
@@ -293,104 +342,3 @@ def refuse_ids(kind: str, where: str) -> None:
             f"{where}: holds ids, which mean nothing to a {kind} vocabulary yet to be learned; "
             f"name the one that made them: --tokenizer.kind with one of {made}"
         )
-
-
-def vocab_size_for(text_bytes: int) -> int:
-    """A power of two near the square root of the text: 1 MB gives 1,024, 12 MB 4,096, 1 GB 32,768."""
-    return int(min(max(2 ** round(math.log2(1.2 * math.sqrt(max(text_bytes, 1)))), 512), 32_768))
-
-
-def train_bpe(texts: Iterable[str], _config: TokenizerConfig, vocab_size: int) -> tokenizers.Tokenizer:
-    """Byte-level byte-pair encoding: any text goes in and comes out unchanged."""
-    import tokenizers
-    from tokenizers import decoders, models, pre_tokenizers, trainers
-
-    tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=sorted(byte_letters()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(learnable(texts, LETTERS_OR_DIGITS), trainer)
-    return tokenizer
-
-
-def train_char(texts: Iterable[str], _config: TokenizerConfig, _size: int) -> tokenizers.Tokenizer:
-    """One id for each character of the texts, in the order of Unicode, and one for all others."""
-    letters = sorted(set().union(*map(set, texts)))
-    return _without_merges([*letters, END_OF_TEXT, UNKNOWN], byte_level=False)
-
-
-def byte_tokenizer(_texts: Iterable[str], _config: TokenizerConfig, _size: int) -> tokenizers.Tokenizer:
-    """The id of a byte is its value; nothing is learned."""
-    return _without_merges([*byte_letters(), END_OF_TEXT], byte_level=True)
-
-
-def gpt2_tokenizer(_texts: Iterable[str], config: TokenizerConfig, _size: int) -> tokenizers.Tokenizer:
-    """GPT-2's own vocabulary; nothing is learned."""
-    letters = dict(enumerate(byte_letters()))
-    ranks = gpt2_ranks(config.ranks_file)
-    written = {token: token.decode("latin-1").translate(letters) for token in ranks}
-    vocabulary = {written[token]: rank for token, rank in ranks.items()}
-    return _bytes_with_merges(vocabulary, [(written[one], written[other]) for one, other in merges_of(ranks)])
-
-
-def byte_level_bpe(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
-    """From tokens and merges as GPT-2 writes them."""
-    return Tokenizer(_bytes_with_merges(vocabulary, merges))
-
-
-def _bytes_with_merges(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
-    import tokenizers
-    from tokenizers import decoders, models, pre_tokenizers
-
-    tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([END_OF_TEXT])
-    return tokenizer
-
-
-def given_tokenizer(_texts: Iterable[str], config: TokenizerConfig, _size: int) -> tokenizers.Tokenizer:
-    """A model's own; nothing is learned."""
-    return Tokenizer.load(Path(str(config.file)).expanduser())._inner
-
-
-KINDS: dict[str, Callable[[Iterable[str], TokenizerConfig, int], tokenizers.Tokenizer]] = {
-    "bpe": train_bpe,
-    "char": train_char,
-    "byte": byte_tokenizer,
-    "wordpiece": lambda texts, config, size: train_wordpiece(texts, size, config.as_published),
-    "gpt2": gpt2_tokenizer,
-    "file": given_tokenizer,
-}
-
-
-def _without_merges(entries: list[str], byte_level: bool) -> tokenizers.Tokenizer:
-    import tokenizers
-    from tokenizers import decoders, models, pre_tokenizers
-
-    vocabulary = {entry: token for token, entry in enumerate(entries)}
-    unknown = UNKNOWN if UNKNOWN in vocabulary else None
-    tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=unknown, cache_capacity=0))
-    # Cut into pieces first: the model's time grows faster than the length of what it is given.
-    pieces = r"[\s\S]{1,64}"
-    if byte_level:
-        tokenizer.pre_tokenizer = _split_then_bytes(pieces)
-        tokenizer.decoder = decoders.ByteLevel()
-    else:
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(pieces), "isolated")
-        tokenizer.decoder = decoders.Fuse()
-    tokenizer.add_special_tokens([entry for entry in (END_OF_TEXT, UNKNOWN) if entry in vocabulary])
-    return tokenizer
-
-
-def _split_then_bytes(pattern: str) -> tokenizers.pre_tokenizers.PreTokenizer:
-    import tokenizers
-    from tokenizers import pre_tokenizers
-
-    pieces = pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
-    return pre_tokenizers.Sequence([pieces, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
