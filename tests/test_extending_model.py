@@ -20,19 +20,16 @@ from hornbook.train.start import fit
 SOURCE = Path(__file__).parent.parent / "src"
 TABLES = {"activation": ACTIVATIONS, "norm": NORMS, "positions": POSITIONS}
 EVERY_ENTRY = [(knob, name) for knob, table in TABLES.items() for name in table]
-# By the table's file: where in it the entry goes, and the entry.
+# By the table's file, what stands in place of its first line.
 ENTRIES = {
-    "activations": ("ACTIVATIONS = {", 'ACTIVATIONS = {"softplus": Activation(lambda F: F.softplus, kept=2),'),
-    "norms": (
-        "NORMS = {",
-        'NORMS = {"l1norm": Normalisation('
-        "lambda F: lambda x, weight, bias, eps: F.normalize(x, p=1, dim=-1, eps=eps) * weight),",
-    ),
-    "positions": (
-        "POSITIONS = {",
-        '''
-def _paired(config):
-    """Two neighbours share a row."""
+    "activations": """ACTIVATIONS = {
+    "softplus": Activation(lambda F: F.softplus, kept=2),
+""",
+    "norms": """NORMS = {
+    "l1norm": Normalisation(lambda F: lambda x, weight, bias, eps: F.normalize(x, p=1, dim=-1, eps=eps) * weight),
+""",
+    "positions": """
+def _paired(config):  # two neighbours share a row
     from torch import nn
 
     class Paired(nn.Embedding):
@@ -43,8 +40,8 @@ def _paired(config):
 
 
 POSITIONS = {
-    "paired": Positions(added=_paired, params=lambda config: (config.context + 1) // 2 * config.n_embd),''',
-    ),
+    "paired": Positions(added=_paired, params=lambda config: (config.context + 1) // 2 * config.n_embd),
+""",
 }
 USED = """
 import sys
@@ -82,20 +79,15 @@ def test_every_entry_trains(knob: str, name: str, tiny: Callable[..., RunConfig]
 
 def test_an_activation_a_norm_and_a_position_scheme_are_an_entry_each(text_file: Path, tmp_path: Path) -> None:
     shutil.copytree(SOURCE, tmp_path / "src")
-    for file, (place, entry) in ENTRIES.items():
+    for file, entry in ENTRIES.items():
         table = tmp_path / "src" / "hornbook" / "model" / f"{file}.py"
-        assert table.read_text().count(place) == 1
-        table.write_text(table.read_text().replace(place, entry))
+        table.write_text(table.read_text().replace(f"{file.upper()} = {{", entry))
     (tmp_path / "used.py").write_text(USED)
+    homes = {name: str(tmp_path / name) for name in ("HORNBOOK_HOME", "HF_HOME")}
     done = subprocess.run(
         [sys.executable, "used.py", str(text_file)],
         cwd=tmp_path,
-        env={
-            "PYTHONPATH": str(tmp_path / "src"),
-            "HORNBOOK_HOME": str(tmp_path / "home"),
-            "HF_HOME": str(tmp_path / "hf"),
-            "OMP_NUM_THREADS": "1",
-        },
+        env={"PYTHONPATH": str(tmp_path / "src"), "OMP_NUM_THREADS": "1", **homes},
         capture_output=True,
         text=True,
     )

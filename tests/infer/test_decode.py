@@ -58,17 +58,6 @@ def test_a_cache_changes_nothing_also_past_the_context(
         assert list(generate(model, prompt, rules, seed=3, max_tokens=25)) == plainly(model, prompt, rules, 3, 25)
 
 
-def test_each_token_follows_from_its_window_alone(untaught: Callable[..., GPT]) -> None:
-    """The rule of the module, spelled out: the likeliest token after those from the window's start on."""
-    model = untaught(context=8)
-    text = list(PROMPT)
-    with torch.no_grad():
-        for _ in range(30):
-            start = window_start(len(text), 8)
-            text.append(int(model.logits(torch.tensor([text[start:]]))[0, -1].argmax()))
-    assert list(generate(model, PROMPT, GREEDY, max_tokens=30)) == text[len(PROMPT) :]
-
-
 @pytest.mark.parametrize("rules", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_a_text_goes_on_as_it_would_have(rules: SamplerConfig, untaught: Callable[..., GPT]) -> None:
     """Stopped anywhere and continued from what was said, the text is the same."""

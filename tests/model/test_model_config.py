@@ -8,14 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from effort import examples
 from hornbook.base.errors import UserError
 from hornbook.model.config import ModelConfig, classic, modern
-from hornbook.model.init import outline, untrained
-
-
-def parameters_of(config: ModelConfig) -> int:
-    return sum(parameter.numel() for parameter in outline(config).parameters())
+from hornbook.model.init import untrained
 
 
 @st.composite
@@ -50,12 +45,6 @@ def configs(draw: st.DrawFn) -> ModelConfig:
     )
 
 
-@examples(1_000)
-@given(configs())
-def test_the_parameter_count_is_that_of_the_built_model(config: ModelConfig) -> None:
-    assert config.n_params() == parameters_of(config)
-
-
 @pytest.mark.parametrize(
     ("sizes", "published"),
     [
@@ -68,7 +57,7 @@ def test_the_parameter_count_is_that_of_the_built_model(config: ModelConfig) -> 
 )
 def test_classic_has_the_sizes_of_gpt2(sizes: dict[str, int], published: int) -> None:
     config = classic(vocab_size=50_257, context=1024, **sizes)
-    assert config.n_params() == parameters_of(config) == published
+    assert config.n_params() == published
 
 
 def test_without_embeddings_only_blocks_and_last_norm_count() -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import given
 from test_model_config import configs
@@ -19,17 +18,10 @@ def test_the_tree_counts_every_parameter_of_the_built_model_once(config: ModelCo
     built = GPT(config)
     tree = tree_of(built)
     assert tree.parameters == sum(parameter.numel() for parameter in built.parameters()) == config.n_params()
-    assert tree == tree_of(outline(config))
-
-
-@examples(600)
-@given(configs())
-def test_an_outline_has_the_tensors_of_the_model_but_not_their_numbers(config: ModelConfig) -> None:
-    built, drawn = GPT(config).state_dict(), outline(config).state_dict()
-    assert {name: tensor.shape for name, tensor in drawn.items()} == {
-        name: tensor.shape for name, tensor in built.items()
-    }
-    assert all(tensor.is_meta for tensor in drawn.values())
+    without = outline(config)
+    assert tree == tree_of(without)
+    assert without.state_dict().keys() == built.state_dict().keys()
+    assert all(tensor.is_meta for tensor in without.state_dict().values())
 
 
 def test_equal_blocks_are_one_line() -> None:
@@ -55,9 +47,8 @@ def test_a_tied_head_has_no_parameters_of_its_own() -> None:
     assert {part.name: part.parameters for part in tree_of(outline(config.with_(tied=False))).inside}["head"] == 50 * 16
 
 
-@pytest.mark.parametrize("init", ["torch", "gpt2", "modern"])
-def test_three_billion_parameters_are_outlined_in_less_than_a_second(init: str) -> None:
-    config = classic(vocab_size=50_304, context=512, n_layer=64, n_head=16, n_embd=2048, tied=False, init=init)
+def test_three_billion_parameters_are_outlined_in_less_than_a_second() -> None:
+    config = classic(vocab_size=50_304, context=512, n_layer=64, n_head=16, n_embd=2048, tied=False)
     with within(1):
         tree = tree_of(outline(config))
     assert tree.parameters == config.n_params() > 3e9

@@ -16,7 +16,7 @@ import torch
 
 from hornbook.infer.cache import KVCache
 from hornbook.infer.config import SamplerConfig
-from hornbook.infer.decode import Chosen, last_logits, told, window_start
+from hornbook.infer.decode import Chosen, told, window_start
 from hornbook.infer.sampler import penalized
 from hornbook.model.gpt import GPT
 
@@ -82,7 +82,8 @@ def _logprobs(
     unseen = [[*prompt[held:], *beam.ids[max(held - len(prompt), 0) :]] for beam in running]
     with torch.inference_mode():
         ids = torch.tensor(unseen, device=cache.keys.device)
-        return last_logits(model, ids, cache.part(0, len(running)))[:, :known_ids].float().log_softmax(-1)
+        last = model.hidden(ids, cache.part(0, len(running)))[:, -1]
+        return model.read_off(last)[:, :known_ids].float().log_softmax(-1)
 
 
 def _likeliest(

@@ -232,8 +232,3 @@ def generate(
     for _, chosen in grow(model, [text], end_of_text=end_of_text, known_ids=known_ids):
         if chosen is not None:
             yield chosen.id
-
-
-def last_logits(model: GPT, ids: torch.Tensor, cache: KVCache | None) -> torch.Tensor:
-    """(B, T) to the logits after the last token, (B, V): the head is not computed for the others."""
-    return model.read_off(model.hidden(ids, cache)[:, -1])

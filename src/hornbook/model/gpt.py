@@ -104,9 +104,9 @@ class GPT(nn.Module):
         embedded: torch.Tensor = self.dropout(self.embedding_norm(x))
         return embedded
 
-    def logits(self, ids: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
+    def logits(self, ids: torch.Tensor) -> torch.Tensor:
         """Ids (B, T) to logits (B, T, V)."""
-        return self.read_off(self.hidden(ids, cache))
+        return self.read_off(self.hidden(ids))
 
     def read_off(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states (..., C) to logits (..., V)."""

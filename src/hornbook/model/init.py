@@ -24,10 +24,6 @@ def untrained(config: ModelConfig) -> GPT:
     return model
 
 
-def init_torch(model: GPT) -> None:
-    """As torch's layers begin by themselves: embeddings N(0, 1), matrices and biases uniform by fan-in."""
-
-
 def init_gpt2(model: GPT) -> None:
     """N(0, 0.02) everywhere; what writes to the stream is divided by the root of how often it is written to."""
     for name, parameter in model.named_parameters():
@@ -57,7 +53,8 @@ def init_modern(model: GPT) -> None:
             nn.init.zeros_(parameter)
 
 
-INITS = {"torch": init_torch, "gpt2": init_gpt2, "modern": init_modern}
+# As torch's layers begin by themselves: embeddings N(0, 1), matrices and biases uniform by fan-in.
+INITS = {"torch": lambda model: None, "gpt2": init_gpt2, "modern": init_modern}
 
 DRAWS = (torch.Tensor.normal_, torch.Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hornbook.base.console import count, warn
+from hornbook.model.positions import POSITIONS
 from hornbook.shards.prepare import changed_in_reading
 from hornbook.train.config import RunConfig
 from hornbook.train.loop import Run
@@ -45,7 +46,11 @@ def _doubts(config: RunConfig) -> Iterator[str]:
     """What a person would hardly mean, though it was published so."""
     if (share := config.schedule.final_share) > 1 and config.schedule.kind != "constant":
         yield f"the learning rate rises to {share:g} times what it warms up to, as --schedule.final-share says"
-    if config.window < config.model.context and config.model.positions == "learned" and config.start_from is None:
+    if (
+        config.window < config.model.context
+        and POSITIONS[config.model.positions].params(config.model) > 0
+        and config.start_from is None
+    ):
         yield (
             f"places past {config.window} are never trained, as --train.context is; the model's context is "
             f"{config.model.context}"
