@@ -8,7 +8,6 @@ import re
 import socket
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -56,10 +55,6 @@ def test_the_order_of_python_stdlib_is_the_same_in_every_process(stdlib: Source)
     command += "print(json.dumps([str(path) for path in f('python-stdlib').files]))"
     there = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True).stdout
     assert json.loads(there) == [str(path) for path in stdlib.files]
-
-
-def test_it_lies_where_python_says(stdlib: Source) -> None:
-    assert stdlib.parts[0].root == Path(sysconfig.get_path("stdlib"))
 
 
 def test_a_path_is_a_source_too_and_a_name_that_is_neither_is_told(tmp_path: Path) -> None:
