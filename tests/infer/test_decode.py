@@ -132,9 +132,9 @@ def test_texts_may_come_and_go_between_steps(untaught: Callable[..., GPT]) -> No
 def test_equal_prompts_are_computed_once(untaught: Callable[..., GPT], monkeypatch: pytest.MonkeyPatch) -> None:
     model = untaught(context=32)
     widths = []
-    forward = GPT.forward
+    forward = GPT.hidden
     monkeypatch.setattr(
-        GPT, "forward", lambda self, ids, cache=None: widths.append(ids.shape) or forward(self, ids, cache)
+        GPT, "hidden", lambda self, ids, cache=None: widths.append(ids.shape) or forward(self, ids, cache)
     )
     texts = [Growing(PROMPT, SAMPLED, seed, 1) for seed in range(4)]
     list(grow(model, texts))
@@ -163,9 +163,9 @@ def test_prompts_that_begin_together_are_computed_at_once(
 ) -> None:
     model = untaught(context=64)
     widths = []
-    forward = GPT.forward
+    forward = GPT.hidden
     monkeypatch.setattr(
-        GPT, "forward", lambda self, ids, cache=None: widths.append(tuple(ids.shape)) or forward(self, ids, cache)
+        GPT, "hidden", lambda self, ids, cache=None: widths.append(tuple(ids.shape)) or forward(self, ids, cache)
     )
     list(grow(model, [Growing(PROMPT[: 5 + 3 * row], SAMPLED, row, 2) for row in range(5)]))
     assert widths == [(5, 16), (5, 1), (5, 1)]

@@ -86,13 +86,14 @@ def _conclude(outcome: Outcome, as_json: bool) -> int:
     from hornbook.infer.speaker import load_speaker
     from hornbook.report.curves import draw
     from hornbook.runs.folder import RunFolder
-    from hornbook.runs.logs import read_log
+    from hornbook.runs.logs import evaluations, read_log
     from hornbook.shards.format import Shards
 
     run = outcome.folder
     pictures = draw(run)
-    evaluated = [each for each in read_log(RunFolder(run).metrics) if each.get("val_loss") is not None]
-    best = min(evaluated, key=lambda each: float(each["val_loss"]), default=None)
+    evaluated = evaluations(read_log(RunFolder(run).metrics))
+    whole = evaluated and "tokens" not in evaluated[-1]  # those before it saw a part of the text
+    best = evaluated[-1] if whole else min(evaluated, key=lambda each: float(each["val_loss"]), default=None)
     if as_json:
         facts = {
             "run": str(run),

@@ -24,7 +24,7 @@ from hornbook.model.config import ModelConfig
 from hornbook.model.folder import load_config
 from hornbook.model.shapes import shape_of
 from hornbook.runs.folder import RECORD, SNAPSHOTS, Record, RunFolder, step_of
-from hornbook.runs.logs import read_log
+from hornbook.runs.logs import evaluations, read_log
 from hornbook.shards.format import Shards
 from hornbook.text.corpora import find_corpus
 from hornbook.text.readers import name_of
@@ -128,7 +128,7 @@ class Known:
             step=step,
             rounded=folder.parent.name == SNAPSHOTS,
             trained=next((each for each in log if each.get("loss") is not None), None),
-            evaluated=next((each for each in log if each.get("val_loss") is not None), None),
+            evaluated=next(reversed(evaluations(log)), None),
             samples=tuple(each for each in read_log(run.samples) if each.get("step") == step),
             data=str(manifest["name"]) if manifest else data,
             manifest=manifest,

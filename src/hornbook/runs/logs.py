@@ -50,6 +50,13 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return _entries(path.read_bytes())
 
 
+def evaluations(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those on a run's way, and last the one of all of the text, where those saw a part."""
+    found = [each for each in entries if each.get("val_loss") is not None]
+    final = [each for each in entries if each.get("final_val_loss") is not None]
+    return found + [{name.removeprefix("final_"): value for name, value in each.items()} for each in final[-1:]]
+
+
 class Following:
     """A log that another process writes: what came since the last look, and whether it was cut back meanwhile."""
 

@@ -50,6 +50,8 @@ class TrainState:
     not_finite_in_a_row: int = 0
     val_loss: float | None = None
     evaluated_at: int = 0
+    eval_windows: int | None = None
+    """That an evaluation sees, once it is known; 0: all."""
     best_val_loss: float | None = None
     best_step: int = 0
     reached_loss: float | None = None

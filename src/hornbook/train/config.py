@@ -59,16 +59,17 @@ class TrainConfig(Settings):
     micro_batch: int | None = Field(None, ge=1)
     """Sequences that are computed at once; what fits, when not given."""
     eval_every_steps: int | None = Field(None, ge=1)
-    """Evaluate every so many steps; ten times in the run when not given."""
+    """Evaluate every so many steps; when not given, ten times in the run, or as often as a twentieth of it allows."""
     eval_from_step: int | None = Field(None, ge=0)
     """Evaluate before the first step, and count eval_every_steps from this step on."""
     eval_batches: int | None = Field(None, ge=1)
-    """Evaluate on at most so many batches, spread over the validation text, and on as many of the training text; on the
-    whole validation text alone when not given."""
+    """Evaluate on at most so many batches, spread over the validation text, and on as many of the training text; when
+    not given, on all of the validation text alone, or where eval_every_steps is not given either, on as much of it as a
+    twentieth of the run allows, and at the end on all of it."""
     save_every_steps: int | None = Field(None, ge=1)
     """Save every so many steps; every five minutes when not given. Each best evaluation so far is saved as well."""
     sample_every_steps: int | None = Field(None, ge=1)
-    """Sample every so many steps; with each evaluation when not given."""
+    """Sample every so many steps; with each evaluation when not given, or as often as takes little of the run."""
     keep_checkpoints: int = Field(2, ge=1)
     """Newest checkpoints to keep, beside the best one."""
     snapshots: bool = True

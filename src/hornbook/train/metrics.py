@@ -82,7 +82,9 @@ class Metrics:
             done.append((reading, loss, length))
         return done
 
-    def evaluated(self, step: int, tokens: int, seconds: float, score: Score, train_loss: float | None = None) -> None:
+    def evaluated(
+        self, step: int, tokens: int, seconds: float, score: Score, whole: bool, train_loss: float | None = None
+    ) -> None:
         self._val_loss = score.loss
         self._log.write(
             {
@@ -91,15 +93,27 @@ class Metrics:
                 "val_loss": _or_null(score.loss),
                 "val_perplexity": _or_null(score.perplexity),
                 "val_bits_per_byte": _or_null(score.bits_per_byte),
+                "val_tokens": score.tokens,
                 "seconds": round(seconds, 3),
             }
             | ({"train_loss": _or_null(train_loss)} if train_loss is not None else {})
         )
         trained = f"training loss {train_loss:.4f}, " if train_loss is not None else ""
-        bits = f"{score.bits_per_byte:.3f} bits per byte"
-        self._progress.note(
-            f"step {step}: {trained}validation loss {score.loss:.4f}, perplexity {score.perplexity:.1f}, {bits}"
+        part = "" if whole else f" (on {count(float(score.tokens))} tokens of it)"
+        self._progress.note(f"step {step}: {trained}{_in_words(score)}{part}")
+
+    def evaluated_whole(self, step: int, score: Score) -> None:
+        """The model that is kept as the best, at the end of a run whose evaluations saw a part of the text."""
+        self._log.write(
+            {
+                "step": step,
+                "final_val_loss": _or_null(score.loss),
+                "final_val_perplexity": _or_null(score.perplexity),
+                "final_val_bits_per_byte": _or_null(score.bits_per_byte),
+                "val_tokens": score.tokens,
+            }
         )
+        self._progress.note(f"on all of the validation text, step {step}: {_in_words(score)}")
 
     def sampled(self, step: int, prompt: str, text: str) -> None:
         self._samples.write({"step": step, "prompt": prompt, "text": text})
@@ -149,6 +163,11 @@ class Metrics:
             left = reading.seconds * (1 - reading.progress) / reading.progress
             parts += [f"{min(reading.progress, 1):.0%}", f"{duration(left)} left"]
         return "  ".join(parts)
+
+
+def _in_words(score: Score) -> str:
+    bits = f"{score.bits_per_byte:.3f} bits per byte"
+    return f"validation loss {score.loss:.4f}, perplexity {score.perplexity:.1f}, {bits}"
 
 
 def _or_null(number: float) -> float | None:
