@@ -115,7 +115,7 @@ def test_looking_saving_and_sampling_keep_their_own_times(short_text: Path, tmp_
 def test_left_alone_a_run_evaluates_and_samples_ten_times(short_text: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     alone = dict.fromkeys(("eval_every_steps", "save_every_steps", "sample_every_steps"))
-    fit(tiniest(short_text, train={"steps": 30} | alone), run)
+    fit(tiniest(short_text, train={"steps": 30, "batch_tokens": 512} | alone), run)
     assert steps(run, "val_loss") == list(range(3, 31, 3))
     assert [entry["step"] for entry in read_log(run / "samples.jsonl")] == list(range(3, 31, 3))
 

@@ -21,8 +21,8 @@ from hornbook.train.pauses import (
     EVALUATIONS,
     LEAST_TOKENS,
     SHARE_FOR_EVALUATIONS,
-    Pauses,
-    planned_pauses,
+    Plan,
+    planned,
     steps_in_all,
 )
 from hornbook.train.start import fit, resume
@@ -42,8 +42,8 @@ def of(batch_tokens: int, context: int = 128, **train: Any) -> RunConfig:
 def test_evaluations_cost_their_share(steps: int, batch_tokens: int, val_tokens: int, context: int) -> None:
     """But for one, without which nothing would be known."""
     config = of(batch_tokens, context)
-    pauses = planned_pauses(config, steps, val_tokens, "cpu", None)
-    seen = val_tokens if pauses.windows is None else pauses.windows * context
+    pauses = planned(config, steps, val_tokens, "cpu", None)
+    seen = pauses.windows * context or val_tokens
     trained = steps * config.sequences * context
     assert 1 <= pauses.evaluations <= EVALUATIONS
     assert pauses.evaluations == 1 or pauses.evaluations * seen / 3 <= SHARE_FOR_EVALUATIONS * trained
@@ -52,12 +52,12 @@ def test_evaluations_cost_their_share(steps: int, batch_tokens: int, val_tokens:
 
 
 def test_of_a_long_run_all_evaluations_see_all_of_the_text() -> None:
-    assert planned_pauses(of(16_384), 5_000, 110_000, "cpu", None) == Pauses()
+    assert planned(of(16_384), 5_000, 110_000, "cpu", None) == Plan()
 
 
 def test_of_a_short_one_few_see_a_part() -> None:
     """Nine seconds of nanoGPT's demo: ten evaluations on all of it took three quarters of the time."""
-    pauses = planned_pauses(of(768, context=64), 200, 111_540, "cpu", None)
+    pauses = planned(of(768, context=64), 200, 111_540, "cpu", None)
     assert (pauses.evaluations, pauses.windows, pauses.samples) == (2, 128, 3)
 
 

@@ -22,15 +22,14 @@ from hornbook.model.folder import load_model
 from hornbook.runs.folder import RunFolder
 from hornbook.shards.format import Shards
 from hornbook.shards.loader import Batch, Loader
-from hornbook.train.checkpoint import TrainState, has_snapshot, save_checkpoint, save_snapshot
+from hornbook.train.checkpoint import TrainState, save_checkpoint, save_snapshot
 from hornbook.train.config import RunConfig
 from hornbook.train.guard import NonFiniteGuard, StopSignals
 from hornbook.train.learner import Learner
 from hornbook.train.metrics import Metrics, StepReading
-from hornbook.train.pauses import LEAST_TOKENS, UNKNOWN, Pauses, planned_pauses, steps_in_all, windows_of
+from hornbook.train.pauses import Pauses
 from hornbook.train.schedule import WHOLE, Extension, lr_factor, share_done
 
-SAVE_EVERY_SECONDS = 300.0
 INTERRUPTED = "interrupted"
 
 
@@ -50,9 +49,9 @@ class Run:
     guard: NonFiniteGuard
     progress: Progress
     state: TrainState
+    pauses: Pauses
     began: float = 0.0  # when the run's clock would have been started, had the run never been interrupted
     planned: Extension = WHOLE  # since when the learning rate has followed its plan
-    pauses: Pauses | None = None  # once it is known how many steps there will be
     saved_step: int = 0
     saved_seconds: float = 0.0
 
@@ -97,15 +96,8 @@ def look_around(run: Run, before: float, asked_to_stop: bool) -> str:
     """Evaluate, sample and save when it is time; why the run ends here, if it does. None of it changes what is
     learned."""
     knobs, state, after = run.config.train, run.state, share_of(run)
-    pauses = pauses_of(run)
-    evaluating = is_due(
-        state.step - (knobs.eval_from_step or 0), knobs.eval_every_steps, passes(before, after, pauses.evaluations)
-    )
-    with_them = evaluating and (knobs.eval_every_steps is not None or pauses.samples >= pauses.evaluations)
-    sampling = is_due(state.step, knobs.sample_every_steps, with_them or passes(before, after, pauses.samples))
-    saving = is_due(state.step, knobs.save_every_steps, state.seconds - run.saved_seconds > SAVE_EVERY_SECONDS)
-    looking_back = knobs.snapshots and has_snapshot(state.step, run.config.model.n_params())
-    pausing = evaluating or sampling or saving or looking_back or after >= 1 or asked_to_stop
+    due = run.pauses.due(state, before, after, state.seconds - run.saved_seconds)
+    pausing = due.anything or after >= 1 or asked_to_stop
     target_reached = read_numbers(run, everything=pausing or knobs.target_loss is not None)
 
     ended = ""
@@ -115,13 +107,13 @@ def look_around(run: Run, before: float, asked_to_stop: bool) -> str:
         ended = "done"
     elif asked_to_stop:
         ended = INTERRUPTED
-    if evaluating or ended not in ("", INTERRUPTED):
+    if due.evaluate or ended not in ("", INTERRUPTED):
         evaluate(run)
-    if sampling or ended not in ("", INTERRUPTED):
+    if due.sample or ended not in ("", INTERRUPTED):
         sample(run)
-    if looking_back and run.world.is_first:
+    if due.snapshot and run.world.is_first:
         save_snapshot(run.folder, run.run_id, run.learner.model, run.shards.tokenizer, state, knobs.keep_checkpoints)
-    if saving or ended or (evaluating and state.best_step == state.step):
+    if due.save or ended or (due.evaluate and state.best_step == state.step):
         save(run)
     if state.eval_windows and ended not in ("", INTERRUPTED):
         evaluate_whole(run)
@@ -143,12 +135,11 @@ def read_numbers(run: Run, everything: bool) -> float | None:
 def evaluate(run: Run) -> None:
     """Loss, perplexity and bits per byte of the validation set, or of what there is time for; of part of both sets,
     where a part is asked for."""
-    state, context, batches = run.state, run.config.window, run.config.train.eval_batches
-    at_most = batches * run.config.sequences if batches is not None else windows_of_evaluation(run)
+    state, context, at_most = run.state, run.config.window, run.pauses.windows(run.state)
     train_loss = None
     with run.learner.at_rest() as model:
         result = score(model, run.shards.split("val"), context, run.shards.bytes_of_text("val"), at_most)
-        if batches is not None:
+        if run.config.train.eval_batches is not None:
             train_loss = score(model, run.shards.split("train"), context, 0, at_most).loss
     state.val_loss, state.evaluated_at = result.loss, state.step
     if math.isfinite(result.loss) and (state.best_val_loss is None or result.loss < state.best_val_loss):
@@ -202,37 +193,6 @@ def seconds_since_beginning(run: Run) -> float:
 def share_of(run: Run) -> float:
     """How much of the run is done, from 0 to 1."""
     return share_done(run.config.train, run.state, run.loader.order.samples_per_epoch)
-
-
-def pauses_of(run: Run) -> Pauses:
-    config, state = run.config, run.state
-    if config.train.eval_every_steps is not None or config.train.eval_batches is not None:
-        return Pauses()  # who says how often, or on how much, has it so
-    if run.pauses is None:
-        steps = steps_in_all(config, run.loader.order.samples_per_epoch, state.step, state.seconds)
-        if steps is None:
-            return UNKNOWN
-        val_tokens = len(run.shards.split("val"))
-        run.pauses = planned_pauses(config, steps, val_tokens, run.machine.torch_device.type, state.eval_windows)
-    return run.pauses
-
-
-def windows_of_evaluation(run: Run) -> int | None:
-    """The same throughout a run, so that evaluations can be compared."""
-    state, pauses = run.state, pauses_of(run)
-    if state.eval_windows is None:
-        first = windows_of(run.config, LEAST_TOKENS, len(run.shards.split("val")))
-        state.eval_windows = first if pauses is UNKNOWN else pauses.windows or 0
-    return state.eval_windows or None
-
-
-def passes(before: float, after: float, times: int) -> bool:
-    """Whether a share passes one of so many equal parts of the whole."""
-    return int(after * times) > int(before * times)
-
-
-def is_due(step: int, every_steps: int | None, otherwise: bool) -> bool:
-    return step % every_steps == 0 if every_steps is not None else otherwise
 
 
 @contextlib.contextmanager

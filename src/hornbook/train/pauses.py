@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hornbook.train.checkpoint import TrainState, has_snapshot
 from hornbook.train.config import RunConfig
 
 EVALUATIONS = SAMPLES = 10
+SAVE_EVERY_SECONDS = 300.0
 SHARE_FOR_EVALUATIONS = 0.05
 SHARE_FOR_SAMPLES = 0.03
 # Of a token: forwards and backwards, and forwards alone.
@@ -26,33 +28,88 @@ ELSEWHERE = 1.0
 
 
 @dataclass(frozen=True)
-class Pauses:
+class Plan:
     evaluations: int = EVALUATIONS
-    windows: int | None = None
-    """That an evaluation sees; None: all."""
+    windows: int = 0
+    """That an evaluation sees; 0: all."""
     samples: int = SAMPLES
 
 
 # Until it is known how long a run will be: none before its end.
-UNKNOWN = Pauses(evaluations=1, samples=1)
+UNKNOWN = Plan(evaluations=1, samples=1)
 
 
-def planned_pauses(config: RunConfig, steps: float, val_tokens: int, device: str, windows: int | None) -> Pauses:
+@dataclass(frozen=True)
+class Due:
+    evaluate: bool
+    sample: bool
+    save: bool
+    snapshot: bool
+
+    @property
+    def anything(self) -> bool:
+        return self.evaluate or self.sample or self.save or self.snapshot
+
+
+class Pauses:
+    """Those of one run."""
+
+    def __init__(self, config: RunConfig, samples_per_epoch: int, val_tokens: int, device: str) -> None:
+        self._config, self._samples_per_epoch = config, samples_per_epoch
+        self._val_tokens, self._device = val_tokens, device
+        self._plan: Plan | None = None
+
+    def due(self, state: TrainState, before: float, after: float, since_saved: float) -> Due:
+        """After a step, by which the run went from one share of the whole to another."""
+        knobs, plan = self._config.train, self.plan(state)
+        by_steps, from_step = knobs.eval_every_steps, knobs.eval_from_step or 0
+        evaluating = _every(state.step - from_step, by_steps, _passes(before, after, plan.evaluations))
+        with_it = evaluating if by_steps is not None else _passes(before, after, plan.samples)
+        return Due(
+            evaluate=evaluating,
+            sample=_every(state.step, knobs.sample_every_steps, with_it),
+            save=_every(state.step, knobs.save_every_steps, since_saved > SAVE_EVERY_SECONDS),
+            snapshot=knobs.snapshots and has_snapshot(state.step, self._config.model.n_params()),
+        )
+
+    def plan(self, state: TrainState) -> Plan:
+        knobs = self._config.train
+        if knobs.eval_every_steps is not None or knobs.eval_batches is not None:
+            return Plan()  # who says how often, or on how much, has it so
+        if self._plan is None:
+            steps = steps_in_all(self._config, self._samples_per_epoch, state.step, state.seconds)
+            if steps is None:
+                return UNKNOWN
+            self._plan = planned(self._config, steps, self._val_tokens, self._device, state.eval_windows)
+        return self._plan
+
+    def windows(self, state: TrainState) -> int | None:
+        """On how many to evaluate, the same throughout a run, so that evaluations can be compared; None: on all."""
+        if (batches := self._config.train.eval_batches) is not None:
+            return batches * self._config.sequences
+        if state.eval_windows is None:
+            plan = self.plan(state)
+            first = _windows(self._config, LEAST_TOKENS, self._val_tokens)
+            state.eval_windows = first if plan is UNKNOWN else plan.windows
+        return state.eval_windows or None
+
+
+def planned(config: RunConfig, steps: float, val_tokens: int, device: str, windows: int | None) -> Plan:
     """For a run of so many steps; where evaluations have seen so many windows before, they go on to."""
     said = config.sample.tokens * max(len(config.sample.prompts), 1)
     samples = SHARE_FOR_SAMPLES * steps * TOKENS_SAID_IN_A_STEP.get(device, ELSEWHERE) / said
     affordable = SHARE_FOR_EVALUATIONS * steps * config.sequences * config.window * TRAINED / SCORED
     if windows is None:
-        windows = windows_of(config, max(affordable / EVALUATIONS, LEAST_TOKENS), val_tokens)
+        windows = _windows(config, max(affordable / EVALUATIONS, LEAST_TOKENS), val_tokens)
     seen = min(windows * config.window, val_tokens) if windows else val_tokens
-    return Pauses(
+    return Plan(
         evaluations=min(max(int(affordable / seen), 1), EVALUATIONS),
-        windows=windows or None,
+        windows=windows,
         samples=min(max(int(samples), 1), SAMPLES),
     )
 
 
-def windows_of(config: RunConfig, tokens: float, val_tokens: int) -> int:
+def _windows(config: RunConfig, tokens: float, val_tokens: int) -> int:
     """How many windows so many tokens are; 0: all."""
     return max(int(tokens / config.window), 1) if tokens < val_tokens else 0
 
@@ -70,3 +127,12 @@ def steps_in_all(config: RunConfig, samples_per_epoch: int, step: int, seconds: 
             return None
         ends.append(step * 60 * knobs.minutes / seconds)
     return min(ends, default=None)
+
+
+def _passes(before: float, after: float, times: int) -> bool:
+    """Whether a share passes one of so many equal parts of the whole."""
+    return int(after * times) > int(before * times)
+
+
+def _every(step: int, steps: int | None, otherwise: bool) -> bool:
+    return step % steps == 0 if steps is not None else otherwise

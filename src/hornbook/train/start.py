@@ -50,6 +50,7 @@ from hornbook.train.introduction import introduce
 from hornbook.train.learner import Learner
 from hornbook.train.metrics import Metrics
 from hornbook.train.origin import Origin
+from hornbook.train.pauses import Pauses
 from hornbook.train.schedule import Extension, planned_since
 from hornbook.train.sizing import first_micro_batch, fitted_to, is_to_be_compiled, refuse_without_room
 
@@ -218,6 +219,7 @@ def _train(
         guard=NonFiniteGuard(state.not_finite_in_a_row),
         progress=progress,
         state=state,
+        pauses=Pauses(config, order.samples_per_epoch, len(shards.split("val")), machine.torch_device.type),
         planned=planned,
         saved_step=state.step,
         saved_seconds=state.seconds,
