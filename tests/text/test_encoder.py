@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from effort import examples
 from hornbook.text import encoder as encoding
-from hornbook.text.encoder import EncoderFailed, SlowEncoder, fastest_encoder, framed
+from hornbook.text.encoder import EncoderFailed, SlowEncoder, fastest_encoder
 from hornbook.text.tokenizer import END_OF_TEXT, Tokenizer, TokenizerConfig, train_tokenizer
 
 any_documents = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=80), max_size=12)
@@ -184,23 +184,3 @@ def test_an_encoder_that_differs_or_fails_is_found_out(
     faulty.broken = True
     with pytest.raises(EncoderFailed, match="gigatoken"):
         encoder.encode(documents)
-
-
-@examples(2_000)
-@given(
-    documents=st.lists(
-        st.tuples(st.lists(st.integers(0, 999), max_size=9), st.booleans(), st.booleans()), min_size=1, max_size=9
-    )
-)
-def test_framing_is_putting_ids_before_and_after_each_document(
-    documents: list[tuple[list[int], bool, bool]],
-) -> None:
-    flat = np.array([token for ids, _, _ in documents for token in ids], np.uint32)
-    places = np.cumsum([0, *(len(ids) for ids, _, _ in documents)])
-    before = [[7, 8] if begins else [] for _, begins, _ in documents]
-    after = [[9] if ends else [] for _, _, ends in documents]
-    expected = [[*one, *ids, *other] for one, (ids, _, _), other in zip(before, documents, after, strict=True)]
-    result, ends = framed(flat, places, before, after, np.dtype("<u2"))
-    assert result.tolist() == [token for each in expected for token in each]
-    assert ends.tolist() == np.cumsum([len(each) for each in expected]).tolist()
-    assert result.dtype == np.dtype("<u2")

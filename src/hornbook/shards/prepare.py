@@ -109,6 +109,9 @@ def prepare(
     keep_freed_memory(one_heap=cores_to_use() <= 2)
     signature = source.signature()
     key = _key(signature, tokenizer_config, config)
+    rule = SplitRule(source, config.val_fraction, config.test_fraction)  # what is no text leaves no folder behind
+    if rule.measured.ids:
+        refuse_ids(tokenizer_config.kind, rule.measured.ids)
     if in_cache:
         remove_abandoned(out.parent, out)
     other = f"{out}: another process is preparing this text; waiting for it"
@@ -118,9 +121,6 @@ def prepare(
         if in_cache:  # where only we give names
             files.set_aside_strangers(out, listed)
         files.refuse_to_replace(out, listed)
-        rule = SplitRule(source, config.val_fraction, config.test_fraction)
-        if rule.measured.ids:
-            refuse_ids(tokenizer_config.kind, rule.measured.ids)
         work = _Preparation(source, signature, rule, tokenizer_config, place, key, progress)
         try:
             manifest = work.run(fast=True)

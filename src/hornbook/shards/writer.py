@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from hornbook.base.room import LARGER_DISK, Room
 from hornbook.base.unfinished import AGAIN, BinaryWriter
 from hornbook.shards.splits import SPLITS, Piece
 from hornbook.shards.twins import SplitIds
-from hornbook.text.encoder import Encoder, Ids, Offsets, framed
+from hornbook.text.encoder import Encoder, Ids, Offsets
 from hornbook.text.tokenizer import Tokenizer
 
 STATE = "unfinished.json"
@@ -72,11 +72,19 @@ class PieceEncoder:
             yield Encoded(split, ids, ends, sum(piece.ends for piece in pieces), size)
 
     def _framed(self, pieces: Sequence[Piece]) -> tuple[Ids, Offsets, int]:
-        opening, end = self._tokenizer.opening, [self._tokenizer.end_of_text]
-        before = [opening if piece.begins else [] for piece in pieces]
-        after = [end if piece.ends else [] for piece in pieces]
-        encoded = self.inner.encode([piece.data for piece in pieces])
-        return *framed(*encoded, before, after, dtype_of(self._tokenizer)), sum(len(piece.data) for piece in pieces)
+        """Between what opens a document and what ends it."""
+        dtype = dtype_of(self._tokenizer)
+        opening, end, nothing = (
+            np.array(each, dtype) for each in (self._tokenizer.opening, [self._tokenizer.end_of_text], [])
+        )
+        ids, places = self.inner.encode([piece.data for piece in pieces])
+        parts = [
+            part
+            for piece, (first, last) in zip(pieces, pairwise(places.tolist()), strict=True)
+            for part in (opening if piece.begins else nothing, ids[first:last], end if piece.ends else nothing)
+        ]
+        ends = np.cumsum(list(map(len, parts)))[2::3]
+        return np.concatenate(parts, dtype=dtype, casting="unsafe"), ends, sum(len(piece.data) for piece in pieces)
 
     def _checked(self, pieces: Sequence[Piece]) -> tuple[Ids, Offsets, int]:
         """Those from elsewhere hold their ends of text already."""

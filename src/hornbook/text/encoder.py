@@ -12,7 +12,6 @@ import json
 import re
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -214,25 +213,6 @@ class _contained:  # noqa: N801
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if error is not None and not isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError, EncoderFailed)):
             raise EncoderFailed(f"gigatoken failed ({type(error).__name__}: {error})") from error
-
-
-def framed(
-    ids: Ids, places: Offsets, before: Sequence[Sequence[int]], after: Sequence[Sequence[int]], dtype: np.dtype[Any]
-) -> tuple[Ids, Offsets]:
-    """The same with some ids before and after each document; and where each one ends."""
-    extra = np.array([len(one) + len(other) for one, other in zip(before, after, strict=True)], np.int64)
-    ends = places[1:] + np.cumsum(extra)
-    result = np.empty(len(ids) + int(extra.sum()), dtype)
-    start = 0
-    for one, other, (first, last), end in zip(before, after, pairwise(places.tolist()), ends.tolist(), strict=True):
-        if one:
-            result[start : start + len(one)] = one
-            start += len(one)
-        result[start : start + last - first] = ids[first:last]
-        if other:
-            result[end - len(other) : end] = other
-        start = end
-    return result, ends
 
 
 def _places(lengths: Sequence[int]) -> Offsets:

@@ -15,7 +15,7 @@ from typing import Any
 from hornbook.text.columns import read_hdf5, read_parquet
 from hornbook.text.jsonvalues import json_values, kind_of, parsed
 from hornbook.text.markup import read_html, read_notebook
-from hornbook.text.records import TOO_LONG, Document, Found, Input, choose_field, listed, short, told_at
+from hornbook.text.records import TOO_LONG, Document, Found, Input, choose_field, in_pieces, listed, short, told_at
 from hornbook.text.streams import (
     LARGEST_RECORD,
     Cutter,
@@ -89,13 +89,7 @@ def read_text_file(input: Input) -> Iterator[Found]:
         text = decode(text_begins(small), input.errors, input.tally, first_line=1)
         yield Document(input.name, with_plain_line_ends(text))
         return
-    cutter, troubles = Cutter(), list[Trouble]()
-    texts = read_text_blocks(input.text_blocks(), input.errors, input.tally)
-    for text in until_trouble(texts, troubles):
-        for piece in cutter.add(text):
-            yield Document(input.name, piece, ends=False)
-    yield Document(input.name, cutter.end())
-    yield from troubles
+    yield from in_pieces(input.name, read_text_blocks(input.text_blocks(), input.errors, input.tally))
 
 
 def read_jsonl(input: Input) -> Iterator[Found]:

@@ -13,10 +13,9 @@ from html.parser import HTMLParser
 from typing import Any
 
 from hornbook.text.jsonvalues import kind_of, parsed
-from hornbook.text.records import TOO_LONG, Document, Found, Input
+from hornbook.text.records import TOO_LONG, Found, Input, in_pieces
 from hornbook.text.streams import (
     LARGEST_RECORD,
-    Cutter,
     Trouble,
     decode,
     read_text_blocks,
@@ -186,11 +185,7 @@ def _one_text(input: Input, parts: Iterable[str]) -> Iterator[Found]:
             if line.strip():
                 yield input.record(f"line {number}", line)
         return
-    cutter = Cutter()
-    for part in parts:
-        for piece in cutter.add(part):
-            yield Document(input.name, piece, ends=False)
-    yield Document(input.name, cutter.end())
+    yield from in_pieces(input.name, parts)
 
 
 def _lines(parts: Iterable[str]) -> Iterator[str]:

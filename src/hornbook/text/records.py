@@ -16,6 +16,7 @@ from hornbook.base import files
 from hornbook.text.streams import (
     BLOCK,
     LARGEST_RECORD,
+    Cutter,
     Errors,
     Tally,
     Trouble,
@@ -23,6 +24,7 @@ from hornbook.text.streams import (
     decode,
     read_blocks,
     text_only,
+    until_trouble,
     with_plain_line_ends,
 )
 
@@ -91,6 +93,16 @@ class Input(NamedTuple):
 
     def record(self, place: str, text: str) -> Document:
         return Document(f"{self.name} {place}", with_plain_line_ends(text))
+
+
+def in_pieces(name: str, texts: Iterable[str]) -> Iterator[Found]:
+    """A text as one document, in pieces where it is long; trouble that ends it is told after what came before."""
+    cutter, troubles = Cutter(), list[Trouble]()
+    for text in until_trouble(texts, troubles):
+        for piece in cutter.add(text):
+            yield Document(name, piece, ends=False)
+    yield Document(name, cutter.end())
+    yield from troubles
 
 
 def choose_field(holds_text: Mapping[str, bool]) -> str:
