@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
+from typing import TypeVar
 
 import pytest
 from hypothesis import settings
 
+T = TypeVar("T")
 LONG = bool(os.environ.get("HORNBOOK_LONG"))
 # Takes long by nature: make test-long runs it, make test does not.
 long = pytest.mark.long
 
 
-def tries(few: int, many: int) -> int:
+def tries(few: T, many: T) -> T:
     return many if LONG else few
 
 
 def examples(many: int) -> settings:
-    """So many of hypothesis's, or a tenth of them."""
-    return settings(max_examples=tries(max(many // 10, 20), many), deadline=None)
+    """So many of hypothesis's, or a twentieth of them."""
+    return settings(max_examples=tries(max(many // 20, 20), many), deadline=None)

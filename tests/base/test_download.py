@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import hostile
+from effort import long
 from hornbook.base import download, files
 from hornbook.base.console import Progress
 from hornbook.base.errors import LONGEST_LINE, HornbookError, MachineError, UserError
@@ -286,7 +287,7 @@ def test_a_killed_process_is_gone_on_from(server: hostile.Server, tmp_path: Path
     assert leftovers(tmp_path) == []
 
 
-@pytest.mark.parametrize("when", ["before", "in", "after"])
+@pytest.mark.parametrize("when", ["in", pytest.param("before", marks=long), pytest.param("after", marks=long)])
 def test_a_crash_at_any_step_loses_nothing(
     when: str, server: hostile.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

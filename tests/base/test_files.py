@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from effort import long
 from hornbook.base import files
 from hornbook.base.errors import LONGEST_LINE, MachineError, UserError
 from hornbook.base.ours import Hidden
@@ -161,7 +162,7 @@ def test_what_was_written_is_there_and_nothing_else(write: Write, read: Read, tm
 
 @every_way
 @pytest.mark.parametrize("before", [OLD, None], ids=["replacing", "new"])
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("after", [False, pytest.param(True, marks=long)], ids=["before", "after"])
 def test_a_crash_at_any_step_leaves_the_old_or_the_new(
     write: Write, read: Read, before: bytes | None, after: bool, steps: Steps, tmp_path: Path
 ) -> None:
@@ -249,7 +250,7 @@ def test_an_interrupted_writer_cleans_up(write: Write, read: Read, tmp_path: Pat
     assert only_in(tmp_path) == {"it"}
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("after", [False, pytest.param(True, marks=long)], ids=["before", "after"])
 def test_a_crash_in_removing_leaves_all_or_nothing(after: bool, steps: Steps, tmp_path: Path) -> None:
     rehearsed = fresh(tmp_path, "rehearsal") / "it"
     write_folder(rehearsed, OLD)
@@ -275,7 +276,7 @@ def test_removing_takes_files_links_and_folders_but_not_what_a_link_leads_to(tmp
     assert read_folder(kept) == OLD
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("after", [False, pytest.param(True, marks=long)], ids=["before", "after"])
 def test_a_crash_in_logging_loses_no_line_that_was_synced(after: bool, steps: Steps, tmp_path: Path) -> None:
     def work(path: Path) -> None:
         log = Log(path, keep_bytes=len(kept))

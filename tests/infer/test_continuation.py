@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
+from effort import tries
 from hornbook.infer.continuation import StopFinder
 from hornbook.infer.speaker import Speaker
 
@@ -42,7 +43,7 @@ def test_nothing_waits_that_cannot_become_a_stop_string() -> None:
 
 def test_a_stop_string_over_token_borders_ends_a_text(speaker: Speaker) -> None:
     """Each token is a byte here: every stop string of two letters lies over a border."""
-    for seed in range(12):
+    for seed in range(tries(3, 12)):
         [whole] = speaker.generate_batch(["ab"], seed=seed, max_tokens=60, temperature=1.0, top_p=None)
         place = len(whole.text) // 2
         stop = whole.text[place : place + 2]
@@ -56,7 +57,7 @@ def test_a_stop_string_over_token_borders_ends_a_text(speaker: Speaker) -> None:
 
 def test_of_each_token_it_is_known_where_its_text_begins(speaker: Speaker) -> None:
     """Also of bytes that are parts of a character, and of tokens that a stop string cuts off."""
-    for seed in range(12):
+    for seed in range(tries(3, 12)):
         options = {"seed": seed, "max_tokens": 60, "temperature": 3.0, "top_p": None}
         for stop in ([], [speaker.generate("ab", **options)[5:7]]):
             [text] = speaker.generate_batch(["ab"], **options, stop=stop)

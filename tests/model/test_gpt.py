@@ -130,8 +130,7 @@ def test_training_in_bf16_stays_near_fp32(config: ModelConfig, random_model: Cal
         assert ours[name].norm().item() == pytest.approx(other.norm().item(), rel=0.1), name
 
 
-@pytest.mark.parametrize("kind", ["char", "byte", "bpe"])
-@pytest.mark.parametrize("preset", [classic, modern])
+@pytest.mark.parametrize(("preset", "kind"), [(classic, "char"), (modern, "byte"), (modern, "bpe")])
 def test_a_trained_model_opens_in_transformers_by_its_path_alone(
     preset: Callable[..., ModelConfig],
     kind: str,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hornbook.model.loss import PIECE_LOGITS, capped, cross_entropy_sum, token_losses
+from hornbook.model.loss import capped, cross_entropy_sum, rows_at_once, token_losses
 from rounding import rounding
 
 GPT2_VOCABULARY = 50_257
@@ -140,14 +140,15 @@ class Largest(TorchDispatchMode):
 
 
 def test_the_logits_of_a_large_vocabulary_never_exist_all_at_once() -> None:
-    hidden, weight, targets = batch(300, 8, GPT2_VOCABULARY)
+    hidden, weight, targets = batch(1100, 8, GPT2_VOCABULARY)
     with Largest() as learning:
         cross_entropy_sum(hidden, weight, targets).backward()
     with Largest() as scoring:
         token_losses(hidden, lambda states: states @ weight.T, GPT2_VOCABULARY, targets)
-    assert PIECE_LOGITS[False] < 300 * GPT2_VOCABULARY / 4
-    assert weight.numel() < learning.elements <= PIECE_LOGITS[False]
-    assert weight.numel() < scoring.elements <= PIECE_LOGITS[False]
+    rows = rows_at_once(GPT2_VOCABULARY, on_cuda=False)
+    assert rows < 1100 / 2
+    assert weight.numel() < learning.elements <= rows * GPT2_VOCABULARY
+    assert weight.numel() < scoring.elements <= rows * GPT2_VOCABULARY
 
 
 @pytest.mark.parametrize("cap", [None, 0.7, 15.0])

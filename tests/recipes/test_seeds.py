@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from effort import long
 from hornbook.recipes import compose
 from hornbook.runs.logs import read_log
 from hornbook.shards.order import SampleOrder
@@ -256,6 +257,7 @@ def test_the_verdict_is_cut_as_in_the_book(on_local_text: Callable[..., RunConfi
     assert (len(val) - 1) // config.window * config.window == 512
 
 
+@long
 def test_the_verdict_evaluates_and_samples_when_the_book_does(
     on_local_text: Callable[..., RunConfig], tmp_path: Path
 ) -> None:

@@ -204,7 +204,7 @@ def test_runs_are_compared_in_one_picture(run_of: Callable[..., Path], tmp_path:
     assert shows_something(out)
 
 
-@pytest.mark.parametrize("name", ["红楼梦", "a$b$c", "$x_{", "_hidden", "x" * 200, "naïve", "\U0010ffff"])
+@pytest.mark.parametrize("name", ["红楼梦 naïve", "_a$b$c $x_{", "x" * 200 + "\U0010ffff"])
 def test_a_run_of_any_name_is_drawn_without_a_complaint(
     name: str, run_of: Callable[..., Path], tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 
 # Logits held at once: on CUDA, or elsewhere, where they should stay in the processor's cache.
-PIECE_LOGITS = {True: 2**28, False: 2**21}
+PIECE_LOGITS = {True: 2**28, False: 2**23}
+LEAST_ROWS = 512
 # CUDA's fast kernels want a multiple of this; the vocabulary is padded for the product alone, and stored nowhere.
 VOCAB_MULTIPLE = 64
 # In bf16 a hopeless token has probability 0; its loss is then told as 85, rather than as infinite.
@@ -126,6 +127,12 @@ def _logarithms(likelihood: torch.Tensor, probabilities: torch.Tensor, wanted: t
     return logarithms
 
 
+def rows_at_once(vocab_size: int, on_cuda: bool) -> int:
+    """As many as leave a piece in reach of the processor; but for each piece the whole head is read, and its gradient
+    too, which of a large vocabulary takes longer than the product, unless there are enough rows."""
+    return PIECE_LOGITS[True] // vocab_size if on_cuda else max(PIECE_LOGITS[False] // vocab_size, LEAST_ROWS)
+
+
 def _pieces(tokens: int, vocab_size: int, on_cuda: bool) -> Iterator[slice]:
-    rows = max(PIECE_LOGITS[on_cuda] // vocab_size, 16)
+    rows = max(rows_at_once(vocab_size, on_cuda), 1)
     return (slice(first, min(first + rows, tokens)) for first in range(0, tokens, rows))

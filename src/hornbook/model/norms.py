@@ -36,7 +36,10 @@ def _rmsnorm(F: Any) -> Normalise:
     return lambda x, weight, bias, eps: rms_norm(x, weight, eps)
 
 
-NORMS = {"layernorm": Normalisation(_layernorm, biased=True), "rmsnorm": Normalisation(_rmsnorm)}
+NORMS = {
+    "layernorm": Normalisation(_layernorm, biased=True),
+    "rmsnorm": Normalisation(_rmsnorm),
+}
 if TYPE_CHECKING:
     NormName = str
 else:

@@ -19,7 +19,7 @@ from hornbook.model.activations import ACTIVATIONS
 from hornbook.model.attention import SHORT
 from hornbook.model.config import ModelConfig
 from hornbook.model.gpt import GPT
-from hornbook.model.loss import PIECE_LOGITS, VOCAB_MULTIPLE
+from hornbook.model.loss import VOCAB_MULTIPLE, rows_at_once
 from hornbook.model.norms import NORMS
 from hornbook.train.config import RunConfig
 from hornbook.train.optim import grouped, rule_named
@@ -184,4 +184,4 @@ def _padded_vocabulary(config: ModelConfig, device: str) -> int:
 
 def _piece(config: ModelConfig, tokens: int, device: str) -> int:
     rows = _padded_vocabulary(config, device)
-    return min(tokens, max(PIECE_LOGITS[device == "cuda"] // rows, 16)) * rows
+    return min(tokens, rows_at_once(rows, device == "cuda")) * rows
