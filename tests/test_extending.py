@@ -224,7 +224,9 @@ def test_a_recipe_and_an_export_format_are_one_entry_each(copy: Copy, text_file:
     copy.add("recipes/__init__.py", '    "demo": modern.demo,\n', '    "haste": haste,\n')
     copy.add("exchange/export.py", "FORMATS = {", TO_NPZ)
     next_command = 'lambda out, _: shell("python", "-m", "zipfile", "-l", out)'
-    copy.add("exchange/export.py", '    "gguf": ', f'    "npz": Format(_to_npz, ".npz", ("f32",), {next_command}),\n')
+    copy.add(
+        "exchange/export.py", '    "gguf": ', f'    "npz": ExportFormat(_to_npz, ".npz", ("f32",), {next_command}),\n'
+    )
     told = copy.use(USE)
     assert "Two steps of the demo." in told
     assert "python -m zipfile -l haste.npz" in told

@@ -20,7 +20,7 @@ from hornbook.model.init import untrained
 from hornbook.serve.config import ServeConfig
 from hornbook.serve.models import Models
 from hornbook.serve.server import build_server
-from hornbook.serve.tally import Tally
+from hornbook.serve.tally import Counts
 from hornbook.text.tokenizer import TokenizerConfig, train_tokenizer
 
 
@@ -58,7 +58,7 @@ def start() -> Iterator[Callable[..., Running]]:
             unread_bytes: int | None = None,
             **limits: Any,
         ) -> Running:
-            models = Models(folders, ServeConfig(**limits), Tally(), load or (lambda folder: Speaker(folder, "cpu")))
+            models = Models(folders, ServeConfig(**limits), Counts(), load or (lambda folder: Speaker(folder, "cpu")))
             models.load_first()
             listener = socket.create_server((host, 0))
             if unread_bytes:  # what the system keeps for a client that does not read

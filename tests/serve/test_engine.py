@@ -16,7 +16,7 @@ from hornbook.infer.continuation import Continuation
 from hornbook.infer.decode import Growing
 from hornbook.infer.speaker import Speaker
 from hornbook.serve.engine import Added, Engine, Job, RefusedError
-from hornbook.serve.tally import Tally
+from hornbook.serve.tally import Counts
 
 WAIT = 60.0
 
@@ -58,7 +58,7 @@ class Listener:
 
 @pytest.fixture
 def engine(toy_speaker: Speaker) -> Iterator[Engine]:
-    engine = Engine(toy_speaker, 4, 32, Tally())
+    engine = Engine(toy_speaker, 4, 32, Counts())
     yield engine
     assert engine.end(WAIT)
 
@@ -68,7 +68,7 @@ def slow_engine(toy: Path) -> Iterator[Callable[..., Engine]]:
     made: list[Engine] = []
 
     def build(rows: int = 2, queue: int = 4, step_seconds: float = 0.01) -> Engine:
-        made.append(Engine(Endless(toy, step_seconds), rows, queue, Tally()))
+        made.append(Engine(Endless(toy, step_seconds), rows, queue, Counts()))
         return made[-1]
 
     yield build
@@ -223,7 +223,7 @@ def test_the_end_ends_what_runs(slow_engine: Callable[..., Engine]) -> None:
 def test_an_error_ends_what_was_computed_with_it_and_nothing_else(
     toy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    speaker, tally = Endless(toy), Tally()
+    speaker, tally = Endless(toy), Counts()
     engine = Engine(speaker, 1, 4, tally)
     good = speaker.model.read_off
     spoil = threading.Event()
@@ -251,7 +251,7 @@ def test_an_error_ends_what_was_computed_with_it_and_nothing_else(
 
 def test_an_engine_that_always_fails_says_so(toy: Path) -> None:
     speaker = Slow(toy)
-    engine = Engine(speaker, 1, 8, Tally())
+    engine = Engine(speaker, 1, 8, Counts())
 
     def never(x: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("out of luck")

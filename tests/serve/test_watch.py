@@ -24,7 +24,7 @@ from hornbook.report.curves import Curves
 from hornbook.runs.logs import Log
 from hornbook.serve.config import ServeConfig
 from hornbook.serve.models import Models
-from hornbook.serve.tally import Tally
+from hornbook.serve.tally import Counts
 from hornbook.serve.watch import MOST_POINTS, Watch
 from hornbook.train.config import RunConfig
 from hornbook.train.start import fit
@@ -197,7 +197,7 @@ def test_a_server_takes_the_next_checkpoint_where_one_goes_while_it_is_loaded(ru
             files.remove(folder)
         return Speaker(folder, "cpu")
 
-    models = Models([copy], ServeConfig(), Tally(), load)
+    models = Models([copy], ServeConfig(), Counts(), load)
 
     async def ask() -> Path:
         async with models.engine("copy@newest") as engine:

@@ -106,7 +106,7 @@ def _with_transformers(out: Path, model: Path) -> str:
 
 
 @dataclass(frozen=True)
-class Format:
+class ExportFormat:
     """A form in which models go out."""
 
     write: Callable[[Path, Path, str], None]
@@ -120,11 +120,11 @@ class Format:
 
 
 FORMATS = {
-    "hf": Format(_to_transformers, "-hf", tuple(PLAIN), _with_transformers),
-    "gguf": Format(
+    "hf": ExportFormat(_to_transformers, "-hf", tuple(PLAIN), _with_transformers),
+    "gguf": ExportFormat(
         export_gguf, ".gguf", tuple(DTYPES), lambda out, _: shell("llama-cli", "-m", out, "-p", "Once upon a time")
     ),
-    "pt": Format(
+    "pt": ExportFormat(
         _to_torch, ".pt", tuple(PLAIN), lambda out, model: command("import", out, "OUT", "--tokenizer", model)
     ),
 }

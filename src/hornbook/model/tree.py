@@ -1,6 +1,6 @@
 """A model's parts, as a tree to look at.
 
-In: a GPT, also one on the meta device, which takes no memory.  Out: `Part`s with the shapes and the number of their
+In: a GPT, also one on the meta device, which takes no memory.  Out: `Branch`s with the shapes and the number of their
 parameters; parts of a list that are equal, such as blocks, as one that is there several times.
 """
 
@@ -17,13 +17,13 @@ from hornbook.model.gpt import GPT
 
 
 @dataclass(frozen=True)
-class Part:
+class Branch:
     name: str
     kind: str
     shapes: tuple[tuple[int, ...], ...]
     own: int  # parameters of its own, each counted once in the whole tree
     times: int
-    inside: tuple[Part, ...]
+    inside: tuple[Branch, ...]
 
     @property
     def parameters(self) -> int:
@@ -40,40 +40,40 @@ class Part:
             "inside": [part.as_dict() for part in self.inside],
         }
 
-    def walk(self, depth: int = 0) -> Iterator[tuple[int, Part]]:
+    def walk(self, depth: int = 0) -> Iterator[tuple[int, Branch]]:
         """This part and all inside it, each with its depth."""
         yield depth, self
         for part in self.inside:
             yield from part.walk(depth + 1)
 
 
-def tree_of(model: GPT) -> Part:
+def tree_of(model: GPT) -> Branch:
     return _part("model", model, set())
 
 
-def _part(name: str, module: nn.Module, seen: set[int]) -> Part:
+def _part(name: str, module: nn.Module, seen: set[int]) -> Branch:
     shapes, own = [], 0
     for parameter in module.parameters(recurse=False):
         shapes.append(tuple(parameter.shape))
         own += 0 if id(parameter) in seen else parameter.numel()
         seen.add(id(parameter))
-    inside: list[Part] = []
+    inside: list[Branch] = []
     for child_name, child in module.named_children():
         if isinstance(child, nn.ModuleList | nn.ModuleDict):
             numbered = [(number, _part("", each, seen)) for number, each in child.named_children()]
             inside += _folded(child_name, numbered)
         elif not isinstance(child, nn.Identity | nn.Dropout):
             inside.append(_part(child_name, child, seen))
-    return Part(name, type(module).__name__, tuple(shapes), own, 1, tuple(inside))
+    return Branch(name, type(module).__name__, tuple(shapes), own, 1, tuple(inside))
 
 
-def _folded(name: str, parts: list[tuple[str, Part]]) -> Iterator[Part]:
+def _folded(name: str, parts: list[tuple[str, Branch]]) -> Iterator[Branch]:
     """Equal parts of a list as one, under all their numbers."""
-    alike: dict[Part, list[str]] = {}
+    alike: dict[Branch, list[str]] = {}
     for number, part in parts:
         alike.setdefault(part, []).append(number)
     for part, numbers in alike.items():
-        yield Part(f"{name}.{_numbers(numbers)}", part.kind, part.shapes, part.own, len(numbers), part.inside)
+        yield Branch(f"{name}.{_numbers(numbers)}", part.kind, part.shapes, part.own, len(numbers), part.inside)
 
 
 def _numbers(numbers: list[str]) -> str:

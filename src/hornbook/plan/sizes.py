@@ -23,7 +23,7 @@ from hornbook.model.folder import CONFIG, load_config
 from hornbook.model.gpt import GPT
 from hornbook.model.init import outline
 from hornbook.model.shapes import shape_of
-from hornbook.model.tree import Part, tree_of
+from hornbook.model.tree import Branch, tree_of
 from hornbook.plan.gpus import GB, GPUS, Gpu
 from hornbook.recipes import RECIPES, compose, vocabulary_of
 from hornbook.runs.folder import RunFolder, resolve
@@ -105,7 +105,7 @@ class Sizes:
         return outline(self.run.model)
 
     @cached_property
-    def tree(self) -> Part:
+    def tree(self) -> Branch:
         return tree_of(self.model)
 
     @property

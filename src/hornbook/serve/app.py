@@ -23,8 +23,8 @@ from hornbook.base.settings import worded
 from hornbook.serve.answers import COMPLETION, CompletionAnswer, Health, ModelEntry, ModelList
 from hornbook.serve.completions import Completion, CompletionRequest, MistakeError
 from hornbook.serve.engine import Added, Engine, Job, RefusedError
-from hornbook.serve.errors import ApiError, ErrorAnswer, ended
 from hornbook.serve.models import Models
+from hornbook.serve.refusals import ApiError, ErrorAnswer, ended
 from hornbook.serve.runs import add_runs
 
 MOST_TOLD = 20

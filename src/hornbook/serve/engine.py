@@ -20,7 +20,7 @@ from hornbook.base.output import tell
 from hornbook.infer.continuation import Continuation
 from hornbook.infer.decode import Batch, Chosen, Growing
 from hornbook.infer.speaker import Speaker
-from hornbook.serve.tally import Tally
+from hornbook.serve.tally import Counts
 
 REST_SECONDS = 60
 FAILURES_IN_A_ROW = 3
@@ -62,7 +62,7 @@ class Job:
 
 
 class Engine:
-    def __init__(self, speaker: Speaker, rows: int, queue: int, tally: Tally) -> None:
+    def __init__(self, speaker: Speaker, rows: int, queue: int, tally: Counts) -> None:
         self.speaker, self.rows, self.queue = speaker, rows, queue
         self.users = 0
         """Who holds it, so that it stays in memory; counted by whoever lends it out."""

@@ -26,7 +26,7 @@ from hornbook.model.folder import CONFIG, load_config
 from hornbook.runs.folder import RECORD, RunFolder, resolve, step_of
 from hornbook.serve.config import ServeConfig
 from hornbook.serve.engine import Engine, RefusedError
-from hornbook.serve.tally import Tally
+from hornbook.serve.tally import Counts
 
 SHARE_OF_MEMORY = 0.9  # of what is free once the weights are there; steps need some too
 LONGEST_STEP = 15  # digits
@@ -80,7 +80,7 @@ class Models:
         self,
         paths: Sequence[Path],
         config: ServeConfig,
-        tally: Tally,
+        tally: Counts,
         load: Callable[[Path], Speaker] = Speaker,
     ) -> None:
         self.config, self.tally = config, tally

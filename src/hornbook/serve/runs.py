@@ -12,8 +12,8 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Query
 
 from hornbook.base.errors import UserError
-from hornbook.serve.errors import ApiError
 from hornbook.serve.models import Models
+from hornbook.serve.refusals import ApiError
 from hornbook.serve.watch import SAMPLES_KEPT, Watch
 
 

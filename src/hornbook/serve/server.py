@@ -25,12 +25,12 @@ from hornbook.base.errors import UserError
 from hornbook.base.machine import BY_HAND, garbage_sought_among_new_objects, signals_to_end
 from hornbook.base.output import settle
 from hornbook.infer.speaker import Speaker, machine_to_speak
+from hornbook.serve.access import Guard, is_loopback
 from hornbook.serve.app import build_app
 from hornbook.serve.config import ServeConfig
 from hornbook.serve.connection import Connections, protocol_of
-from hornbook.serve.guard import Guard, is_loopback
 from hornbook.serve.models import Models
-from hornbook.serve.tally import Tally
+from hornbook.serve.tally import Counts
 
 LARGEST_PORT = 65_535
 ENDING_SECONDS = 30.0
@@ -108,7 +108,7 @@ def serve(
     if key is not None and not (key.isascii() and key.isprintable() and key.strip() == key and key):
         raise UserError("--key: should be letters, digits and signs of ASCII, with no blank at its ends")
     machine_to_speak(device, dtype)  # what is wrong with them is told before anything is loaded
-    models = Models(paths, config, Tally(), lambda folder: Speaker(folder, device, dtype))
+    models = Models(paths, config, Counts(), lambda folder: Speaker(folder, device, dtype))
     with _listening(host, port) as listener:
         models.load_first()
         server = build_server(models, host, key, names)

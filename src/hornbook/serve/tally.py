@@ -23,7 +23,7 @@ MEASURED = {
 OUTCOMES = ("complete", "cancelled", "full", "closing", "failed", "impossible")
 
 
-class Tally:
+class Counts:
     def __init__(self) -> None:
         mine = self._registry = CollectorRegistry()  # of this server alone
         self._counted = {name: Counter(f"hornbook_{name}", about, registry=mine) for name, about in COUNTED.items()}

@@ -17,7 +17,7 @@ from pathlib import Path
 from hornbook.base.console import Progress
 from hornbook.base.errors import UserError
 from hornbook.base.settings import nearest
-from hornbook.text import shapes
+from hornbook.text import articles
 from hornbook.text.corpus import SPLIT, Choice, Corpus, Remote, Switch
 from hornbook.text.documents import AS_IT_COMES, TextConfig
 from hornbook.text.folders import PASSED_OVER, walk
@@ -80,7 +80,7 @@ def _is_utf8_source(path: Path) -> bool:
 
 def _ends_of_gutenberg(path: Path) -> str | None:
     """A book without its last mark was cut off; without its first, it is a page of something else."""
-    marks = {match[1] for match in shapes.FRAME.finditer(path.read_text(encoding="utf-8", errors="replace"))}
+    marks = {match[1] for match in articles.FRAME.finditer(path.read_text(encoding="utf-8", errors="replace"))}
     return None if marks == {"START", "END"} else "it is not a whole book of Project Gutenberg's"
 
 
@@ -120,7 +120,7 @@ def _wikitext_corpus(size: str, about: str) -> Corpus:
         "CC-BY-SA-3.0, GFDL",
         "huggingface.co/datasets/Salesforce/wikitext",
         lambda choice: _wikitext(size, choice),
-        shape=lambda choice: shapes.cleaned_rows if choice["clean"] == "yes" else shapes.articles,
+        shape=lambda choice: articles.cleaned_rows if choice["clean"] == "yes" else articles.articles,
         switches=(
             Switch("raw", "yes|no", "yes", "as it was written, or with rare words as <unk>"),
             Switch("clean", "no|yes", "no", "rows without doubles and the marks of tokenization, not articles"),
@@ -173,7 +173,7 @@ CORPORA = {
                     check=_ends_of_gutenberg,
                 )
             ],
-            shape=lambda choice: shapes.without_frame if choice["frame"] == "no" else None,
+            shape=lambda choice: articles.without_frame if choice["frame"] == "no" else None,
             switches=(Switch("frame", "no|yes", "no", "with Project Gutenberg's words before and after it"),),
         ),
         Corpus(
@@ -230,7 +230,7 @@ CORPORA = {
             "CDLA-Sharing-1.0",
             "huggingface.co/datasets/roneneldan/TinyStories",
             _tinystories,
-            shape=lambda choice: shapes.stories,
+            shape=lambda choice: articles.stories,
             switches=(SPLIT,),
         ),
     ]

@@ -24,7 +24,7 @@ LOOKED_AT_ROWS = 100
 LEAST_ALIKE = 0.5
 LONGEST_NAME, MOST_WORDS_OF_NAME = 40, 4
 _NUMBER = re.compile(r"[-+]?[\d.,]*(e[-+]?\d+)?%?", re.IGNORECASE)
-_shown: set[Layout] = set()
+_shown: set[TableLayout] = set()
 
 
 def read_csv(input: Input, usual: str = ",") -> Iterator[Found]:
@@ -35,7 +35,7 @@ def read_csv(input: Input, usual: str = ",") -> Iterator[Found]:
     delimiter = _delimiter(head, usual)
     lines = _CsvLines(itertools.chain([head], blocks))
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
-    layout: Layout | None = None
+    layout: TableLayout | None = None
     shown = False
     row: list[str] | None = None
     while True:
@@ -52,7 +52,7 @@ def read_csv(input: Input, usual: str = ",") -> Iterator[Found]:
                 continue
             first = layout is None
             if layout is None:
-                layout = Layout.of(row, _rows_in(head, delimiter)[0][1:], delimiter, input.field)
+                layout = TableLayout.of(row, _rows_in(head, delimiter)[0][1:], delimiter, input.field)
             if first and layout.names:
                 continue
             if len(row) != layout.width:
@@ -72,7 +72,7 @@ def read_tsv(input: Input) -> Iterator[Found]:
 
 
 @dataclass(frozen=True)
-class Layout:
+class TableLayout:
     delimiter: str
     width: int
     names: tuple[str, ...]
@@ -80,7 +80,7 @@ class Layout:
     column: int
 
     @classmethod
-    def of(cls, first: Sequence[str], below: Sequence[Sequence[str]], delimiter: str, field: str | None) -> Layout:
+    def of(cls, first: Sequence[str], below: Sequence[Sequence[str]], delimiter: str, field: str | None) -> TableLayout:
         """What is to be understood from the first row and some of those below it."""
         named = _are_names(first, below, field)
         names = list(first) if named else [str(number) for number in range(1, len(first) + 1)]

@@ -29,7 +29,7 @@ NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
 @dataclass(frozen=True)
-class Part:
+class Share:
     """Some of the memory, and how it is reckoned."""
 
     what: str
@@ -42,7 +42,7 @@ class Moment:
     """A moment at which memory may be fullest, and what it needs beside what is held throughout."""
 
     when: str
-    parts: tuple[Part, ...]
+    parts: tuple[Share, ...]
 
     @property
     def bytes(self) -> int:
@@ -51,7 +51,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    held: tuple[Part, ...]
+    held: tuple[Share, ...]
     moments: tuple[Moment, ...]
 
     @property
@@ -72,12 +72,12 @@ def training_memory(config: RunConfig, model: GPT, at_once: int, dtype: torch.dt
     device."""
     count = sum(parameter.numel() for parameter in model.parameters())
     working = dtype != torch.float32
-    held = [Part("weights, fp32", f"{count:,} x {FP32}", FP32 * count)]
+    held = [Share("weights, fp32", f"{count:,} x {FP32}", FP32 * count)]
     if working:
         name = NAMES[dtype]
-        held.append(Part(f"working copy, {name}", f"{count:,} x {dtype.itemsize}", dtype.itemsize * count))
+        held.append(Share(f"working copy, {name}", f"{count:,} x {dtype.itemsize}", dtype.itemsize * count))
     held += optimizer_parts(config, model)
-    gradients = Part("gradients, fp32", f"{count:,} x {FP32}", FP32 * count)
+    gradients = Share("gradients, fp32", f"{count:,} x {FP32}", FP32 * count)
     several = at_once < config.sequences
     tokens = at_once * config.window
     moments = [
@@ -91,22 +91,22 @@ def training_memory(config: RunConfig, model: GPT, at_once: int, dtype: torch.dt
         )
     ]
     if working and several:
-        fresh = Part(f"the working copy's, {name}", f"{count:,} x {dtype.itemsize}", dtype.itemsize * count)
+        fresh = Share(f"the working copy's, {name}", f"{count:,} x {dtype.itemsize}", dtype.itemsize * count)
         moments.append(Moment("gradients added up", (gradients, fresh)))
     moments.append(Moment("weights changed", (gradients, *workspace(config, model, dtype))))
     moments.append(Moment("evaluation", (evaluation_logits(config, dtype, device),)))
     return TrainingMemory(tuple(held), tuple(moments))
 
 
-def optimizer_parts(config: RunConfig, model: GPT) -> list[Part]:
+def optimizer_parts(config: RunConfig, model: GPT) -> list[Share]:
     """What the optimizer remembers from step to step."""
-    return [Part(*rule_named(rule).remembered(shapes)) for rule, shapes in _shapes_by_rule(config, model).items()]
+    return [Share(*rule_named(rule).remembered(shapes)) for rule, shapes in _shapes_by_rule(config, model).items()]
 
 
-def workspace(config: RunConfig, model: GPT, dtype: torch.dtype) -> list[Part]:
+def workspace(config: RunConfig, model: GPT, dtype: torch.dtype) -> list[Share]:
     """What a step of the optimizer needs at its fullest."""
     parts = [
-        Part(*memory)
+        Share(*memory)
         for rule, shapes in _shapes_by_rule(config, model).items()
         for memory in rule_named(rule).workspace(shapes, dtype)
     ]
@@ -120,7 +120,7 @@ def _shapes_by_rule(config: RunConfig, model: GPT) -> dict[str, list[torch.Size]
     return shapes
 
 
-def activations(config: ModelConfig, tokens: int, window: int, dtype: torch.dtype, device: str) -> Part:
+def activations(config: ModelConfig, tokens: int, window: int, dtype: torch.dtype, device: str) -> Share:
     """What backward needs of each token."""
     size = dtype.itemsize
     block = _kept_in_block(config, window, dtype, device)
@@ -129,7 +129,7 @@ def activations(config: ModelConfig, tokens: int, window: int, dtype: torch.dtyp
     ends = 4 * config.n_embd
     numbers = round(config.n_layer * sum(times * width for times, width in block)) + ends
     arithmetic = f"{tokens:,} tokens x {size} x ({config.n_layer} x ({inner}) + 4 x {config.n_embd:,})"
-    return Part(f"activations, {NAMES[dtype]}", arithmetic, tokens * size * numbers)
+    return Share(f"activations, {NAMES[dtype]}", arithmetic, tokens * size * numbers)
 
 
 def _kept_in_block(config: ModelConfig, window: int, dtype: torch.dtype, device: str) -> list[tuple[float, int]]:
@@ -152,7 +152,7 @@ def _kept_in_block(config: ModelConfig, window: int, dtype: torch.dtype, device:
     return kept
 
 
-def loss_pieces(config: ModelConfig, tokens: int, dtype: torch.dtype, device: str) -> Part:
+def loss_pieces(config: ModelConfig, tokens: int, dtype: torch.dtype, device: str) -> Share:
     """The head's gradient in fp32, and beside it either a piece of the logits and what it adds, or, backwards, the same
     scaled and cast."""
     rows, size = _padded_vocabulary(config, device), dtype.itemsize
@@ -163,18 +163,18 @@ def loss_pieces(config: ModelConfig, tokens: int, dtype: torch.dtype, device: st
     backwards = FP32 * head + (size * head if dtype != torch.float32 else 0)
     if backwards > forwards:
         each = FP32 + backwards // head
-        return Part("gradient of the head", f"{rows:,} x {config.n_embd:,} x {each}", FP32 * head + backwards)
+        return Share("gradient of the head", f"{rows:,} x {config.n_embd:,} x {each}", FP32 * head + backwards)
     each = FP32 + size + padded // head
     arithmetic = f"{piece:,} logits x {copies * size} + {rows:,} x {config.n_embd:,} x {each}"
-    return Part("logits of a piece, gradient of the head", arithmetic, FP32 * head + forwards)
+    return Share("logits of a piece, gradient of the head", arithmetic, FP32 * head + forwards)
 
 
-def evaluation_logits(config: RunConfig, dtype: torch.dtype, device: str) -> Part:
+def evaluation_logits(config: RunConfig, dtype: torch.dtype, device: str) -> Share:
     """A piece of the logits, with no gradients anywhere: as they come, in fp32, and their logarithms."""
     tokens = max(TOKENS_AT_ONCE // config.window, 1) * config.window
     piece = _piece(config.model, tokens, device)
     each = 2 * FP32 + (dtype.itemsize if dtype != torch.float32 else 0)
-    return Part("logits of a piece", f"{piece:,} x {each}", each * piece)
+    return Share("logits of a piece", f"{piece:,} x {each}", each * piece)
 
 
 def _padded_vocabulary(config: ModelConfig, device: str) -> int:

@@ -14,7 +14,7 @@ import pytest
 from serving import Running
 
 from hornbook.serve import connection, guard
-from hornbook.serve.guard import is_loopback
+from hornbook.serve.access import is_loopback
 
 KEY = "a key of ours"
 BODY: dict[str, Any] = {"prompt": "ab", "max_tokens": 2, "temperature": 0}

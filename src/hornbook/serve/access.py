@@ -19,8 +19,8 @@ from fastapi.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hornbook.serve.connection import Connections
-from hornbook.serve.errors import KEY_WANTED, ApiError
-from hornbook.serve.tally import Tally
+from hornbook.serve.refusals import KEY_WANTED, ApiError
+from hornbook.serve.tally import Counts
 
 OPEN = {"/health"}
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
@@ -49,7 +49,7 @@ class Guard:
         self,
         app: ASGIApp,
         host: str,
-        tally: Tally,
+        tally: Counts,
         connections: Connections,
         key: str | None,
         names: Iterable[str] = (),
