@@ -286,7 +286,7 @@ def test_another_thing_where_a_file_of_shards_should_be_is_told(put: str, name: 
 def test_a_damaged_record_of_a_run_is_told(made: Path, tell: Tell) -> None:
     path = made / "run" / "run.json"
     data = path.read_bytes()
-    cases = damaged(data) | as_json(misread(json.loads(data), tries(12, 30)))
+    cases = damaged(data) | as_json(misread(json.loads(data), tries(4, 30)))
     for knob in ("run_id", "config", "data"):
         cases |= {
             f"{knob}: {what}": json.dumps(json.loads(data) | {knob: VALUES[what]}).encode(errors="surrogatepass")

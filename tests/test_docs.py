@@ -11,6 +11,7 @@ import nbclient
 import nbformat
 import pytest
 
+from effort import long
 from hornbook.base.settings import described
 from hornbook.cli import COMMANDS, main
 from hornbook.train.config import RunConfig
@@ -18,6 +19,7 @@ from hornbook.train.config import RunConfig
 ROOT = Path(__file__).parent.parent
 
 
+@long
 def test_notebook_shows_curves_inline_and_lets_the_model_speak(tmp_path: Path) -> None:
     notebook = nbformat.read(ROOT / "docs" / "first-model.ipynb", as_version=4)
     nbclient.NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}}).execute()

@@ -18,6 +18,7 @@ from refusing import refused
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
+from effort import long
 from hornbook.base.errors import UserError
 from hornbook.exchange.gguf import export_gguf
 from hornbook.model.config import ModelConfig, classic, modern
@@ -212,6 +213,7 @@ def test_the_vocabulary_cuts_text_into_the_same_ids(kind: str, bpe: Tokenizer, s
     assert metadata["tokenizer.ggml.pre"] == "gpt-2"
 
 
+@long
 def test_gpt2_s_own_vocabulary_is_carried(test_data: Path, tmp_path: Path) -> None:
     ranks = next(test_data.rglob("r50k_base.tiktoken"), None)
     if ranks is None:

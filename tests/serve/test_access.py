@@ -13,7 +13,7 @@ import httpx2
 import pytest
 from serving import Running
 
-from hornbook.serve import connection, guard
+from hornbook.serve import access, connection
 from hornbook.serve.access import is_loopback
 
 KEY = "a key of ours"
@@ -182,7 +182,7 @@ def test_slow_and_abusive_clients_hurt_no_good_ones(
 ) -> None:
     """200 with slow headers, and meanwhile large bodies, wrong names, other sites, and what is no HTTP at all."""
     monkeypatch.setattr(connection, "HEADER_SECONDS", 2.0)
-    monkeypatch.setattr(guard, "BODY_SECONDS", 1.0)
+    monkeypatch.setattr(access, "BODY_SECONDS", 1.0)
     monkeypatch.setattr(connection, "MOST", 150)
     server = start(toy)
     stop, took = threading.Event(), []
@@ -236,7 +236,7 @@ def test_slow_and_abusive_clients_hurt_no_good_ones(
 def test_a_body_that_does_not_come_is_not_waited_for(
     start: Callable[..., Running], toy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard, "BODY_SECONDS", 0.5)
+    monkeypatch.setattr(access, "BODY_SECONDS", 0.5)
     server = start(toy)
     lines = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n{"
     assert status_of(server.port, lines) == 408

@@ -29,6 +29,7 @@ from page_at_hand import (
 )
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
+from effort import long
 from hornbook.base import files
 from hornbook.runs.logs import Log
 from hornbook.train.config import RunConfig
@@ -125,8 +126,15 @@ def open_page(browser: Browser, site: str) -> Iterator[Open]:
     assert wrong == []
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("size", "scheme"),
+    [
+        ("desktop", "light"),
+        ("phone", "dark"),
+        pytest.param("desktop", "dark", marks=long),
+        pytest.param("phone", "light", marks=long),
+    ],
+)
 def test_a_prompt_is_answered_token_by_token(size: str, scheme: str, site: str, open_page: Open) -> None:
     page = open_page(size, scheme, "/#max_tokens=150")
     slowly = {"offline": False, "latency": 0, "downloadThroughput": 150_000, "uploadThroughput": -1}
@@ -256,6 +264,7 @@ def test_the_keyboard_walks_over_the_tokens(open_page: Open) -> None:
     expect(tooltip).to_be_hidden()
 
 
+@long
 def test_the_slider_lets_the_model_answer_as_it_was(site: str, open_page: Open) -> None:
     page = open_page()
     points = httpx2.get(f"{site}/api/models").json()[0]["points"]
@@ -337,6 +346,7 @@ def test_stop_ends_the_request_on_the_server(site: str, open_page: Open) -> None
         assert page.locator("#answer > span").count() == count
 
 
+@long
 def test_the_page_follows_the_text_unless_its_reader_has_scrolled_up(open_page: Open) -> None:
     page = open_page("phone", address="/#max_tokens=4000")
     page.evaluate("window.main = document.querySelector('main')")
@@ -364,6 +374,7 @@ def test_continue_goes_on_from_the_text_so_far_and_copy_takes_all(open_page: Ope
     expect(page.get_by_role("button", name="Continue")).to_be_disabled()
 
 
+@long
 def test_the_address_holds_the_settings_and_never_the_text(site: str, open_page: Open) -> None:
     page = open_page()
     points = httpx2.get(f"{site}/api/models").json()[0]["points"]

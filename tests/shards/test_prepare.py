@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tokenizers
 
+from effort import long
 from hornbook.base import files
 from hornbook.base.errors import MachineError, UserError
 from hornbook.base.ours import UNFINISHED, hidden
@@ -307,7 +308,7 @@ def test_a_cache_that_cannot_be_written_is_read(many_texts: Path, prepared: Prep
     assert open_or_prepare(str(shards.folder), BYTE, ShardsConfig()).fingerprint == shards.fingerprint
 
 
-@pytest.mark.parametrize("before", [True, False], ids=["prepared before", "new"])
+@pytest.mark.parametrize("before", [True, pytest.param(False, marks=long)], ids=["prepared before", "new"])
 def test_a_crash_at_any_step_leaves_nothing_that_passes_for_shards(
     before: bool, tmp_path: Path, prepared: Prepare, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,12 +8,12 @@ import pytest
 from hornbook.text import articles
 
 
-@pytest.mark.parametrize(("name", "articles"), [("wikitext2-valid.txt", 60), ("wikitext2-test.txt", 62)])
-def test_wikitext_has_as_many_articles_as_its_document_level_edition(name: str, articles: int, test_data: Path) -> None:
+@pytest.mark.parametrize(("name", "count"), [("wikitext2-valid.txt", 60), ("wikitext2-test.txt", 62)])
+def test_wikitext_has_as_many_articles_as_its_document_level_edition(name: str, count: int, test_data: Path) -> None:
     """EleutherAI/wikitext_document_level counts 60 and 62."""
     text = (test_data / name).read_text()
     found = list(articles.articles(iter(text.splitlines(keepends=True))))
-    assert len(found) == articles
+    assert len(found) == count
     assert "".join(found) == text
     # However the rows come, the articles are the same.
     assert list(articles.articles(iter([text]))) == found

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import hostile
+from effort import long
 from hornbook import cli
 from hornbook.base.console import count
 from hornbook.base.download import place
@@ -285,6 +286,7 @@ def test_training_needs_no_network_once_the_cache_is_filled(
     assert (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+@long
 def test_every_command_on_text_works_with_sockets_blocked_once_the_cache_is_filled(
     hub: hostile.Server,
     server: hostile.Server,

@@ -20,7 +20,7 @@ from texts_at_hand import any_text, real_texts
 from tokenizers import Regex, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
-from effort import examples
+from effort import examples, long
 from hornbook.shards.format import Shards
 from hornbook.shards.prepare import ShardsConfig, prepare
 from hornbook.text.encoder import Encoder, fastest_encoder
@@ -121,7 +121,7 @@ def documents(shards: Shards, split: str, opens: bool) -> Iterator[list[int]]:
     yield from (ids[first:last].tolist() for first, last in pairwise(ends))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["bpe", pytest.param("wordpiece", marks=long)])
 def test_what_is_prepared_of_real_text_are_the_ids_of_the_judge(kind: str, test_data: Path, tmp_path: Path) -> None:
     """Megabytes of it, through a preparation."""
     folder = tmp_path / "texts"

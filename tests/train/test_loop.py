@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from trial import all_of, exact, good_checkpoints, learned, losses, metrics, tiniest
 
+from effort import long
 from hornbook.base.files import read_json
 from hornbook.runs.logs import read_log
 from hornbook.shards.format import Shards
@@ -25,7 +26,7 @@ def steps(run: Path, kind: str = "loss") -> list[int]:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("optimizer", ["muon", pytest.param("adamw", marks=long)])
 def test_a_model_of_a_markov_source_comes_within_two_percent_of_its_entropy(optimizer: str, tmp_path: Path) -> None:
     """Eight letters, each drawn by the one before it: no model can need less than the entropy rate."""
     chance = np.random.default_rng(5)

@@ -35,14 +35,14 @@ def metrics(tmp_path: Path, shown: io.StringIO) -> Metrics:
 def test_a_step_is_a_line_with_these_numbers(metrics: Metrics, tmp_path: Path) -> None:
     metrics.launched(reading(3), torch.tensor(2.5), torch.tensor(0.75))
     assert metrics.arrived() == [(reading(3), 2.5, 0.75)]
-    metrics.evaluated(3, 3000, 0.8, Score(loss=2.0, perplexity=7.389, bits_per_byte=2.885, tokens=100))
+    metrics.evaluated(3, 3000, 0.8, Score(loss=2.0, perplexity=7.389, bits_per_byte=2.885, tokens=100), whole=True)
     metrics.sampled(3, "a", "b")
     metrics.sync()
     assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [
         {"step": 3, "tokens": 3000, "loss": 2.5, "gradient_length": 0.75, "lr_factor": 0.5, "seconds": 0.75},
         {
             "step": 3, "tokens": 3000, "val_loss": 2.0, "val_perplexity": 7.389, "val_bits_per_byte": 2.885,
-            "seconds": 0.8,
+            "val_tokens": 100, "seconds": 0.8,
         },
     ]  # fmt: skip
     assert json.loads((tmp_path / "samples.jsonl").read_text()) == {"step": 3, "prompt": "a", "text": "b"}

@@ -18,9 +18,10 @@ import torch
 from hornbook.base.console import say, warn
 from hornbook.base.files import home
 from hornbook.base.machine import processor_name
+from hornbook.model.attention import Cache
 from hornbook.model.gpt import GPT
 
-Trunk = Callable[[torch.Tensor], torch.Tensor]
+Trunk = Callable[..., torch.Tensor]
 # Far more than what bf16 and another order of sums come to, far less than what a wrong kernel does.
 TOLERANCE = 0.05
 
@@ -47,9 +48,9 @@ def compiled_or_eager(model: GPT, shape: tuple[int, int], quiet: bool = False) -
     if not quiet:
         say(f"compiled in {time.monotonic() - began:.0f} s")
 
-    def trunk(ids: torch.Tensor) -> torch.Tensor:
-        hidden: torch.Tensor = compiled(ids) if tuple(ids.shape) == shape and model.training else eager(ids)
-        return hidden
+    def trunk(ids: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
+        fits = cache is None and tuple(ids.shape) == shape and model.training
+        return compiled(ids) if fits else eager(ids, cache)
 
     return trunk
 

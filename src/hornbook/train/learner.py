@@ -49,7 +49,7 @@ class Learner:
         while self.compiled:
             try:
                 shape = (self.micro_batch, self._config.window)
-                model.hidden = compiled_or_eager(model, shape)  # type: ignore[method-assign, assignment]
+                model.hidden = compiled_or_eager(model, shape)  # type: ignore[method-assign]
                 return
             except torch.OutOfMemoryError:
                 pass  # the error holds on to what was allocated, so go on only when it is gone
