@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 # Logits held at once: on CUDA, or elsewhere, where they should stay in the processor's cache.
-PIECE_LOGITS = {True: 2**28, False: 2**23}
+PIECE_LOGITS = {True: 2**28, False: 2**21}
 LEAST_ROWS = 512
 # CUDA's fast kernels want a multiple of this; the vocabulary is padded for the product alone, and stored nowhere.
 VOCAB_MULTIPLE = 64
