@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from effort import long
 from hornbook import cli
 from hornbook.base.errors import UserError
 from hornbook.base.output import visible
@@ -215,6 +216,7 @@ def test_the_prompt_line_answers_and_remembers(speaker: Speaker, tmp_path: Path)
     assert second.process.wait(30) == 0
 
 
+@long
 def test_ctrl_c_stops_an_answer_and_not_the_prompt_line(speaker: Speaker, tmp_path: Path) -> None:
     tried = speaker.generate_batch([*"abcdefghijklmnop"], max_tokens=500, temperature=0.0)
     prompt = next(each.prompt for each in tried if each.ended == "length")  # one that the likeliest tokens never end

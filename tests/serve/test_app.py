@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serving import Endless, Running, Slow, read_metrics
 
-from effort import LONG
+from effort import LONG, long
 from hornbook.infer.config import SamplerConfig
 from hornbook.infer.speaker import Speaker
 from hornbook.serve import completions, connection, server
@@ -247,6 +247,7 @@ def test_ids_echo_and_a_prompt_beyond_the_window(running: Running, toy_speaker: 
     assert by_text["hornbook"]["forgotten"] == alone.forgotten > 0
 
 
+@long
 def test_a_stream_tells_of_the_tokens_that_a_whole_answer_tells_of(running: Running, toy_speaker: Speaker) -> None:
     """Also where a stop string cuts off tokens that came before it was complete."""
     with running.client() as client:

@@ -299,6 +299,7 @@ def test_the_slider_lets_the_model_answer_as_it_was(site: str, open_page: Open) 
     assert len(asked) == before + 1, "an answer that the page has was asked for again"
 
 
+@long
 def test_play_walks_from_the_first_snapshot_to_the_last(site: str, open_page: Open) -> None:
     points = httpx2.get(f"{site}/api/models").json()[0]["points"]
     page = open_page(address="/#max_tokens=10")
@@ -313,6 +314,7 @@ def test_play_walks_from_the_first_snapshot_to_the_last(site: str, open_page: Op
     assert [each["model"] for each in asked] == [each["id"] for each in points]
 
 
+@long
 def test_the_curve_tells_itself_to_the_eye_the_pointer_and_the_reader(site: str, open_page: Open) -> None:
     run = httpx2.get(f"{site}/api/models").json()[0]
     drawn = httpx2.get(f"{site}/api/runs/{run['name']}/curve").json()

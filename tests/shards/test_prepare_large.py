@@ -162,6 +162,7 @@ def test_a_killed_command_goes_on_and_ends_with_the_same_hashes(some_text: str, 
     assert {path.name for path in tmp_path.iterdir()} == {"pile.jsonl.zst", "whole", "cut"}
 
 
+@long
 def test_two_at_once_make_it_once(more_text: Path, tmp_path: Path) -> None:
     both = [command(more_text, tmp_path / "shards") for _ in range(2)]
     said = [process.communicate()[0] for process in both]

@@ -17,6 +17,7 @@ import tokenizers
 from formats_at_hand import COMPRESS, RECORDS, as_csv, as_hdf5, as_json, as_jsonl, as_parquet, texts_of, zstd
 from pyarrow import parquet
 
+from effort import long
 from hornbook.base.errors import UserError
 from hornbook.text import streams
 from hornbook.text.readers import source_from_path
@@ -262,7 +263,11 @@ def test_parquet_is_read_by_rows_whatever_its_strings_are_called(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("compression", "options"), [*((each, {}) for each in COMPRESS), ("", {"compression": "gzip", "chunks": (1000,)})]
+    ("compression", "options"),
+    [
+        *(pytest.param(each, {}, marks=long if each == ".xz" else ()) for each in COMPRESS),
+        ("", {"compression": "gzip", "chunks": (1000,)}),
+    ],
 )
 def test_an_hdf5_array_of_tokens_is_given_as_it_is(compression: str, options: dict[str, Any], tmp_path: Path) -> None:
     ids = np.random.default_rng(1).integers(0, 50257, 1_500_000)

@@ -109,7 +109,7 @@ def test_a_signal_saves_the_finished_step_and_leaves(
     endless = config.with_(
         train={"steps": 100_000, "save_every_steps": None},
         schedule={"kind": "constant"},
-        model={"n_embd": 512, "mlp_width": 2048},
+        model={"n_embd": 256, "mlp_width": 1024},
     )
     process = child("train", *knob_words(endless), f"--out={run}")
     wait_until(process, run, 10)
