@@ -280,3 +280,15 @@ def test_a_shape_that_no_other_program_knows_says_so(
     described = json.loads((saved(random_model(config)) / "config.json").read_text())
     assert described["model_type"] == "hornbook"
     assert "architectures" not in described
+
+
+def test_a_context_that_no_weight_bears_out_is_refused(
+    random_model: Callable[..., GPT], saved: Callable[..., Path]
+) -> None:
+    """Its sines alone would fill the memory."""
+    folder = saved(random_model("modern", **SMALL))
+    described = json.loads((folder / "config.json").read_text())
+    described["hornbook"] |= {"context": 10_000_000, "n_head": 1, "head_width": 16}
+    (folder / "config.json").write_text(json.dumps(described))
+    with pytest.raises(UserError, match="a context of 10,000,000"):
+        load_model(folder)

@@ -90,6 +90,20 @@ def test_the_best_is_scored_on_all_of_the_text_at_the_end(short: RunConfig, tmp_
     assert whole["step"] == 12
 
 
+def test_of_a_run_that_got_worse_the_best_is_scored(
+    short: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hornbook.train.loop.lr_factor", lambda _config, step, *_: 1.0 if step < 30 else 1000.0)
+    fit(short.with_(train={"steps": 60, "batch_tokens": 2048}), tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
+    *part, whole = evaluations(read_log(run.metrics))
+    assert [each["step"] for each in part] == [30, 60]
+    assert whole["step"] == 30
+    shards = Shards.open(run.record().shards)
+    judged = score(load_model(resolve(run.path)), shards.split("val"), 32, shards.bytes_of_text("val"))
+    assert whole["val_loss"] == pytest.approx(judged.loss, rel=1e-6)
+
+
 def test_a_run_that_is_extended_goes_on_with_the_same_part(short: RunConfig, tmp_path: Path) -> None:
     fit(short, tmp_path / "run")
     resume(tmp_path / "run", {"train": {"steps": 24}})

@@ -30,6 +30,7 @@ from hornbook.text.tokenizer import Tokenizer
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+LARGEST_ROTATION = 1 << 27  # places times width of a head, for which sines are kept: no weight shows that they are many
 
 
 def save_model(model: GPT, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype | None = None) -> None:
@@ -116,6 +117,8 @@ def _check_plausible(config: ModelConfig, found: Tensors, path: Path) -> None:
     if config.n_layer > len(found) or config.n_params() > 4 * held + 1000:
         claimed = f"{config.n_layer:,} layers, {config.n_params():,} parameters"
         raise UserError(f"{path}: has {len(found):,} tensors, {held:,} numbers; its config claims {claimed}")
+    if config.positions == "rotary" and config.context * config.width_of_head > LARGEST_ROTATION:
+        raise UserError(f"{path}: its config claims a context of {config.context:,}, more than rotation is known for")
 
 
 def _fill(model: GPT, layout: Layout | None, found: Tensors, path: Path) -> None:

@@ -18,7 +18,7 @@ from hornbook.base.machine import Machine, attention_backend
 from hornbook.base.world import World
 from hornbook.infer.decode import generate
 from hornbook.infer.score import score
-from hornbook.model.folder import load_model
+from hornbook.model.folder import load_weights
 from hornbook.runs.folder import RunFolder
 from hornbook.shards.format import Shards
 from hornbook.shards.loader import Batch, Loader
@@ -150,9 +150,10 @@ def evaluate(run: Run) -> None:
 def evaluate_whole(run: Run) -> None:
     """The best model, which evaluations on a part of the validation set have found, on all of it."""
     state, best = run.state, run.folder.checkpoint(run.state.best_step)
-    with run.learner.at_rest() as newest:
-        there = state.best_step != state.step and best.is_dir()
-        model = load_model(best, run.machine.device, run.machine.torch_dtype) if there else newest
+    there = state.best_step != state.step and best.is_dir()
+    with run.learner.at_rest() as model:
+        if there:  # in place of the newest weights, which are saved, so that it takes no more memory
+            load_weights(model, best)
         result = score(model, run.shards.split("val"), run.config.window, run.shards.bytes_of_text("val"))
     run.metrics.evaluated_whole(state.best_step if there else state.step, result)
 

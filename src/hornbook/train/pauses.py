@@ -2,9 +2,10 @@
 
 In: a run's settings, and how many steps it will take.  Out: how many evaluations there are of it, on how much of the
 validation text, and how many samples.
-Together they are to cost a twelfth of the time at most: of a long run all ten evaluations see all of the text, of a
-short one fewer see a part, always the same. It follows from settings and sizes alone, so that a run bounded by steps
-does the same on any machine; only of one that is bounded by minutes the speed decides, as its first steps show it.
+Together they are to cost a twelfth of the time, but for the last of each: of a long run all ten evaluations see all of
+the text, of a short one fewer see a part, always the same. It follows from settings and sizes alone, so that a run
+bounded by steps does the same on any machine; only of one that is bounded by minutes the speed decides, as its first
+steps show it.
 """
 
 from __future__ import annotations
