@@ -21,13 +21,13 @@ def a_matrix(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("shape", [(32, 32), (96, 32), (32, 96), (1, 16), (16, 1)], ids=str)
 def test_every_direction_is_made_about_equally_long(shape: tuple[int, int]) -> None:
-    """The quintic's own band is 0.68 to 1.13 for what is not tiny; the directions are those of U V^T."""
+    """The quintics' own band is 0.73 to 1.27 for what is not tiny; the directions are those of U V^T."""
     matrix = a_matrix(*shape)
     U, lengths, Vt = np.linalg.svd(matrix.double().numpy(), full_matrices=False)
     result = orthogonalised(matrix[None])[0].double().numpy()
     along = U.T @ result @ Vt.T
     clear = lengths > 0.02 * np.linalg.norm(lengths)
-    assert np.all(np.abs(np.diag(along)[clear] - 0.95) < 0.3)
+    assert np.all(np.abs(np.diag(along)[clear] - 1) < 0.28)
     assert np.all(np.diag(along) > -1e-3)
     np.testing.assert_allclose(along - np.diag(np.diag(along)), 0, atol=1e-4)
 
@@ -48,8 +48,8 @@ def test_a_gradient_of_nothing_moves_nothing() -> None:
 
 
 def described(weight: Matrix, gradients: list[Matrix], momentum: float, lr: float, decay: float) -> Matrix:
-    """The update as Keller Jordan wrote it down, in float64: an exponential average with Nesterov's look ahead, five
-    quintic steps, the length set by the shape, weights decayed by themselves."""
+    """The update as Keller Jordan wrote it down, in float64: an exponential average with Nesterov's look ahead,
+    quintic steps (here the best three from 0.01 on), the length set by the shape, weights decayed by themselves."""
     average = np.zeros_like(weight)
     for gradient in gradients:
         average = momentum * average + (1 - momentum) * gradient
@@ -57,9 +57,9 @@ def described(weight: Matrix, gradients: list[Matrix], momentum: float, lr: floa
         x = x / np.linalg.norm(x)
         tall = x.shape[0] > x.shape[1]
         x = x.T if tall else x
-        for _ in range(5):
-            a = x @ x.T
-            x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+        for a, b, c in ((8.0934, -23.6205, 17.4462), (3.6366, -2.7219, 0.5365), (2.6613, -1.9772, 0.4526)):
+            square = x @ x.T
+            x = a * x + (b * square + c * square @ square) @ x
         x = x.T if tall else x
         weight = weight * (1 - lr * decay) - lr * max(1.0, weight.shape[0] / weight.shape[1]) ** 0.5 * x
     return weight

@@ -15,9 +15,12 @@ import torch
 from hornbook.train.optim import Memory, Named, fill, gradient_of
 from hornbook.train.optimizers import Group, OptimConfig
 
-# Coefficients of five Newton-Schulz steps that take singular values from (0, 1] to about 1 (Keller Jordan's quintic).
-QUINTIC = (3.4445, -4.7750, 2.0315)
-NEWTON_SCHULZ_STEPS = 5
+# Three Newton-Schulz steps, each by the quintic that brings what the one before left nearest to 1, so that 0.01
+# of the whole length becomes 0.73 to 1.27 (Amsel and others, "The Polar Express"). A run learns as much by them as by
+# five steps of Keller Jordan's one quintic, at three fifths of the products.
+QUINTICS = ((8.0934, -23.6205, 17.4462), (3.6366, -2.7219, 0.5365), (2.6613, -1.9772, 0.4526))
+# From so many times as many columns as rows on, steps on the square take less arithmetic than on the matrix.
+OBLONG = 2
 
 
 class Muon:
@@ -75,6 +78,7 @@ class Muon:
             numbers, square = matrices * rows * columns, matrices * min(rows, columns) ** 2
             # In fp32 the iterate needs no copy in another type, but every generation of it is twice as large.
             each, squares = (14, 2) if compute == torch.bfloat16 else (16, 8)
+            squares = 12 if _is_oblong(min(rows, columns), max(rows, columns), compute) else squares
             sum_of = f"{numbers:,} x {each} + {square:,} x {squares}" + (f" + {before:,} x 4" if before else "")
             size = numbers * each + square * squares + before * 4
             parts.append((f"Muon's, of {matrices} {rows:,} x {columns:,}", sum_of, size))
@@ -83,13 +87,39 @@ class Muon:
 
 
 def orthogonalised(matrices: torch.Tensor, compute: torch.dtype = torch.float32) -> torch.Tensor:
-    """(n, rows, columns) to matrices with the same directions, all singular values near 1."""
+    """(n, rows, columns) to matrices with the same directions, their singular values near 1."""
     x = matrices.to(compute)
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     turned = x.shape[-2] > x.shape[-1]
     x = x.mT if turned else x
-    a, b, c = QUINTIC
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        squared = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(squared, squared, squared, beta=b, alpha=c), x, beta=a)
+    x = _by_its_square(x) if _is_oblong(x.shape[-2], x.shape[-1], compute) else _step_by_step(x)
     return (x.mT if turned else x).to(matrices.dtype)
+
+
+def _is_oblong(rows: int, columns: int, compute: torch.dtype) -> bool:
+    """In bf16 a square loses too much of what is small."""
+    return compute == torch.float32 and columns >= OBLONG * rows
+
+
+def _step_by_step(x: torch.Tensor) -> torch.Tensor:
+    for a, b, c in QUINTICS:
+        square = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return x
+
+
+def _by_its_square(x: torch.Tensor) -> torch.Tensor:
+    """The same, for a long x: all steps are polynomials in its small square, by which it is multiplied once."""
+    square = x @ x.mT
+    whole = factor = _factor(square, *QUINTICS[0])
+    for quintic in QUINTICS[1:]:
+        square = factor @ square @ factor
+        factor = _factor(square, *quintic)
+        whole = factor @ whole
+    return whole @ x
+
+
+def _factor(square: torch.Tensor, a: float, b: float, c: float) -> torch.Tensor:
+    factor = torch.baddbmm(square, square, square, beta=b, alpha=c)
+    factor.diagonal(dim1=-2, dim2=-1).add_(a)
+    return factor
