@@ -25,7 +25,7 @@ from hornbook.train.schedules import ScheduleConfig as ScheduleConfig
 STOPS = ("steps", "epochs", "tokens", "minutes", "target_loss")
 # Another value of these, and the same text makes other weights.
 LEARNED_BY = ("seed", "order", "model", "optim", "schedule")
-LEARNED_BY_IN_TRAIN = ("batch_tokens", "context", "micro_batch", "dtype", "compile")
+LEARNED_BY_IN_TRAIN = ("batch_tokens", "context", "micro_batch", "dtype", "compile", "head_start")
 
 
 class SampleConfig(Settings):
@@ -56,6 +56,9 @@ class TrainConfig(Settings):
     """Tokens that each update learns from."""
     context: int | None = Field(None, ge=1)
     """Tokens in a training window; as many as the model sees, when not given. Places beyond it are never learned."""
+    head_start: bool | None = None
+    """Begin with what counted pairs of tokens tell, so that the first guesses are a table's; where blocks begin as the
+    identity and the head is the model's own, when not given."""
     micro_batch: int | None = Field(None, ge=1)
     """Sequences that are computed at once; what fits, when not given."""
     eval_every_steps: int | None = Field(None, ge=1)
@@ -117,6 +120,16 @@ class RunConfig(Settings):
     def mistakes(self) -> Iterator[tuple[str, str]]:
         if self.window > self.model.context:
             yield "train.context", f"{self.window}, but the model sees {self.model.context} tokens; take less"
+        if self.train.head_start and not self._can_have_head_start:
+            yield "train.head_start", "is for models from nothing with --model.tied false and --model.init modern"
+
+    @property
+    def has_head_start(self) -> bool:
+        return self._can_have_head_start if self.train.head_start is None else self.train.head_start
+
+    @property
+    def _can_have_head_start(self) -> bool:
+        return self.start_from is None and not self.model.tied and self.model.init == "modern"
 
     @property
     def window(self) -> int:

@@ -36,6 +36,8 @@ def introduce(run: Run, begin: Path | Origin | None) -> None:
             lines.append(run.planned.told(config.schedule))
     elif begin is not None:
         lines.append(f"weights   those of {begin.folder}")
+    elif config.has_head_start:
+        lines.append("weights   random; embedding and head know from counting which token follows which")
     for line in lines:
         run.progress.note(line)
     for line in _doubts(config):

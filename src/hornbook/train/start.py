@@ -46,6 +46,7 @@ from hornbook.train.checkpoint import (
 )
 from hornbook.train.config import STOPS, RunConfig, override
 from hornbook.train.guard import NonFiniteGuard
+from hornbook.train.head_start import give_head_start
 from hornbook.train.introduction import introduce
 from hornbook.train.learner import Learner
 from hornbook.train.metrics import Metrics
@@ -202,6 +203,8 @@ def _train(
         restore(begin, learner)
     elif begin is not None:
         load_weights(learner.model, begin.folder)
+    elif config.has_head_start:
+        give_head_start(learner.model, tokens, config.seed)
     forget_snapshots_after(folder, state.step)
     planned = planned_since(before or config, config, state, order.samples_per_epoch, Extension.of(record.more))
     folder.write(record.with_(machine=machine.facts(), **planned.record()))

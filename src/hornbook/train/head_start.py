@@ -1,0 +1,112 @@
+"""What a run knows before its first step: which token follows which.
+
+In: a model whose blocks begin as the identity, and the tokens that it is to learn from.  Out: its embedding and its
+head, set so that it predicts each next token about as a table of all counted pairs would.
+Counting takes a second; to learn as much by gradients takes hundreds of steps. Such a table is too large to hold, but
+its best approximation of a model's width is just what a head after an embedding is:
+
+    head[next] . embedding[token]  =  log P(next | token)
+
+The weights stay what they always are, and learn on from there.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from hornbook.base.machine import mix_seed
+from hornbook.model.gpt import GPT
+from hornbook.shards.format import TokenArray
+
+# Of a longer text, a beginning; its pairs are known well enough.
+MOST_TOKENS = 20_000_000
+# A token's followers are mixed with so many drawn from the whole text, for what chance has kept apart.
+BELIEVED = 10.0
+# Of the width: what tells followers apart, and how much of an embedding's length it has at the mean. The rest tells
+# tokens apart, whatever follows them.
+SHARE_OF_WIDTH, SHARE_OF_LENGTH = 0.75, 0.5
+LONGEST = 0.9
+# The same in each embedding, from which the head reads how frequent a token is by itself.
+CONSTANT_SHARE = 0.04
+ROUNDS = 3
+
+
+@torch.no_grad()
+def give_head_start(model: GPT, tokens: TokenArray, seed: int) -> None:
+    table = counted(tokens, model.config.known_vocab_size)
+    embedding, head = _factors(table, model.config.n_embd, mix_seed(seed, "head start", 0))
+    model.embedding.weight.copy_(embedding)
+    model.head.weight.copy_(head)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The surprise of each counted pair, beside what its tokens' frequencies would make of it, as a sparse matrix. All
+    pairs that were not seen have the same in a row, which the head cannot say of a token and need not."""
+
+    first: torch.Tensor
+    second: torch.Tensor
+    surprise: torch.Tensor
+    mean: torch.Tensor  # of each row, (V,), which is taken off: a softmax does not see it
+    frequency: torch.Tensor  # (V,), which sums to 1
+
+    def times(self, matrix: torch.Tensor, transposed: bool = False) -> torch.Tensor:
+        """Rows and columns weighed by the roots of their tokens' frequencies, as their errors are felt."""
+        rows, columns = (self.second, self.first) if transposed else (self.first, self.second)
+        order = rows.argsort(stable=True) if transposed else slice(None)
+        begins = torch.searchsorted(rows[order].contiguous(), torch.arange(len(matrix)))
+        weight = self.frequency.sqrt()[:, None]
+        matrix = (weight * matrix).contiguous()
+        product = F.embedding_bag(columns[order], matrix, begins, mode="sum", per_sample_weights=self.surprise[order])
+        left, right = (self.frequency * 0 + 1, self.mean) if transposed else (self.mean, self.frequency * 0 + 1)
+        return weight * (product - torch.outer(left, right @ matrix))
+
+
+def counted(tokens: TokenArray, vocab_size: int) -> Pairs:
+    ids = tokens.read(0, min(len(tokens), MOST_TOKENS)).astype(np.int64)
+    keys, counts = np.unique(ids[:-1] * vocab_size + ids[1:], return_counts=True)
+    first, second, times = (torch.from_numpy(each) for each in (keys // vocab_size, keys % vocab_size, counts))
+    of_each = torch.bincount(torch.from_numpy(ids), minlength=vocab_size) + 0.1
+    frequency = (of_each / of_each.sum()).float()
+    # log P(second | first) / P(second), less what it is for pairs not seen
+    surprise = torch.log1p(times / (BELIEVED * frequency[second])).float()
+    mean = torch.zeros(vocab_size).index_add_(0, first, surprise * frequency[second])
+    return Pairs(first, second, surprise, mean, frequency)
+
+
+def _factors(pairs: Pairs, width: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embedding (V, C), whose rows all are of the length that a norm leaves them, and head (V, C)."""
+    random = torch.Generator().manual_seed(seed)
+    frequency, vocab_size = pairs.frequency, len(pairs.frequency)
+    rank = min(int(width * SHARE_OF_WIDTH), vocab_size - 1)
+    left, lengths, right = _leading(pairs, rank, random)
+    weight = frequency.sqrt()[:, None]
+    followed, follows = left * lengths.sqrt() / weight, right * lengths.sqrt() / weight
+    scale = math.sqrt(SHARE_OF_LENGTH * width / float((frequency[:, None] * followed.square()).sum()))
+    followed, follows = followed * scale, follows / scale
+    followed *= (math.sqrt(LONGEST * width) / followed.norm(dim=1, keepdim=True)).clamp(max=1)
+    constant = math.sqrt(CONSTANT_SHARE * width)
+    own = torch.randn(vocab_size, width - rank - 1, generator=random)
+    left_over = (width - followed.square().sum(dim=1) - constant**2).clamp(min=0.01 * width)
+    own *= (left_over.sqrt() / own.norm(dim=1))[:, None]
+    embedding = torch.cat((followed, torch.full((vocab_size, 1), constant), own), dim=1)
+    head = torch.cat((follows, frequency.log()[:, None] / constant, torch.zeros_like(own)), dim=1)
+    # Turned, so that every channel has its part of everything.
+    turn = torch.linalg.qr(torch.randn(width, width, generator=random))[0]
+    return embedding @ turn, head @ turn
+
+
+def _leading(pairs: Pairs, rank: int, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The leading singular vectors, as columns, and values: a random subspace, turned into the leading one."""
+    extra = min(rank + 16, len(pairs.frequency))
+    basis = torch.randn(len(pairs.frequency), extra, generator=random)
+    for _ in range(ROUNDS):
+        basis = torch.linalg.qr(pairs.times(basis))[0]
+        basis = torch.linalg.qr(pairs.times(basis, transposed=True))[0]
+    small, lengths, turn = torch.linalg.svd(pairs.times(basis), full_matrices=False)
+    return small[:, :rank], lengths[:rank], (basis @ turn.T)[:, :rank]
