@@ -15,12 +15,12 @@ from effort import long
 from hornbook import cli
 from hornbook.base.console import Progress
 from hornbook.base.errors import UserError
-from hornbook.base.machine import cpu_multiplies_int8, cpu_packs_bf16
+from hornbook.base.machine import cpu_has_fbgemm, cpu_multiplies_int8, cpu_packs_bf16
 from hornbook.infer import quantize
 from hornbook.infer.config import SamplerConfig
 from hornbook.infer.decode import Growing, grow
 from hornbook.infer.evaluate import evaluate
-from hornbook.infer.quantize import Int8Linear, PackedLinear, prepare_to_speak
+from hornbook.infer.quantize import HalfLinear, Int7Linear, Int8Linear, PackedLinear, prepare_to_speak
 from hornbook.infer.speaker import Speaker, load_speaker
 from hornbook.model.gpt import GPT
 from hornbook.train.config import RunConfig
@@ -28,6 +28,8 @@ from hornbook.train.start import fit
 
 pytestmark = pytest.mark.xdist_group("quantize")  # one training
 needs_vnni = pytest.mark.skipif(not cpu_multiplies_int8(), reason="this processor has no VNNI")
+needs_fbgemm = pytest.mark.skipif(not cpu_has_fbgemm(), reason="this torch has no fbgemm")
+needs_int8 = pytest.mark.skipif(not (cpu_has_fbgemm() or cpu_multiplies_int8()), reason="nothing multiplies int8 here")
 needs_bf16 = pytest.mark.skipif(not cpu_packs_bf16(), reason="this processor is slow at bfloat16")
 
 
@@ -50,7 +52,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("dtype", "at_most"),
-    [pytest.param("int8", 0.01, marks=needs_vnni), pytest.param("bfloat16", 0.01, marks=long)],
+    [pytest.param("int8", 0.01, marks=needs_int8), pytest.param("bfloat16", 0.01, marks=long)],
 )
 def test_perplexity_moves_by_less_than_a_hundredth(run: Path, dtype: str, at_most: float) -> None:
     exact = evaluate(run, None, device="cpu")["perplexity"]
@@ -60,7 +62,7 @@ def test_perplexity_moves_by_less_than_a_hundredth(run: Path, dtype: str, at_mos
     assert abs(coarse / exact - 1) < at_most
 
 
-@needs_vnni
+@needs_int8
 def test_greedy_texts_stay_what_they_were_for_a_while(run: Path) -> None:
     prompts = ["def ", "import ", "    return ", "class ", "# The ", "if ", "self.", "for "]
     exact, coarse = (load_speaker(run, device="cpu", dtype=dtype) for dtype in ("float32", "int8"))
@@ -94,6 +96,24 @@ def test_a_layer_in_int8_is_the_product_of_what_was_rounded(bias: bool) -> None:
     assert np.abs(ours - plain).max() < 0.03 * np.abs(plain).max()
 
 
+@needs_fbgemm
+@pytest.mark.parametrize(("kind", "at_most"), [(Int7Linear, 0.04), (HalfLinear, 0.002), (PackedLinear, 1e-6)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_for_plain_processors_is_nearly_the_product(kind: Any, at_most: float, bias: bool) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(96, width, bias=bias) for width in (40, 7)]
+    x = torch.randn(2, 5, 96) * torch.tensor([0.01, 1, 30, 0, 5])[:, None]
+    with torch.inference_mode():
+        ours = kind(layers)(x).double().numpy()
+        alone = np.stack([kind(layers)(x[:, [place]]).double().numpy()[:, 0] for place in range(5)], axis=1)
+    weight = np.concatenate([each.weight.detach().double().numpy() for each in layers])
+    offset = np.concatenate([each.bias.detach().double().numpy() for each in layers]) if bias else 0.0
+    expected = x.double().numpy() @ weight.T + offset
+    scale = np.abs(expected).max(axis=-1, keepdims=True) + 1e-9
+    assert (np.abs(ours - expected) / scale).max() < at_most, "each row by its own length"
+    assert (np.abs(alone - expected) / scale).max() < at_most
+
+
 @needs_vnni
 def test_what_a_layer_in_int8_makes_of_a_row_does_not_depend_on_the_others() -> None:
     torch.manual_seed(0)
@@ -104,7 +124,7 @@ def test_what_a_layer_in_int8_makes_of_a_row_does_not_depend_on_the_others() -> 
         assert torch.equal(layer(rows[:7]), together[:7])
 
 
-@needs_vnni
+@needs_int8
 @pytest.mark.parametrize("sizes", [{"n_kv_head": 1}, {"bigram_embeddings": 50}, {"positions": "learned"}], ids=str)
 def test_every_shape_speaks_in_int8_in_a_batch(sizes: dict[str, Any], untaught: Callable[..., GPT]) -> None:
     model = prepare_to_speak(untaught("modern", context=12, **sizes), "int8")
@@ -154,6 +174,7 @@ def test_what_cannot_be_had_is_told(
     assert cli.main(["generate", str(speaker.folder), "--prompt", "a", "--device", "cpu", "--dtype", "int4"]) == 2
     assert "no number type is called int4; use float32, bfloat16, int8" in capsys.readouterr().err
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    monkeypatch.setattr(quantize, "cpu_has_fbgemm", lambda: False)
     with pytest.raises(UserError, match="no instructions for it"):
         load_speaker(speaker.folder, device="cpu", dtype="int8")
     with pytest.raises(UserError, match="int8: is for CPUs"):

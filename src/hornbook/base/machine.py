@@ -294,6 +294,13 @@ def cpu_multiplies_int8() -> bool:
     return _cpu_has("_is_vnni_supported")
 
 
+def cpu_has_fbgemm() -> bool:
+    """Whether weights can lie in memory in few bits and be multiplied by plain instructions (AVX2)."""
+    import torch
+
+    return "fbgemm" in torch.backends.quantized.supported_engines
+
+
 def _cpu_has(*reports: str) -> bool:
     """Whether torch reports one of these of the processor, and may use it."""
     import torch

@@ -3,39 +3,51 @@
 In: a loaded GPT.  Out: the same, its matrices replaced by layers for inference; embeddings and norms stay as they are.
 
 - int8: each row of a matrix, and each vector that goes in, is scaled so that its largest number is 127, and rounded.
-  The product is exact, in whole numbers, so a row's result does not depend on its neighbours in a batch.
-- bfloat16: the numbers stay what they are; the matrix lies in memory in the order in which it is read.
+  The product is exact, in whole numbers, so a row's result does not depend on its neighbours in a batch. A processor
+  without instructions for it (VNNI) takes vectors in 7 bits, for its sums are 16 bits wide.
+- bfloat16 and float32: the numbers stay what they are; the matrix lies in memory in the order in which it is read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
 
 from hornbook.base.errors import UserError
-from hornbook.base.machine import cpu_multiplies_int8, cpu_packs_bf16
+from hornbook.base.machine import cpu_has_fbgemm, cpu_multiplies_int8, cpu_packs_bf16
 from hornbook.model.attention import Attention
 from hornbook.model.gpt import GPT
 
 LARGEST = 127
-ROWS_EXPECTED = 16  # of a bf16 product; in the order for 1, one token takes four times longer
+ROWS_EXPECTED = 16  # of a product in bf16; in the order for 1, one token takes four times longer
 
 
 def prepare_to_speak(model: GPT, dtype: str) -> GPT:
     """`dtype`: int8, of a model in float32, or the number type that it is in. Where a processor has no instructions for
-    it, bfloat16 is left as it is, and int8 refused."""
+    a type, it is left as it is, and int8 refused."""
     is_on_cpu = model.embedding.weight.device.type == "cpu"
+    if dtype == "int8" and not is_on_cpu:
+        raise UserError("--dtype int8: is for CPUs; use bfloat16 here, or --device cpu")
+    kind = _kind_of_layer(dtype) if is_on_cpu else None
+    if kind is not None:
+        return _with_layers(model, kind)
     if dtype == "int8":
-        if not is_on_cpu:
-            raise UserError("--dtype int8: is for CPUs; use bfloat16 here, or --device cpu")
-        if not cpu_multiplies_int8():
-            raise UserError("--dtype int8: this processor has no instructions for it (VNNI); use bfloat16 or float32")
-        return _with_layers(model, Int8Linear)
-    if dtype == "bfloat16" and is_on_cpu and cpu_packs_bf16():
-        return _with_layers(model, PackedLinear)
+        raise UserError("--dtype int8: this processor has no instructions for it; use bfloat16 or float32")
     return model
+
+
+def _kind_of_layer(dtype: str) -> type[Layer] | None:
+    if dtype == "int8":
+        if cpu_multiplies_int8():
+            return Int8Linear
+        return Int7Linear if cpu_has_fbgemm() else None
+    if dtype == "bfloat16" and not cpu_packs_bf16():
+        return HalfLinear if cpu_has_fbgemm() else None
+    return PackedLinear if torch.backends.mkldnn.is_available() else None
 
 
 def dtype_of_cache(model: GPT, dtype: str) -> torch.dtype:
@@ -43,7 +55,7 @@ def dtype_of_cache(model: GPT, dtype: str) -> torch.dtype:
     return torch.bfloat16 if dtype == "int8" and cpu_packs_bf16() else model.embedding.weight.dtype
 
 
-def _with_layers(model: GPT, kind: type[Int8Linear] | type[PackedLinear]) -> GPT:
+def _with_layers(model: GPT, kind: type[Layer]) -> GPT:
     for part in list(model.modules()):
         if isinstance(part, Attention):
             _join(part, kind)
@@ -54,7 +66,7 @@ def _with_layers(model: GPT, kind: type[Int8Linear] | type[PackedLinear]) -> GPT
     return model
 
 
-def _join(attention: Attention, kind: type[Int8Linear] | type[PackedLinear]) -> None:
+def _join(attention: Attention, kind: type[Layer]) -> None:
     """One product is sooner done than three."""
     layers = [attention.query, attention.key, attention.value]
     joined, widths = kind(layers), [each.out_features for each in layers]
@@ -68,9 +80,16 @@ def _joined(layers: Sequence[nn.Linear]) -> tuple[torch.Tensor, torch.Tensor | N
     return weight, torch.cat([each.detach() for each in biases]) if biases else None
 
 
-class Int8Linear(nn.Module):
+class Layer(nn.Module):
+    """What several layers that read the same make of it, one beside another."""
+
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
         super().__init__()
+
+
+class Int8Linear(Layer):
+    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+        super().__init__(layers)
         weight, bias = _joined(layers)
         scales = weight.float().abs().amax(dim=1).clamp(min=1e-30) / LARGEST
         whole = (weight.float() / scales[:, None]).round().to(torch.int8)
@@ -88,12 +107,64 @@ class Int8Linear(nn.Module):
         return torch.addcmul(self.bias, product, largest).unflatten(0, x.shape[:-1])
 
 
-class PackedLinear(nn.Module):
+class Int7Linear(Layer):
+    """By fbgemm, whose own way of rounding what goes in is by the longest vector of all; so they are made equally long
+    first."""
+
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
-        super().__init__()
+        super().__init__(layers)
+        weight, bias = _joined(layers)
+        scales = weight.float().abs().amax(dim=1).clamp(min=1e-30) / LARGEST
+        zeros = torch.zeros(len(scales), dtype=torch.int64)
+        with _fbgemm():
+            whole = torch.quantize_per_channel(weight.float(), scales, zeros, 0, torch.qint8)
+            self.packed = torch.ops.quantized.linear_prepack(whole, None)
+        self.bias = None if bias is None else bias.float()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flat = x.flatten(0, -2)
+        largest = flat.abs().amax(dim=-1, keepdim=True).clamp_(min=1e-30)
+        product = torch.ops.quantized.linear_dynamic(flat / largest, self.packed, True)  # True: in 7 bits
+        product = product * largest if self.bias is None else torch.addcmul(self.bias, product, largest)
+        return product.unflatten(0, x.shape[:-1])
+
+
+class HalfLinear(Layer):
+    """bfloat16 on a processor that multiplies none: read as float16, which has all of its digits, and multiplied in
+    float32."""
+
+    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+        super().__init__(layers)
+        weight, bias = _joined(layers)
+        with _fbgemm():
+            self.packed = torch.ops.quantized.linear_prepack_fp16(
+                weight.float(), None if bias is None else bias.float()
+            )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.ops.quantized.linear_dynamic_fp16(x.float(), self.packed).to(x.dtype)
+
+
+class PackedLinear(Layer):
+    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+        super().__init__(layers)
         weight, self.bias = _joined(layers)
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS_EXPECTED)
+        rows = ROWS_EXPECTED if weight.dtype == torch.bfloat16 else 1
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
         return product
+
+
+@contextlib.contextmanager
+def _fbgemm() -> Iterator[None]:
+    """What is packed meanwhile, it multiplies from then on."""
+    before = torch.backends.quantized.engine
+    torch.backends.quantized.engine = "fbgemm"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that torch has another place for quantisation now
+            yield
+    finally:
+        torch.backends.quantized.engine = before
