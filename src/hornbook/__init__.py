@@ -93,7 +93,7 @@ def fit(
     from hornbook.train.start import fit as fit_run
     from hornbook.train.start import free_folder
 
-    composed = compose(config, knobs, tiny)
+    composed = compose(config, knobs, tiny, measured=True)
     folder = Path(out) if out is not None else free_folder(composed)
     return TrainedRun(folder, fit_run(composed, folder).reason)
 

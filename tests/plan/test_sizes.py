@@ -14,7 +14,7 @@ from hornbook.base.errors import UserError
 from hornbook.cli import main
 from hornbook.plan.gpus import GPUS
 from hornbook.plan.sizes import Sizes, find
-from hornbook.recipes import RECIPES
+from hornbook.recipes import RECIPES, compose
 from hornbook.train.config import RunConfig
 from hornbook.train.start import fit
 
@@ -140,8 +140,9 @@ def test_a_knob_of_a_recipe_is_turned(capsys: pytest.CaptureFixture[str]) -> Non
         assert main(["model", "demo", "--json", *words]) == 0
         facts = json.loads(capsys.readouterr().out)
         sizes.append((facts["parameters"]["without_embeddings"], facts["training"]["batch_sequences"]))
-    (four, sequences), (thirty_two, _), (_, more) = sizes
-    assert (thirty_two - 256) / (four - 256) == 8
+    (few, sequences), (thirty_two, _), (_, more) = sizes
+    chosen = compose("demo", {}).model
+    assert (thirty_two - chosen.n_embd) / (few - chosen.n_embd) == 32 / chosen.n_layer
     assert more > sequences
 
 

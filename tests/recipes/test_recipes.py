@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,13 +12,13 @@ from hornbook.base.errors import UserError
 from hornbook.model.config import ModelConfig
 from hornbook.model.gpt import GPT
 from hornbook.recipes import DEFAULT, RECIPES, compose
-from hornbook.recipes.modern import own_text, why_these_sizes
+from hornbook.recipes.dial import MOST_READINGS, own_text, why_these_sizes
 from hornbook.train.config import RunConfig, override
 from hornbook.train.start import fit
 
 # A change of a recipe's size is made here too, on purpose.
 GOLDEN_PARAMETERS = {
-    "demo": 4_852_480,
+    "demo": 3_081_728,
     "demo-classic": 4_240_896,
     "modern-small": 7_408_384,
     "modern-medium": 42_477_056,
@@ -111,51 +112,66 @@ def test_a_file_naming_an_unknown_recipe_is_a_mistake(toml: Path) -> None:
         compose(str(toml), {})
 
 
-texts = st.integers(1_000, 10**9)
+texts, minutes, speeds = st.integers(1_000, 10**9), st.floats(0.1, 10_000), st.floats(1e9, 1e15)
 
 
-@given(text_bytes=st.integers(0, 10**10), accelerated=st.booleans())
-def test_sizes_chosen_for_a_text_always_work(text_bytes: int, accelerated: bool) -> None:
-    config = own_text("my.txt", text_bytes, accelerated)
+@given(text_bytes=st.integers(0, 10**10), minutes=minutes, flops=speeds, kind=st.sampled_from(["bpe", "char", "gpt2"]))
+def test_sizes_chosen_for_a_text_always_work(text_bytes: int, minutes: float, flops: float, kind: str) -> None:
+    config = own_text("my.txt", text_bytes, minutes, flops, kind)
     assert RunConfig.model_validate_json(config.model_dump_json()) == config
     assert config.sequences >= 1
     assert config.train.batch_tokens >= config.model.context
-    assert config.train.epochs is not None
-    assert 1 <= config.train.epochs <= 20
-    assert config.tokenizer.kind in why_these_sizes(config)
+    assert config.train.minutes == pytest.approx(minutes)
+    assert config.train.epochs == MOST_READINGS
+    assert config.tokenizer.kind == kind
+    assert kind in why_these_sizes(config)
 
 
-@pytest.mark.parametrize(("minutes", "said"), [(1, ", 1 minute;"), (1.5, ", 1.5 minutes;"), (2, ", 2 minutes;")])
+@pytest.mark.parametrize(("minutes", "said"), [(1, " or 1 minute;"), (1.5, " or 1.5 minutes;"), (2, " or 2 minutes;")])
 def test_one_minute_is_not_minutes(minutes: float, said: str) -> None:
-    config = override(own_text("book.txt", 10_000, False), {"train": {"minutes": minutes}})
-    assert said in why_these_sizes(config)
+    assert said in why_these_sizes(own_text("book.txt", 10_000, minutes))
 
 
-@given(text_bytes=texts)
-def test_the_text_is_long_enough_for_what_is_chosen(text_bytes: int) -> None:
+@given(text_bytes=texts, minutes=minutes, flops=speeds)
+def test_the_text_is_long_enough_for_what_is_chosen(text_bytes: int, minutes: float, flops: float) -> None:
     """With at least three bytes in a token, a tenth of the text held back, several windows and steps remain."""
-    config = own_text("my.txt", text_bytes, accelerated=True)
-    tokens = 0.9 * text_bytes / (1 if config.tokenizer.kind == "byte" else 3)
+    config = own_text("my.txt", text_bytes, minutes, flops)
+    tokens = 0.9 * text_bytes / 3
     assert tokens > 4 * config.model.context
-    assert config.train.epochs is not None
-    assert config.train.epochs * tokens / config.train.batch_tokens >= 20
+    assert MOST_READINGS * tokens / config.train.batch_tokens >= 20
 
 
-@given(texts, texts, st.booleans())
-def test_more_text_never_means_a_smaller_model_or_more_readings(one: int, other: int, accelerated: bool) -> None:
-    less, more = (own_text("my.txt", size, accelerated) for size in sorted((one, other)))
-    assert shape_of(less).n_params() <= shape_of(more).n_params()
-    assert less.model.context <= more.model.context
-    assert less.train.epochs is not None
-    assert more.train.epochs is not None
-    assert less.train.epochs >= more.train.epochs
+@given(texts, texts, minutes, minutes, speeds, speeds)
+def test_more_text_time_and_speed_never_mean_a_smaller_model(
+    one: int, other: int, short: float, long: float, slow: float, fast: float
+) -> None:
+    def layers(text_bytes: int, minutes: float, flops: float) -> int:
+        model = own_text("my.txt", text_bytes, minutes, flops, "char").model
+        return model.n_layer * model.n_embd**2
+
+    least, most = sorted((short, long)), sorted((slow, fast))
+    assert layers(min(one, other), least[0], most[0]) <= layers(max(one, other), least[1], most[1])
 
 
-def test_an_accelerator_is_given_a_larger_model_where_there_is_text_for_it() -> None:
-    for text_bytes in (10_000, 10**7):
-        assert own_text("my.txt", text_bytes, True) == own_text("my.txt", text_bytes, False)
-    laptop, accelerated = (shape_of(own_text("my.txt", 10**9, each)).n_params() for each in (False, True))
-    assert accelerated > 2 * laptop
+def test_minutes_alone_do_not_mean_to_learn_by_heart(tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("to be or not " * 400)
+    knobs: dict[str, Any] = {"data": str(tmp_path / "short.txt")}
+    assert compose(None, knobs | {"train": {"minutes": 500}}).train.epochs == MOST_READINGS
+    assert compose(None, knobs | {"train": {"minutes": 500, "epochs": 900}}).train.epochs == 900
+    assert compose(None, knobs | {"train": {"steps": 7}}).train.epochs is None
+
+
+def test_a_faster_machine_is_given_a_larger_model_where_time_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the same where steps decide, which must mean the same everywhere."""
+    sizes = {}
+    for speed in (1e10, 1e14):
+        monkeypatch.setattr("hornbook.train.probe.flops", lambda machine, speed=speed: speed)
+        for end in ({}, {"minutes": 2}, {"steps": 50}):
+            config = compose("demo", {"train": end | {"device": "cpu"}}, measured=True)
+            sizes[speed, *end] = config.model.n_params(embeddings=False)
+    assert sizes[1e10,] < sizes[1e14,]
+    assert sizes[1e10, "minutes"] < sizes[1e14, "minutes"]
+    assert sizes[1e10, "steps"] == sizes[1e14, "steps"]
 
 
 def test_a_text_of_ones_own_decides_the_sizes(tmp_path: Path) -> None:
@@ -164,7 +180,6 @@ def test_a_text_of_ones_own_decides_the_sizes(tmp_path: Path) -> None:
     long.write_text("to be or not " * 60_000)
     small, large = (compose(None, {"data": str(path), "train": {"device": "cpu"}}) for path in (short, long))
     assert small.recipe == large.recipe == "own-text"
-    assert (small.tokenizer.kind, large.tokenizer.kind) == ("byte", "bpe")
     assert small.model.n_params(embeddings=False) < large.model.n_params(embeddings=False)
     assert compose(None, {"data": str(short), "model": {"n_layer": 7}}).model.n_layer == 7
 

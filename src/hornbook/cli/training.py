@@ -34,7 +34,7 @@ def train(words: list[str]) -> int:
     from hornbook.base.console import say
     from hornbook.base.settings import from_words
     from hornbook.recipes import compose
-    from hornbook.recipes.modern import why_these_sizes
+    from hornbook.recipes.dial import why_these_sizes
     from hornbook.train.config import RunConfig
 
     knobs = from_words(RunConfig, long_forms(words))
@@ -42,13 +42,38 @@ def train(words: list[str]) -> int:
     with told_apart(as_json):
         config = None if named or knobs or tiny or out is None else _begun(Path(str(out)))
         if config is None:
-            config = compose(named, knobs, tiny)
+            config = compose(named, knobs, tiny, measured=True)
             if config.recipe == "own-text":
                 say(why_these_sizes(config))
         from hornbook.train.start import fit, free_folder  # torch comes in when the settings are right
 
         outcome = fit(config, Path(str(out)) if out is not None else free_folder(config))
     return _conclude(outcome, as_json)
+
+
+def plan(words: list[str]) -> int:
+    if asks_help(words):
+        answer(
+            "hornbook plan [RECIPE | FILE.toml] [--data CORPUS|PATH] [--minutes N] [--json] [--any.knob VALUE ...]\n\n"
+            "What `hornbook train` would choose for the same words, and come to: when it ends, how much memory it\n"
+            "takes, and about which loss it reaches. A few steps are timed on this machine; nothing is trained.\n"
+        )
+        return 0
+    as_json, tiny = take_flag(words, "--json"), take_flag(words, "--tiny")
+    named = words.pop(0) if words and not words[0].startswith("-") else None
+    from hornbook.base.settings import from_words
+    from hornbook.train.config import RunConfig
+
+    knobs = from_words(RunConfig, long_forms(words))
+    from hornbook.plan.forecast import forecast  # torch comes in when the words are understood
+
+    with told_apart(as_json):
+        found = forecast(named, knobs, tiny)
+    if as_json:
+        answer_json(found.as_dict())
+    else:
+        found.show()
+    return 0
 
 
 def _begun(run: Path) -> RunConfig | None:
@@ -64,7 +89,7 @@ def _begun(run: Path) -> RunConfig | None:
 def resume(words: list[str]) -> int:
     if asks_help(words):
         answer(
-            "hornbook resume runs/NAME [--train.minutes N | --train.steps N | ...] [--json]\n\n"
+            "hornbook resume runs/NAME [--minutes N | --train.steps N | ...] [--json]\n\n"
             "Go on with a run from its newest good checkpoint.\n"
         )
         return 0
@@ -76,7 +101,7 @@ def resume(words: list[str]) -> int:
     from hornbook.train.start import resume
 
     with told_apart(as_json):
-        outcome = resume(Path(words[0]), from_words(RunConfig, words[1:]))
+        outcome = resume(Path(words[0]), from_words(RunConfig, long_forms(words[1:])))
     return _conclude(outcome, as_json)
 
 
@@ -138,9 +163,10 @@ def _print_knobs() -> None:
     from hornbook.train.config import RunConfig
 
     answer(
-        "hornbook train [RECIPE | FILE.toml] [--data CORPUS|PATH] [--out runs/NAME] [--tiny] [--json]\n"
+        "hornbook train [RECIPE | FILE.toml] [--data CORPUS|PATH] [--minutes N] [--out runs/NAME] [--tiny] [--json]\n"
         "               [--from MODEL|runs/NAME] [--any.knob VALUE ...]\n\n"
-        "With no recipe: the demo's. With --data PATH and no recipe: sizes from the amount of text.\n"
+        "With no recipe: the demo's. With --data PATH and no recipe: sizes for the text, the machine and the minutes;\n"
+        "ten at most when not given. `hornbook plan` with the same words tells what comes of it.\n"
         "With --from MODEL|runs/NAME: from its weights rather than from nothing, with its sizes and its tokenizer.\n"
         "With --tiny: the run's miniature, which takes seconds.\n"
         "Every knob, and its default where no recipe sets it:\n\n"

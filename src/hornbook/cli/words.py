@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 DROPS = " (without what the tokenizer drops, such as blanks and accents: lower than of the whole text)"
-SHORT = {"--errors": "--text.errors", "--max-documents": "--text.max-documents", "--from": "--start-from"}
+SHORT = {
+    "--errors": "--text.errors",
+    "--max-documents": "--text.max-documents",
+    "--from": "--start-from",
+    "--minutes": "--train.minutes",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,7 +65,7 @@ def take_flag(words: list[str], flag: str) -> bool:
 
 
 def long_forms(words: list[str]) -> list[str]:
-    """The knobs of a text that have a short name."""
+    """The knobs that have a short name."""
     pairs = [word.partition("=") for word in words]
     return [SHORT.get(name, name) + equals + value for name, equals, value in pairs]
 

@@ -13,14 +13,14 @@ from typing import Any
 from hornbook.base.console import say
 from hornbook.base.errors import UserError
 from hornbook.base.settings import build, from_file, merge, nearest
-from hornbook.recipes import modern, seeds
+from hornbook.recipes import dial, modern, seeds
 from hornbook.recipes.miniature import miniature, what_is_small
 from hornbook.shards.format import Shards, is_shards
 from hornbook.shards.prepare import PrepareConfig
 from hornbook.text.corpora import find_corpus, find_source, is_corpus
 from hornbook.text.documents import AS_IT_COMES, TextConfig
-from hornbook.text.tokenizer import WORDPIECE_ENTRIES
-from hornbook.train.config import RunConfig, override
+from hornbook.text.tokenizer import KINDS, WORDPIECE_ENTRIES
+from hornbook.train.config import STOPS, RunConfig, TrainConfig, override
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     "demo": modern.demo,
@@ -45,10 +45,13 @@ MOST_BYTES_TO_FIT = 100_000_000
 KNOWN_VOCABULARIES = {"byte": 257, "gpt2": 50_257, "wordpiece": WORDPIECE_ENTRIES}
 
 
-def compose(named: RunConfig | str | None, knobs: Mapping[str, Any], tiny: bool = False) -> RunConfig:
+def compose(
+    named: RunConfig | str | None, knobs: Mapping[str, Any], tiny: bool = False, measured: bool = False
+) -> RunConfig:
     """The run that is meant: a recipe by name, a .toml or .json file, sizes chosen for a text, or the default; with
-    knobs turned. A tiny one is its miniature, to which the knobs that are given here still do what they say."""
-    whole = _compose(named, knobs)
+    knobs turned. A tiny one is its miniature, to which the knobs that are given here still do what they say. Where
+    sizes are chosen by minutes, it is for a plain machine, or for this one, measured."""
+    whole = _compose(named, knobs, measured and not tiny)
     if not tiny:
         return whole
     if whole.start_from is not None:
@@ -58,7 +61,7 @@ def compose(named: RunConfig | str | None, knobs: Mapping[str, Any], tiny: bool 
     return small
 
 
-def _compose(named: RunConfig | str | None, knobs: Mapping[str, Any]) -> RunConfig:
+def _compose(named: RunConfig | str | None, knobs: Mapping[str, Any], measured: bool) -> RunConfig:
     tree: dict[str, Any] = {}
     origins: dict[str, str] = {}
     if isinstance(named, str) and named.endswith((".toml", ".json")):
@@ -70,8 +73,14 @@ def _compose(named: RunConfig | str | None, knobs: Mapping[str, Any]) -> RunConf
     start_from = merge({"start_from": getattr(named, "start_from", None)}, tree, knobs)["start_from"]
     if isinstance(start_from, str):
         return _from_weights(start_from, based_on, tree, knobs, origins)
-    base = _base(based_on, knobs.get("data", tree.get("data")), _how_to_read(tree, knobs))
-    return override(base, tree, knobs, origins=origins)
+    data, text, train = knobs.get("data", tree.get("data")), _how_to_read(tree, knobs), _how_to_train(tree, knobs)
+    kind = merge({"tokenizer": {"kind": "bpe"}}, tree, knobs)["tokenizer"]["kind"]
+    base = _base(based_on, data, text, kind, train.get("minutes"))
+    config = override(base, tree, knobs, origins=origins)
+    if measured and not isinstance(named, RunConfig) and base.recipe in dial.MADE_BY_IT and _ends_by_minutes(train):
+        base = _base(based_on, data, text, kind, train.get("minutes"), _flops(train))
+        config = override(base, tree, knobs, origins=origins)
+    return dial.kept_from_rote(config, base)
 
 
 def _how_to_read(*trees: Mapping[str, Any]) -> TextConfig:
@@ -82,14 +91,30 @@ def _how_to_read(*trees: Mapping[str, Any]) -> TextConfig:
     return AS_IT_COMES
 
 
-def _base(named: Any, data: Any, text: TextConfig) -> RunConfig:
+def _how_to_train(*trees: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The knobs of training that are given, by which it is known how long it may take, and where."""
+    given = merge({"train": {}}, *trees)["train"]
+    with contextlib.suppress(UserError):
+        train = build(TrainConfig, {"steps": 1, **given})
+        return {knob: getattr(train, knob) for knob in given}
+    return {}
+
+
+def _base(
+    named: Any,
+    data: Any,
+    text: TextConfig,
+    kind: Any = "bpe",
+    minutes: float | None = None,
+    flops: float = dial.PLAIN_CPU,
+) -> RunConfig:
     if isinstance(named, RunConfig):
         return named
-    if named is not None:
+    if named is not None and named != DEFAULT:
         return _recipe(str(named))
-    if isinstance(data, str) and (text_bytes := _bytes_to_fit(data, text)) is not None:
-        return _for_text(data, text_bytes)
-    return _recipe(DEFAULT)
+    if named is None and isinstance(data, str) and (text_bytes := _bytes_to_fit(data, text)) is not None:
+        return dial.own_text(data, text_bytes, minutes, flops, kind if kind in KINDS else "bpe")
+    return modern.demo(modern.DEMO_MINUTES if minutes is None else minutes, flops)
 
 
 def _from_weights(
@@ -142,7 +167,13 @@ def _bytes_to_fit(data: str, text: TextConfig) -> int | None:
     return likely if likely <= MOST_BYTES_TO_FIT else None
 
 
-def _for_text(data: str, text_bytes: int) -> RunConfig:
-    from hornbook.base.machine import choose_machine
+def _ends_by_minutes(train: Mapping[str, Any]) -> bool:
+    """What something else than time brings to an end must not depend on how fast a machine is."""
+    return train.get("minutes") is not None or all(train.get(stop) is None for stop in STOPS)
 
-    return modern.own_text(data, text_bytes, choose_machine().device != "cpu")
+
+def _flops(train: Mapping[str, Any]) -> float:
+    from hornbook.base.machine import choose_machine
+    from hornbook.train.probe import flops
+
+    return flops(choose_machine(*(train.get(knob) for knob in ("device", "dtype", "threads"))))

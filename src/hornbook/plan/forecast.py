@@ -1,0 +1,146 @@
+"""What a run will come to, before it is trained.
+
+In: settings, and the text as it lies there.  Out: when it ends, how many tokens it will have seen, how much memory it
+takes, and about which loss it will reach; to read, or as a dictionary. A few steps are timed on this machine; nothing
+is trained or written.
+"""
+
+from __future__ import annotations
+
+import lzma
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hornbook.base.console import count, duration, say
+from hornbook.base.errors import UserError
+from hornbook.base.machine import choose_machine
+from hornbook.model.init import outline
+from hornbook.recipes import compose, vocabulary_of
+from hornbook.recipes.dial import bytes_of_a_token
+from hornbook.shards.format import Shards, is_shards
+from hornbook.text.corpora import find_corpus, find_source, is_corpus
+from hornbook.text.readers import STANDARD_INPUT
+from hornbook.train.config import RunConfig
+from hornbook.train.memory import training_memory
+from hornbook.train.probe import seconds_a_step
+from hornbook.train.sizing import first_micro_batch
+
+# Of a run's time, what is learned in.
+LEARNING = 0.93
+# How hard a text is, is what xz makes of its beginning.
+SAMPLE_BYTES = 1_000_000
+# bits per byte = xz's x A x (megabytes seen) ^ -B, fitted on the runs of the record.
+A, B, SPREAD = 1.0, 0.08, 0.05
+MORE = 3.0
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Of one run."""
+
+    config: RunConfig
+    machine: str
+    seconds_a_step: float
+    steps: int
+    seconds: float
+    tokens: int
+    readings: float | None
+    memory_bytes: int
+    bits_per_byte: float | None
+
+    @property
+    def between(self) -> tuple[float, float] | None:
+        """Where the loss lies most probably."""
+        bits = self.bits_per_byte
+        return None if bits is None else (bits * (1 - SPREAD), bits * (1 + SPREAD))
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"config": self.config.model_dump(mode="json"), "between": self.between}
+
+    def show(self) -> None:
+        config, model = self.config, self.config.model
+        vocabulary = f"{config.tokenizer.kind} vocabulary of {model.known_vocab_size:,}"
+        say(
+            f"model     {count(model.n_params())} parameters: {model.n_layer} layers of width {model.n_embd}, context "
+            f"{model.context}, {vocabulary}"
+        )
+        say(f"machine   {self.machine}: {self.seconds_a_step:.3g} s for a step of {config.train.batch_tokens:,} tokens")
+        read = f", the text {self.readings:.2g} times" if self.readings is not None else ""
+        say(f"training  {count(self.tokens)} tokens in {self.steps:,} steps{read}")
+        say(f"time      {duration(self.seconds)}")
+        say(f"memory    {count(float(self.memory_bytes))}B")
+        if self.between is not None:
+            say(f"loss      {self.between[0]:.2f} to {self.between[1]:.2f} bits per byte of text not seen in training")
+
+
+def forecast(named: str | None, knobs: Mapping[str, Any], tiny: bool = False) -> Forecast:
+    if knobs.get("data") == STANDARD_INPUT:
+        raise UserError("plan: standard input can be read only once; keep the text in a file")
+    config = compose(named, knobs, tiny, measured=True)
+    text_bytes, difficulty = _of_text(config)
+    entries = vocabulary_of(config)
+    if entries is None:
+        raise UserError(
+            "plan: how many entries the vocabulary has is not known before the text is read; give "
+            "--tokenizer.vocab-size"
+        )
+    config = config.with_(model=config.model.with_(vocab_size=entries).model_dump())
+    machine = choose_machine(config.train.device, config.train.dtype, config.train.threads)
+    each = seconds_a_step(config, machine)
+    steps = _steps(config, each, text_bytes)
+    tokens = steps * config.sequences * config.window
+    seen = tokens * bytes_of_a_token(config.tokenizer.kind)
+    memory = training_memory(
+        config,
+        outline(config.model),
+        first_micro_batch(config, machine),
+        machine.torch_dtype,
+        machine.torch_device.type,
+    )
+    return Forecast(
+        config=config,
+        machine=f"{machine.name}, {machine.dtype}",
+        seconds_a_step=each,
+        steps=steps,
+        seconds=steps * each / LEARNING,
+        tokens=tokens,
+        readings=seen / text_bytes if text_bytes else None,
+        memory_bytes=memory.bytes,
+        bits_per_byte=None if difficulty is None else difficulty * A * (seen / 1e6) ** -B,
+    )
+
+
+def _steps(config: RunConfig, seconds_a_step: float, text_bytes: float) -> int:
+    train, step_tokens = config.train, config.sequences * config.window
+    ends = [float(train.steps)] if train.steps is not None else []
+    if train.tokens is not None:
+        ends.append(train.tokens / step_tokens)
+    if train.epochs is not None:
+        ends.append(train.epochs * text_bytes / bytes_of_a_token(config.tokenizer.kind) / step_tokens)
+    if train.minutes is not None:
+        ends.append(60 * train.minutes * LEARNING / seconds_a_step)
+    if not ends:
+        raise UserError("plan: --train.target-loss alone does not tell how long it takes; give --minutes as well")
+    return max(math.ceil(min(ends)), 1)
+
+
+def _of_text(config: RunConfig) -> tuple[float, float | None]:
+    """How much there is, and the bits per byte that xz makes of its beginning; None where it is not here."""
+    if is_shards(Path(config.data)):
+        shards = Shards.open(Path(config.data))
+        return shards.bytes_of_text("train"), shards.split_facts("val").get("yardsticks", {}).get("xz -9")
+    if is_corpus(config.data):
+        corpus, choice = find_corpus(config.data)
+        if corpus.missing(choice):
+            return corpus.likely_bytes_of_text(choice), None
+    source = find_source(config.data, config.text)
+    beginning = bytearray()
+    for document in source.documents():
+        beginning += document.text.encode()
+        if len(beginning) >= SAMPLE_BYTES:
+            break
+    whole = bytes(beginning[:SAMPLE_BYTES])
+    return source.likely_bytes_of_text(), 8 * len(lzma.compress(whole, preset=9)) / max(len(whole), 1)

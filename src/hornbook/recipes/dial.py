@@ -1,0 +1,135 @@
+"""How large, how often, how fast to learn: from a text, a machine and so many minutes.
+
+In: how much text there is, how fast the machine computes, how long it may take.  Out: the RunConfig of our own settings
+in that measure. The demo is this dial at its text and three minutes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hornbook.model.config import ModelConfig, modern
+from hornbook.text.tokenizer import TokenizerConfig, vocab_size_for
+from hornbook.train.config import STOPS, OptimConfig, RunConfig, ScheduleConfig, TrainConfig, override
+
+
+@dataclass(frozen=True)
+class Size:
+    """A step of the ladder. Batches are as small as the machine is still quick at: in little time, many small steps
+    learn more than few large ones."""
+
+    n_layer: int
+    n_embd: int
+    context: int
+    batch_tokens: int
+    narrow: bool = False
+    """With half of the heads, one of keys and values, and a small MLP: so that more of the width can be afforded, which
+    in little time is worth more."""
+
+    def model(self, context: int, dropout: float) -> ModelConfig:
+        inside = (
+            {"n_head": max(self.n_embd // 128, 1), "n_kv_head": 1, "head_width": 64, "mlp_width": 2 * self.n_embd}
+            if self.narrow
+            else {"n_head": self.n_embd // 64}
+        )
+        return modern(n_layer=self.n_layer, n_embd=self.n_embd, context=context, dropout=dropout, **inside)
+
+
+LADDER = (
+    Size(2, 128, 64, 512),
+    Size(2, 192, 128, 1024, narrow=True),
+    Size(2, 256, 128, 1024, narrow=True),
+    Size(3, 256, 128, 1024, narrow=True),
+    Size(4, 384, 256, 2048, narrow=True),
+    Size(6, 384, 256, 4096),
+    Size(8, 512, 512, 16_384),
+    Size(12, 768, 1024, 131_072),
+)
+# A machine that nobody has measured: two cores without bf16. Runs that are bounded by something else than time must not
+# depend on how fast a machine is.
+PLAIN_CPU = 1.2e11
+MINUTES = 10.0
+MADE_BY_IT = ("demo", "own-text")
+# Steps that a model needs to be worth its size.
+LEAST_STEPS = 700
+# Parameters that a token of the text can fill, read again and again.
+MOST_PARAMETERS_A_TOKEN = 10.0
+# As a model is read over the whole run, more often than this it only learns by heart.
+MOST_READINGS = 40.0
+MANY_READINGS = 4.0
+BYTES_OF_A_TOKEN = 3.0
+OF_SINGLE_SIGNS = ("byte", "char")
+# Entries of vocabularies whose size is not chosen, or about.
+ENTRIES = {"byte": 257, "char": 128, "gpt2": 50_257}
+# Of the time; the rest goes to looking around, and to what is not a product of matrices.
+LEARNING, EFFICIENCY = 0.9, 0.75
+
+
+def own_text(
+    data: str, text_bytes: int, minutes: float | None = None, flops: float = PLAIN_CPU, kind: str = "bpe"
+) -> RunConfig:
+    """Our settings for a text that a user brings. Without minutes, MINUTES, or as few as it
+    takes to read a short text as often as helps."""
+    vocabulary = ENTRIES.get(kind) or vocab_size_for(text_bytes)
+    tokens = max(text_bytes / bytes_of_a_token(kind), 1.0)
+    seconds = 60 * (MINUTES if minutes is None else minutes)
+    budget = seconds * LEARNING * EFFICIENCY * flops
+    size, context = LADDER[0], _context(LADDER[0], tokens)
+    for larger in LADDER:
+        each = flops_of_step(larger, vocabulary)
+        fills = larger.model(larger.context, 0.0).n_params(embeddings=False) <= MOST_PARAMETERS_A_TOKEN * tokens
+        if budget / each >= LEAST_STEPS and fills:
+            size, context = larger, _context(larger, tokens)
+    batch = min(size.batch_tokens, max(int(tokens) // 8, context))
+    readings = min(budget / flops_of_step(size, vocabulary) * batch / tokens, MOST_READINGS)
+    many = readings > MANY_READINGS
+    return RunConfig(
+        recipe="own-text",
+        data=data,
+        tokenizer=TokenizerConfig(kind=kind, vocab_size=vocabulary if kind == "bpe" else None),
+        model=size.model(context, dropout=0.1 if many else 0.0),
+        optim=muon(weight_decay=0.1 if many else 0.0),
+        schedule=ScheduleConfig(warmup_steps=10),
+        train=TrainConfig(minutes=seconds / 60, epochs=MOST_READINGS, batch_tokens=batch),
+    )
+
+
+def kept_from_rote(config: RunConfig, chosen: RunConfig) -> RunConfig:
+    """Whoever says for how many minutes has not said to learn a short text by heart."""
+    ends = [stop for stop in STOPS if getattr(config.train, stop) is not None]
+    if chosen.recipe != "own-text" or ends != ["minutes"]:
+        return config
+    return override(config, {"train": {"minutes": config.train.minutes, "epochs": chosen.train.epochs}})
+
+
+def bytes_of_a_token(kind: str) -> float:
+    """About, before a tokenizer is there."""
+    return 1.0 if kind in OF_SINGLE_SIGNS else BYTES_OF_A_TOKEN
+
+
+def flops_of_step(size: Size, vocabulary: int) -> float:
+    """Forwards, backwards and Muon's products."""
+    model = size.model(size.context, 0.0).with_(vocab_size=vocabulary)
+    return size.batch_tokens * model.flops_per_token() + 18.0 * size.n_embd * model.n_params(embeddings=False)
+
+
+def _context(size: Size, tokens: float) -> int:
+    return max(min(size.context, int(tokens) // 16), 8)
+
+
+def muon(weight_decay: float) -> OptimConfig:
+    return OptimConfig(lr=4e-3, embedding_lr=1e-2, matrix_lr=0.02, weight_decay=weight_decay)
+
+
+def why_these_sizes(config: RunConfig) -> str:
+    """What `own_text` chose, in one line."""
+    model, tokenizer = config.model, config.tokenizer
+    vocabulary = f"{tokenizer.kind} vocabulary" + (f" of {tokenizer.vocab_size:,}" if tokenizer.vocab_size else "")
+    given = [(stop, value) for stop in STOPS if (value := getattr(config.train, stop)) is not None]
+    ends = [
+        f"{value:g} {stop.removesuffix('s') if value == 1 and stop != 'target_loss' else stop}" for stop, value in given
+    ]
+    return (
+        f"sizes chosen for the text, this machine and its time: {vocabulary}, {model.n_layer} layers of width "
+        f"{model.n_embd}, context {model.context}, {' or '.join(ends)}; --minutes, or any --knob, changes any of it"
+    )

@@ -1,0 +1,54 @@
+"""How fast a machine learns, measured on itself in seconds.
+
+In: a machine; or a whole run's settings.  Out: floating-point operations a second in products of matrices; or seconds a
+step.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+
+from hornbook.base.machine import Machine, keep_freed_memory, share_the_cores
+from hornbook.base.world import World
+from hornbook.shards.loader import Batch
+from hornbook.train.config import RunConfig
+from hornbook.train.learner import Learner
+from hornbook.train.sizing import first_micro_batch
+
+WIDTH = {"cpu": 1024, "mps": 2048, "cuda": 8192}
+PRODUCTS = 5
+STEPS, ENOUGH_SECONDS = 4, 4.0
+
+
+def flops(machine: Machine) -> float:
+    """Of a product of two large matrices, in the numbers that a run would compute in."""
+    share_the_cores()
+    width = WIDTH.get(machine.torch_device.type, WIDTH["mps"])
+    matrix = torch.ones(width, width, device=machine.device, dtype=machine.torch_dtype)
+    seconds = []
+    for _ in range(PRODUCTS + 1):
+        began = time.perf_counter()
+        float((matrix @ matrix)[0, 0])  # waits for the device
+        seconds.append(time.perf_counter() - began)
+    return float(2 * width**3 / statistics.median(seconds[1:]))
+
+
+def seconds_a_step(config: RunConfig, machine: Machine) -> float:
+    """Of a run with these settings, from a few steps on nothing in particular."""
+    if machine.device == "cpu":
+        keep_freed_memory()
+    learner = Learner(config, machine, World(), first_micro_batch(config, machine), compiled=False)
+
+    def take(first: int, count: int) -> Batch:
+        ids = torch.randint(config.model.known_vocab_size, (count, config.window + 1), device=machine.device)
+        return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+
+    seconds: list[float] = []
+    while len(seconds) < STEPS and sum(seconds) < ENOUGH_SECONDS:
+        began = time.perf_counter()
+        float(learner.learn(take, len(seconds), 0.0)[0])
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[1:] or seconds)

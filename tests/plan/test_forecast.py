@@ -1,0 +1,92 @@
+"""What is told of a run beforehand."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hornbook import cli
+from hornbook.base.errors import UserError
+from hornbook.plan import forecast as plan
+from hornbook.plan.forecast import forecast
+
+
+@pytest.fixture
+def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """On a machine that takes a tenth of a second for a step."""
+    monkeypatch.setattr(plan, "seconds_a_step", lambda config, machine: 0.1)
+    monkeypatch.setattr("hornbook.train.probe.flops", lambda machine: 1e11)
+    path = tmp_path / "some.txt"
+    path.write_text("".join(f"the {number % 97} birds of {number * 7919 % 1009} trees\n" for number in range(20_000)))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("end", "steps"),
+    [({"minutes": 2}, 1116), ({"steps": 70}, 70), ({"tokens": 70 * 1024 - 5}, 70), ({"minutes": 2, "steps": 9}, 9)],
+    ids=str,
+)
+def test_it_ends_where_the_first_of_its_ends_is(text: str, end: dict[str, Any], steps: int) -> None:
+    found = forecast(None, {"data": text, "train": end | {"batch_tokens": 1024}, "model": {"context": 64}})
+    assert found.steps == steps
+    assert found.tokens == 1024 * steps
+    assert found.seconds == pytest.approx(0.1 * steps / plan.LEARNING)
+    assert found.readings == pytest.approx(3 * found.tokens / Path(text).stat().st_size)
+
+
+def test_the_harder_the_text_and_the_shorter_the_run_the_higher_the_loss(text: str, tmp_path: Path) -> None:
+    def bits(data: str, minutes: float) -> float:
+        found = forecast(None, {"data": data, "train": {"minutes": minutes}}).bits_per_byte
+        assert found is not None
+        return found
+
+    harder = tmp_path / "harder.txt"
+    whole = Path(text).read_text()
+    harder.write_text("".join(random.Random(0).choices("abcdefghijklmnopqrstuvwxyz", k=300_000)))
+    assert bits(text, 2) < bits(text, 0.5)
+    assert bits(text, 2) < bits(str(harder), 2)
+    alone = 8 * len(lzma.compress(whole.encode(), preset=9)) / len(whole.encode())
+    assert 0.1 * alone < bits(text, 2) < 10 * alone
+
+
+def test_it_is_told_and_nothing_is_written(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HORNBOOK_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    words = ["plan", "--data", text, "--minutes", "2", "--train.device", "cpu"]
+    assert cli.main(words) == 0
+    told = capsys.readouterr().out
+    assert [line.split()[0] for line in told.splitlines()] == ["model", "machine", "training", "time", "memory", "loss"]
+    assert cli.main([*words, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    low, high = facts["between"]
+    assert f"{low:.2f} to {high:.2f} bits per byte" in told
+    assert facts["config"]["train"]["minutes"] == 2
+    assert facts["memory_bytes"] > 4 * 4 * 100_000
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("knobs", "told"),
+    [
+        ({"data": "-"}, "standard input"),
+        ({"data": "python-stdlib", "train": {"target_loss": 1.0}}, "give --minutes"),
+    ],
+)
+def test_what_cannot_be_foreseen_is_refused(knobs: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        forecast(None, knobs)
+
+
+def test_the_steps_that_are_timed_are_those_of_the_run() -> None:
+    """The true probe, once, on the smallest model."""
+    found = forecast("demo", {"train": {"steps": 3, "device": "cpu"}}, tiny=True)
+    assert 0 < found.seconds_a_step < 10
+    assert found.bits_per_byte is not None
