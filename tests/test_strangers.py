@@ -118,6 +118,12 @@ COMMANDS = {
     "report": Command(
         lambda made, place: (draw(place), compare([place, made / "run"], place.parent / "comparison.png")), RUN, "logs"
     ),
+    "tokenizer train": Command(
+        lambda made, place: main(
+            ["tokenizer", "train", str(made / "text.txt"), "--kind", "char", "--out", str(place / "tokenizer.json")]
+        ),
+        SHARDS,
+    ),
     "import": Command(lambda made, place: import_model(str(made / "model"), place), MODEL),
     "export to hf": Command(lambda made, place: export_model(made / "model", "hf", place), MODEL),
     "export to gguf": Command(lambda made, place: export_model(made / "model", "gguf", place, dtype="f32"), MODEL),

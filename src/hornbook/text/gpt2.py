@@ -53,6 +53,11 @@ def gpt2_ranks(ranks_file: str | None) -> Ranks:
     return {a2b_base64(token): int(rank) for token, rank in map(bytes.split, data.splitlines())}
 
 
+def ranks_at_hand(ranks_file: str | None) -> bool:
+    """Whether the ranks can be read without fetching them."""
+    return ranks_file is not None or is_there(files.home() / "tokenizers" / RANKS, RANKS_BYTES)
+
+
 def merges_of(ranks: Ranks) -> Merges:
     """For each token of more than one byte, in the order of ranks, the two that it is merged from."""
     tokens = [token for token in sorted(ranks, key=ranks.__getitem__) if len(token) > 1]
