@@ -19,6 +19,7 @@ from hornbook.shards.format import Shards, is_shards
 from hornbook.shards.prepare import PrepareConfig
 from hornbook.text.corpora import find_corpus, find_source, is_corpus
 from hornbook.text.documents import AS_IT_COMES, TextConfig
+from hornbook.text.encodings import ENCODINGS
 from hornbook.text.tokenizer import WORDPIECE_ENTRIES
 from hornbook.train.config import RunConfig, override
 
@@ -43,6 +44,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
 DEFAULT = "demo"
 MOST_BYTES_TO_FIT = 100_000_000
 KNOWN_VOCABULARIES = {"byte": 257, "gpt2": 50_257, "wordpiece": WORDPIECE_ENTRIES}
+KNOWN_VOCABULARIES |= {name: encoding.entries for name, encoding in ENCODINGS.items()}
 
 
 def compose(named: RunConfig | str | None, knobs: Mapping[str, Any], tiny: bool = False) -> RunConfig:

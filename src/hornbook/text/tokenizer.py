@@ -27,6 +27,7 @@ from hornbook.base import files
 from hornbook.base.errors import UserError
 from hornbook.base.settings import Settings
 from hornbook.text.description import LARGEST, PROBE, check_entries, panics_untold, tamed
+from hornbook.text.encodings import ENCODINGS, encoding_named
 from hornbook.text.gpt2 import byte_letters
 from hornbook.text.vocabularies import END_OF_TEXT, UNKNOWN, all_bytes, characters, gpt2, train_bpe
 from hornbook.text.wordpiece import WORDPIECE_END, WORDPIECE_UNKNOWN, train_wordpiece
@@ -275,6 +276,8 @@ class Kind:
     """Whether its vocabulary comes from the text: what an id means is not known before."""
     sized: bool = False
     """Whether the number of its entries can be chosen."""
+    ranked: bool = False
+    """Whether it is made from ranks that tiktoken publishes."""
 
 
 KINDS = {
@@ -288,10 +291,18 @@ KINDS = {
         learned=True,
         sized=True,
     ),
-    "gpt2": Kind(lambda _, config, size: Tokenizer(gpt2(config.ranks_file))),
+    "gpt2": Kind(lambda _, config, size: Tokenizer(gpt2(config.ranks_file)), ranked=True),
+    # Its ids are GPT-2's.
+    "r50k_base": Kind(lambda _, config, size: Tokenizer(gpt2(config.ranks_file)), ranked=True),
+    **{
+        name: Kind(lambda _, config, size: Tokenizer(encoding_named(config.kind, config.ranks_file)), ranked=True)
+        for name in ENCODINGS
+        if name != "r50k_base"
+    },
     "file": Kind(lambda _, config, size: Tokenizer.load(Path(str(config.file)).expanduser())),
 }
 LEARNED = tuple(name for name, kind in KINDS.items() if kind.learned)
+RANKED = tuple(name for name, kind in KINDS.items() if kind.ranked)
 if TYPE_CHECKING:
     KindName = str
 else:
@@ -306,7 +317,8 @@ class TokenizerConfig(Settings):
     train_bytes: int = Field(64_000_000, ge=1)
     """At most so much text is read to learn the vocabulary from."""
     ranks_file: str | None = None
-    """For gpt2: a local copy of r50k_base.tiktoken; fetched once when not given."""
+    """For gpt2, a local copy of r50k_base.tiktoken, and so for the others by their names; fetched once when not
+    given."""
     file: str | None = None
     """For file: a tokenizer.json, or the folder of a model that has one."""
     as_published: bool = False
@@ -315,8 +327,8 @@ class TokenizerConfig(Settings):
     def mistakes(self) -> Iterator[tuple[str, str]]:
         if (self.file is not None) != (self.kind == "file"):
             yield "file", "a tokenizer.json goes with --tokenizer.kind file, and that with one"
-        if self.ranks_file is not None and self.kind != "gpt2":
-            yield "ranks_file", "only gpt2 reads ranks; leave it out, or --tokenizer.kind gpt2"
+        if self.ranks_file is not None and self.kind not in RANKED:
+            yield "ranks_file", f"ranks make {', '.join(RANKED)}; leave it out, or --tokenizer.kind with one of these"
         if self.as_published and self.kind != "wordpiece":
             yield (
                 "as_published",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from hornbook.text.gpt2 import byte_letters, gpt2_ranks, merges_of
+from hornbook.text.gpt2 import byte_letters, gpt2_merges, gpt2_ranks
 from hornbook.text.sample import LETTERS_OR_DIGITS, learnable
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def gpt2(ranks_file: str | None) -> tokenizers.Tokenizer:
     ranks = gpt2_ranks(ranks_file)
     written = {token: token.decode("latin-1").translate(letters) for token in ranks}
     vocabulary = {written[token]: rank for token, rank in ranks.items()}
-    return bytes_with_merges(vocabulary, [(written[one], written[other]) for one, other in merges_of(ranks)])
+    return bytes_with_merges(vocabulary, [(written[one], written[other]) for one, other in gpt2_merges(ranks)])
 
 
 def bytes_with_merges(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
