@@ -165,6 +165,7 @@ TURNS = {
     "shards.val_fraction": Turn(None, 0.3, data),
     "shards.test_fraction": Turn(0.0, 0.3, data),
     "order.kind": Turn("phased", "windows"),
+    "order.stride": Turn(None, 4),
     "order.drop_last": Turn(False, True, losses, {"train.batch_tokens": 16 * 50}),
     "model.vocab_size": Turn(257, 300),
     "model.context": Turn(16, 8),
