@@ -41,6 +41,9 @@ WORDPIECE_ENTRIES = 40_000
 # tells, which in a model for chats is the end of a turn.
 ENDS = (END_OF_TEXT, WORDPIECE_END, "<|end_of_text|>", "<|bos|>")
 USUAL_ENDS = ("</s>", "<eos>")
+# Where tokenizer_config.json tells what ends a document in a vocabulary of characters alone: one of them, such as the
+# end of a line. A model that says it goes on.
+DOCUMENT_END = "document_end"
 _BYTE = re.compile("<0x[0-9A-F]{2}>")  # how a vocabulary of characters writes bytes for those that it does not have
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
@@ -48,7 +51,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 class Tokenizer:
     """A tokenizer.json in memory."""
 
-    def __init__(self, inner: tokenizers.Tokenizer, told_end: str | None = None) -> None:
+    def __init__(self, inner: tokenizers.Tokenizer, told_end: str | None = None, goes_on: bool = False) -> None:
         inner.encode_special_tokens = True  # "<|endoftext|>" in a text is thirteen characters, not the end of it
         self._inner = inner
         probe = inner.encode(PROBE)
@@ -61,6 +64,8 @@ class Tokenizer:
             raise UserError(f"has no {END_OF_TEXT} token, which ends a document, nor tells another that does")
         end, self.end_of_text = known[0]
         self._told_end = "" if end in ENDS else end
+        self.stop: int | None = None if goes_on else self.end_of_text
+        """What ends a text that is generated, where anything does."""
 
     @property
     def vocab_size(self) -> int:
@@ -148,7 +153,10 @@ class Tokenizer:
         self._inner.save(str(folder / TOKENIZER_FILES[0]))
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            **dict.fromkeys(("bos_token", "eos_token", "pad_token"), self._inner.id_to_token(self.end_of_text)),
+            **dict.fromkeys(
+                (DOCUMENT_END,) if self.stop is None else ("bos_token", "eos_token", "pad_token"),
+                self._inner.id_to_token(self.end_of_text),
+            ),
             "split_special_tokens": True,
             "clean_up_tokenization_spaces": False,
         }
@@ -168,7 +176,7 @@ class Tokenizer:
                 raise UserError("too large for a tokenizer; is it the right file?")
             description = tamed(files.read_small(path))
             with panics_untold():
-                tokenizer = cls(tokenizers.Tokenizer.from_str(description), _told_end(path))
+                tokenizer = cls(tokenizers.Tokenizer.from_str(description), *_told_end(path))
                 tokenizer.encode_batch([PROBE, *PROBE])
             check_entries(tokenizer._inner.get_vocab(), path)
             return tokenizer
@@ -234,13 +242,15 @@ class Tokenizer:
         return pieces
 
 
-def _told_end(path: Path) -> str | None:
-    """What tokenizer_config.json, beside a tokenizer.json, calls the end of a text."""
+def _told_end(path: Path) -> tuple[str | None, bool]:
+    """What tokenizer_config.json, beside a tokenizer.json, calls the end of a text, and whether one that is generated
+    goes on after it."""
     with contextlib.suppress(UserError):
-        told = files.read_json(path.with_name(TOKENIZER_FILES[1])).get("eos_token")
+        settings = files.read_json(path.with_name(TOKENIZER_FILES[1]))
+        told = settings.get("eos_token", settings.get(DOCUMENT_END))
         name = told.get("content") if isinstance(told, dict) else told
-        return name if isinstance(name, str) else None
-    return None
+        return name if isinstance(name, str) else None, "eos_token" not in settings and DOCUMENT_END in settings
+    return None, False
 
 
 class TextStream:

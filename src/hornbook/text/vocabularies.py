@@ -40,6 +40,11 @@ def characters(texts: Iterable[str]) -> tokenizers.Tokenizer:
     return _without_merges([*letters, END_OF_TEXT, UNKNOWN], byte_level=False)
 
 
+def listed_characters(characters: list[str]) -> tokenizers.Tokenizer:
+    """Those that another program has numbered in this order, and nothing else: any other is left out of a text."""
+    return _without_merges(characters, byte_level=False)
+
+
 def all_bytes() -> tokenizers.Tokenizer:
     """The id of a byte is its value; nothing is learned."""
     return _without_merges([*byte_letters(), END_OF_TEXT], byte_level=True)
