@@ -22,6 +22,7 @@ from hornbook.base.hub import AbsentError, commit_of, fetch_from_hub, is_commit
 from hornbook.base.settings import build
 from hornbook.exchange import programs
 from hornbook.exchange.characters import META, read_characters
+from hornbook.exchange.moments import Moments, moments_in
 from hornbook.exchange.tensorflow import read_checkpoint
 from hornbook.exchange.torchfile import find_weights, read_torch
 from hornbook.model.config import ModelConfig
@@ -70,6 +71,7 @@ class Found:
     notes: list[str] = field(default_factory=list)
     tables: tuple[Path, ...] = ()
     """Where nanoGPT's table of characters may lie."""
+    moments: Moments | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,8 @@ def import_model(
         )
     with files.staged_folder(out, {"imported": source, "kind": found.kind}) as staging:
         save_model(found.model, known, staging)
+        if found.moments is not None:
+            found.moments.save(staging)
     return Imported(out, found.kind, found.notes, found.model.config, where)
 
 
@@ -266,6 +270,7 @@ def _from_file(path: Path, knobs: Mapping[str, Any]) -> Found:
         )
     found = _converted(program, weights, {**said, **knobs}, path, path.parent, notes)
     found.tables = _tables_near(tree, path)
+    found.moments = moments_in(tree, program, found.model.config, weights, found.notes)
     return found
 
 

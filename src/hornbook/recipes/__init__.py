@@ -110,7 +110,8 @@ def _from_weights(
     else:
         raise UserError("--from: name the text to go on with as well: --data PATH")
     learning = base.model.model_dump(include=MAY_DIFFER) if named is not None else {}
-    config = override(base, origin.taken_over(), {"model": learning}, tree, knobs, origins=origins)
+    goes_on = origin.learned_with() if named is None else {}
+    config = override(base, origin.taken_over(), {"model": learning}, goes_on, tree, knobs, origins=origins)
     origin.check(config)
     return config.with_(start_from=str(origin.folder))  # a run's best checkpoint may be another one tomorrow
 

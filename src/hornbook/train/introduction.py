@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hornbook.base.console import count, warn
+from hornbook.exchange.moments import updates_beside
 from hornbook.model.positions import POSITIONS
 from hornbook.shards.order import SampleOrder
 from hornbook.shards.prepare import changed_in_reading
@@ -39,6 +40,8 @@ def introduce(run: Run, begin: Path | Origin | None) -> None:
             lines.append(run.planned.told(config.schedule))
     elif begin is not None:
         lines.append(f"weights   those of {begin.folder}")
+        if begin.goes_on_with_optimizer(config):
+            lines.append(f"optimizer after {updates_beside(begin.folder):,} updates, as it came with them")
     for line in lines:
         run.progress.note(line)
     for line in _doubts(config):

@@ -24,7 +24,6 @@ from hornbook.base.machine import (
 from hornbook.base.names import plain_name
 from hornbook.base.stored import stored
 from hornbook.base.world import World
-from hornbook.model.folder import load_weights
 from hornbook.runs import folder as runs
 from hornbook.runs.folder import RECORD, Record, RunFolder, damage_of_model
 from hornbook.shards.format import Shards
@@ -201,7 +200,7 @@ def _train(
     if isinstance(begin, Path):
         restore(begin, learner)
     elif begin is not None:
-        load_weights(learner.model, begin.folder)
+        begin.restore(learner, config)
     forget_snapshots_after(folder, state.step)
     planned = planned_since(before or config, config, state, order.samples_per_epoch, Extension.of(record.more))
     folder.write(record.with_(machine=machine.facts(), **planned.record()))
