@@ -309,6 +309,7 @@ class _Preparation:
             "tokenizer": self.config.kind,
             "tokenizer_fingerprint": tokenizer.fingerprint,
             "source_signature": self.signature,
+            **({"origins": origins} if (origins := self.source.origins) else {}),
             "split_rule": self.rule.description,
             "reading": {
                 "replaced_characters": self._tally.replaced,

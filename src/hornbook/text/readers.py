@@ -59,6 +59,8 @@ class Part:
     """Makes documents of the texts that the files hold, in their order."""
     variant: str = ""
     """Says how it is shaped: with the same files, another variant is another text."""
+    origin: str = ""
+    """Where it was fetched from, to the commit, where it is not in a table."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """What of a folder is not read: endings, and how many files there are of each."""
 
@@ -159,6 +161,10 @@ class Source:
     @property
     def left_out(self) -> dict[str, int]:
         return dict(sum((Counter(part.left_out) for part in self.parts), Counter()))
+
+    @property
+    def origins(self) -> list[str]:
+        return list(dict.fromkeys(part.origin for part in self.parts if part.origin))
 
     def documents(self, tally: Tally | None = None) -> Iterator[Document]:
         """Those of all parts."""

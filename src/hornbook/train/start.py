@@ -30,6 +30,7 @@ from hornbook.shards.format import Shards
 from hornbook.shards.loader import Loader
 from hornbook.shards.order import SampleOrder
 from hornbook.shards.prepare import open_or_prepare, too_little
+from hornbook.text.datasets import pinned
 from hornbook.text.readers import STANDARD_INPUT, NothingPipedInError, name_of
 from hornbook.text.tokenizer import TokenizerConfig
 from hornbook.train import loop
@@ -81,6 +82,7 @@ def fit(config: RunConfig, path: Path, progress: Progress | None = None) -> Outc
     if not files.is_utf8(str(path)):
         raise UserError(f"{path}: not UTF-8, and libraries that write into it take nothing else; choose another --out")
     machine = choose_machine(config.train.device, config.train.dtype, config.train.threads)
+    config = config.with_(data=pinned(config.data))  # a branch of the hub may be at another commit tomorrow
     origin = Origin.find(config.start_from) if config.start_from is not None else None
     if origin is not None:
         origin.check(config)
