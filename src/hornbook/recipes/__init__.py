@@ -29,6 +29,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "modern-small": modern.modern_small,
     "modern-medium": modern.modern_medium,
     "modern-large": modern.modern_large,
+    "letters": modern.letters,
     "the-verdict": seeds.the_verdict,
     "julius-caesar": seeds.julius_caesar,
     "julius-caesar-small": seeds.julius_caesar_small,

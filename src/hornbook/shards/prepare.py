@@ -155,6 +155,7 @@ def changed_in_reading(manifest: dict[str, Any]) -> Iterator[str]:
     counts = {
         "characters replaced": reading.get("replaced_characters", 0),
         "records passed over": reading.get("skipped_records", 0),
+        "attachments passed over": reading.get("attachments", 0),
         "documents dropped whose text is held back": manifest.get("report", {}).get("duplicates", 0),
     }
     if any(counts.values()):
@@ -314,6 +315,7 @@ class _Preparation:
             "reading": {
                 "replaced_characters": self._tally.replaced,
                 "skipped_records": self._tally.skipped,
+                "attachments": self._tally.attachments,
                 "left_out_files": self.source.left_out,
             },
             "report": totals

@@ -77,6 +77,7 @@ class Part:
         if tally is not None:
             tally.replaced += mine.replaced
             tally.skipped += mine.skipped
+            tally.attachments += mine.attachments
             tally.first_skipped = tally.first_skipped or mine.first_skipped
         if not found:
             where = self.name if self.content is not None else self.files[0] if len(self.files) == 1 else self.root
@@ -126,14 +127,14 @@ class Part:
         if self.shape or config.bad_records == "skip" or config.document in ("line", "row") or config.max_documents:
             return
         for path in self.files:
-            chosen = format_of(path.name, config.format) or FORMATS["text"]
+            chosen = format_of(path, config.format) or FORMATS["text"]
             if chosen.name == "text" and not compression_of(path.name) and os.stat(path).st_size > MARK_BYTES:
                 yield path
 
     def signature(self) -> str:
         digest = hashlib.sha256()
         digest.update(json.dumps([self.config.model_dump(), self.split, self.variant], sort_keys=True).encode())
-        chosen = (format_of(path.name, self.config.format) for path in self.files)
+        chosen = (format_of(path, self.config.format) for path in self.files)
         if newer := sorted({f"{each.name} {each.version}" for each in chosen if each and each.version > 1}):
             digest.update(json.dumps(newer).encode())
         for path in self.files:
@@ -250,7 +251,7 @@ def _fixed_part(pattern: Path) -> Path:
 
 
 def _expands(path: Path, config: TextConfig) -> float:
-    chosen = format_of(path.name, config.format) or FORMATS["text"]
+    chosen = format_of(path, config.format) or FORMATS["text"]
     return EXPANDS * min(chosen.text_share, 1) if compression_of(path.name) else chosen.text_share
 
 
@@ -266,7 +267,8 @@ def _with_its_end(path: Path, name: str, config: TextConfig, tally: Tally) -> It
     """What a file holds; trouble that ends it comes last, like that of a record."""
     late: list[Trouble] = []
     try:
-        yield from read(Input(path, name, tally, config.format, config.field, config.document, config.errors, late))
+        how = (config.format, config.field, config.document, config.errors)
+        yield from read(Input(path, name, tally, *how, late, config.headers))
         yield from late
     except Trouble as trouble:
         yield trouble
