@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
+
 from hornbook.base import files
 from hornbook.base.console import Progress, warn
 from hornbook.base.errors import MachineError, UserError
@@ -41,6 +43,7 @@ from hornbook.model.folder import (
 )
 from hornbook.model.gpt import GPT
 from hornbook.model.shapes import layout_of
+from hornbook.runs.folder import OPTIMIZER, OPTIMIZER_KNOBS
 from hornbook.text.merges import PAIRS_OF_FILES, find_tokenizer
 from hornbook.text.tokenizer import TOKENIZER_FILES, Tokenizer, TokenizerConfig, train_tokenizer
 
@@ -111,7 +114,8 @@ def import_model(
     with files.staged_folder(out, {"imported": source, "kind": found.kind}) as staging:
         save_model(found.model, known, staging)
         if found.moments is not None:
-            found.moments.save(staging)
+            safetensors.torch.save_file(found.moments.tensors, staging / OPTIMIZER)
+            files.write_json(staging / OPTIMIZER_KNOBS, found.moments.settings())
     return Imported(out, found.kind, found.notes, found.model.config, where)
 
 

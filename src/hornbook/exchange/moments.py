@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 
 from hornbook.base import files
@@ -40,10 +39,9 @@ class Moments:
     tensors: Tensors
     """exp_avg.NAME and exp_avg_sq.NAME, by our names."""
 
-    def save(self, folder: Path) -> None:
-        """Into a staged model folder."""
-        safetensors.torch.save_file(self.tensors, folder / OPTIMIZER)
-        files.write_json(folder / OPTIMIZER_KNOBS, {"updates": self.updates, "optim": self.knobs})
+    def settings(self) -> dict[str, Any]:
+        """What is written beside the tensors."""
+        return {"updates": self.updates, "optim": self.knobs}
 
     def told(self) -> str:
         rate = f", learning rate {self.knobs['lr']:g}" if "lr" in self.knobs else ""
