@@ -249,6 +249,8 @@ def test_a_call_that_does_not_write_is_left_alone(line: str) -> None:
 
 # Where foreign files of torch.save come in: it reads instructions without following them, and loads weights only.
 READS_PICKLES = "hornbook.exchange.torchfile"
+# Where nanoGPT's table of characters comes in: it follows those that put numbers and texts into dictionaries.
+READS_TABLES = "hornbook.exchange.characters"
 
 
 def unpickles(module: Module) -> Iterator[str]:
@@ -264,11 +266,9 @@ def unpickles(module: Module) -> Iterator[str]:
             weights_only = any(
                 each.arg == "weights_only" and ast.unparse(each.value) == "True" for each in node.keywords
             )
-        if module.name == READS_PICKLES:
+        if module.name in (READS_PICKLES, READS_TABLES):
             named = named.replace("pickletools", "")
-            weights_only = weights_only and (owner, name) == ("torch", "load")
-        else:
-            weights_only = False
+        weights_only = weights_only and module.name == READS_PICKLES and (owner, name) == ("torch", "load")
         loads = (owner, name) == ("torch", "load") and not weights_only
         if "pickle" in named.lower() or loads or (not owner and name in ("eval", "exec")):
             yield f"{module.path}:{getattr(node, 'lineno', 0)}: {ast.unparse(node)}"
@@ -290,6 +290,10 @@ def test_nothing_is_unpickled() -> None:
         ("hornbook.x", "model.eval()", True),
         (READS_PICKLES, "import pickletools", True),
         (READS_PICKLES, "import pickle", False),
+        (READS_TABLES, "import pickletools", True),
+        (READS_TABLES, "pickletools.genops(data)", True),
+        (READS_TABLES, "import pickle", False),
+        (READS_TABLES, "torch.load(path, weights_only=True)", False),
         (READS_PICKLES, "from pickle import loads", False),
         (READS_PICKLES, "torch.load(path, weights_only=True)", True),
         (READS_PICKLES, "torch.load(path)", False),

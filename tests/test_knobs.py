@@ -153,6 +153,7 @@ TURNS = {
     "text.format": Turn(None, "text", data, {"data": "rows.jsonl"}),
     "text.field": Turn("text", "title", losses, {"data": "rows.jsonl"}),
     "text.document": Turn(None, "file", data, {"data": "rows.jsonl"}),
+    "text.headers": Turn(("Subject",), (), data, {"data": "letters.mbox"}),
     "text.errors": Turn("strict", "replace", refusal, {"data": "latin1.txt"}),
     "text.bad_records": Turn("stop", "skip", refusal, {"data": "bad.jsonl"}),
     "text.max_documents": Turn(None, 50, data, {"data": "rows.jsonl"}),
@@ -165,6 +166,7 @@ TURNS = {
     "shards.val_fraction": Turn(None, 0.3, data),
     "shards.test_fraction": Turn(0.0, 0.3, data),
     "order.kind": Turn("phased", "windows"),
+    "order.stride": Turn(None, 4),
     "order.drop_last": Turn(False, True, losses, {"train.batch_tokens": 16 * 50}),
     "model.vocab_size": Turn(257, 300),
     "model.context": Turn(16, 8),
@@ -254,6 +256,8 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., En
     rows = [json.dumps({"text": f"{number} " + "the cat " * 5, "title": "ab " * 20}) for number in range(100)]
     (home / "rows.jsonl").write_text("\n".join(rows))
     (home / "bad.jsonl").write_text("\n".join([*rows, "{}"]))
+    letters = [f"From a\nSubject: number {number}\n\n" + "the cat sat. " * 9 + "\n\n" for number in range(90)]
+    (home / "letters.mbox").write_text("".join(letters))
     (home / "latin1.txt").write_bytes(b"na\xefve " * 100)
     taught = fit(RunConfig.model_validate(merge(BASE, {"data": str(home / "other.txt")})), home / "taught").folder
     (home / "taught" / "tokenizer").symlink_to(RunFolder(taught).checkpoints()[0])

@@ -27,6 +27,7 @@ from hornbook.exchange.export import export_model
 from hornbook.exchange.imports import import_model
 from hornbook.report.curves import compare, draw
 from hornbook.shards.format import Shards
+from hornbook.shards.hdf5 import places_for, write_hdf5
 from hornbook.shards.prepare import ShardsConfig, open_or_prepare, prepare
 from hornbook.text.readers import source_from_path
 from hornbook.text.tokenizer import TokenizerConfig
@@ -111,12 +112,22 @@ class Command:
 COMMANDS = {
     "prepare": Command(lambda made, place: prepared(made, place), SHARDS),
     "prepare again": Command(lambda made, place: prepared(made, place), SHARDS, "shards"),
+    "prepare to hdf5": Command(
+        lambda made, place: write_hdf5(Shards.open(made / "shards"), places_for(place / "pile.h5")),
+        ("pile_train.h5", "pile_val.h5", "pile.h5"),
+    ),
     "prepare into the cache": Command(lambda made, place: at_home(made, place), CACHE),
     "train": Command(lambda made, place: fit(config(made), place), (*RUN, *STEPS)),
     "train again": Command(lambda made, place: fit(config(made), place), (*RUN, *STEPS), "killed"),
     "resume": Command(lambda made, place: resume(place, {"train": {"steps": 5}}), (*STEPS, *IN_STEPS), "run"),
     "report": Command(
         lambda made, place: (draw(place), compare([place, made / "run"], place.parent / "comparison.png")), RUN, "logs"
+    ),
+    "tokenizer train": Command(
+        lambda made, place: main(
+            ["tokenizer", "train", str(made / "text.txt"), "--kind", "char", "--out", str(place / "tokenizer.json")]
+        ),
+        SHARDS,
     ),
     "import": Command(lambda made, place: import_model(str(made / "model"), place), MODEL),
     "export to hf": Command(lambda made, place: export_model(made / "model", "hf", place), MODEL),

@@ -30,7 +30,9 @@ AS_IT_WAS = [
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_miniature_trains_generates_is_saved_and_loads_back(name: str, tmp_path: Path) -> None:
-    config = compose(name, ON_CPU, tiny=True)
+    (tmp_path / "some.mbox").write_text("".join(f"From a\nSubject: {n}\n\nThe letter {n}.\n\n" for n in range(200)))
+    mail = {"data": str(tmp_path / "some.mbox")} if name == "letters" else {}  # which nobody can bring but its owner
+    config = compose(name, ON_CPU | mail, tiny=True)
     run = tmp_path / "run"
     outcome = fit(config, run)
     assert (outcome.reason, outcome.step) == ("done", 8)

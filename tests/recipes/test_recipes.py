@@ -23,6 +23,7 @@ GOLDEN_PARAMETERS = {
     "modern-small": 7_408_384,
     "modern-medium": 42_477_056,
     "modern-large": 135_287_040,
+    "letters": 5_311_232,
     "the-verdict": 162_419_712,
     "julius-caesar": 162_419_712,
     "julius-caesar-small": 67_048_704,

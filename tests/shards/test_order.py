@@ -45,6 +45,34 @@ def test_every_window_is_read_exactly_once_an_epoch(kind: str, context: int, ext
 
 
 @examples(3_000)
+@given(grids, contexts, st.integers(1, 60), st.integers(1, 400), seeds)
+def test_windows_with_a_stride_are_read_exactly_once_an_epoch(
+    kind: str, context: int, stride: int, extra: int, seed: int
+) -> None:
+    tokens = context + extra
+    order = SampleOrder(OrderConfig(kind=kind, stride=stride), seed, "data", tokens, context)
+    n = order.samples_per_epoch
+    if kind == "windows":
+        assert n == len(range(0, tokens - context, stride))  # as the book's loader counts them
+    for epoch in range(3):
+        found = sorted(places(order, epoch * n, (epoch + 1) * n))
+        phase = found[0]
+        assert found == [phase + stride * window for window in range(n)]
+        assert phase == 0 if kind == "windows" else 0 <= phase < stride
+        assert found[-1] + context + 1 <= tokens
+
+
+def test_a_stride_of_the_context_is_none() -> None:
+    one, other = (SampleOrder(OrderConfig(stride=stride), 1, "data", 5_000, 32) for stride in (None, 32))
+    assert places(one, 0, 500) == places(other, 0, 500)
+
+
+def test_random_places_have_no_stride() -> None:
+    with pytest.raises(ValueError, match="combination"):
+        OrderConfig(kind="places", stride=4)
+
+
+@examples(3_000)
 @given(contexts, st.integers(1, 500), st.integers(0, 10**12), seeds)
 def test_a_random_place_has_room_for_its_window(context: int, extra: int, first: int, seed: int) -> None:
     tokens = context + extra

@@ -298,7 +298,7 @@ def test_every_command_on_text_works_with_sockets_blocked_once_the_cache_is_fill
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     add(monkeypatch, tales())
-    hub.contents["/ranks"] = (test_data / "r50k_base.tiktoken").read_bytes()
+    hub.contents["/ranks/r50k_base.tiktoken"] = (test_data / "r50k_base.tiktoken").read_bytes()
     monkeypatch.setattr("hornbook.text.gpt2.RANKS_AT", hub.url("/ranks"))
     assert cli.main(["corpora", "tales", "--show", "--tokenizer.kind", "gpt2"]) == 0
     corpus, choice = find_corpus("tales")

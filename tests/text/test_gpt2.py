@@ -15,7 +15,7 @@ from effort import examples, long
 from hornbook.base.errors import MachineError, UserError
 from hornbook.text import gpt2 as ranking
 from hornbook.text.encoder import SlowEncoder, fastest_encoder
-from hornbook.text.gpt2 import RANKS, RANKS_SHA256, gpt2_ranks, merges_of
+from hornbook.text.gpt2 import R50K, RANKS, gpt2_merges, gpt2_ranks, merges_of
 from hornbook.text.tokenizer import END_OF_TEXT, Tokenizer, TokenizerConfig, train_tokenizer
 from yardstick import within
 
@@ -123,12 +123,13 @@ def test_merges_are_kept_and_a_damaged_copy_is_made_again(
 ) -> None:
     monkeypatch.setenv("HORNBOOK_HOME", str(tmp_path))
     ranks = gpt2_ranks(str(ranks_file))
-    first = merges_of(ranks)
+    first = gpt2_merges(ranks)
+    assert first == merges_of(ranks)
     (kept,) = (tmp_path / "tokenizers").iterdir()
     data = kept.read_bytes()
     for content in (data, data[:-1], b"\1" * len(data)):
         kept.write_bytes(content)
-        assert merges_of(ranks) == first
+        assert gpt2_merges(ranks) == first
         assert kept.read_bytes() == data
 
 
@@ -153,7 +154,7 @@ def test_ranks_are_fetched_once_where_no_file_is_named(
 ) -> None:
     with hostile.Server() as server:
         monkeypatch.setattr(ranking, "RANKS_AT", server.url("/ranks"))
-        server.contents["/ranks"] = ranks_file.read_bytes()
+        server.contents[f"/ranks/{RANKS}"] = ranks_file.read_bytes()
         server.tricks = [hostile.wrong_bytes, hostile.cut_after(300_000)]
         assert len(gpt2_ranks(None)) == 50_256
         assert "836k bytes, once; kept in" in capsys.readouterr().err
@@ -166,12 +167,12 @@ def test_ranks_are_fetched_once_where_no_file_is_named(
 
 
 def test_ranks_that_do_not_come_are_one_line_with_the_mend(empty_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranking, "RANKS_AT", "http://127.0.0.1:9/r50k_base.tiktoken")
+    monkeypatch.setattr(ranking, "RANKS_AT", "http://127.0.0.1:9")
     with pytest.raises(MachineError, match=r"--tokenizer\.ranks-file r50k_base\.tiktoken") as caught:
         gpt2_ranks(None)
     assert len(caught.value.mistakes) == 1
     with hostile.Server() as server:
-        server.contents["/ranks"] = b"?" * ranking.RANKS_BYTES
+        server.contents[f"/ranks/{RANKS}"] = b"?" * R50K.bytes
         monkeypatch.setattr(ranking, "RANKS_AT", server.url("/ranks"))
         with pytest.raises(MachineError, match="does not send the right file"):
             gpt2_ranks(None)
@@ -180,7 +181,7 @@ def test_ranks_that_do_not_come_are_one_line_with_the_mend(empty_home: Path, mon
 
 def test_other_ranks_than_the_published_are_refused(ranks_file: Path, tmp_path: Path) -> None:
     data = ranks_file.read_bytes()
-    assert hashlib.sha256(data).hexdigest() == RANKS_SHA256
+    assert hashlib.sha256(data).hexdigest() == R50K.sha256
     for wrong in (b"", data[:-1], data.replace(b" 50255", b" 50254"), b"\0\1"):
         (tmp_path / RANKS).write_bytes(wrong)
         with pytest.raises(UserError, match="sha256") as caught:

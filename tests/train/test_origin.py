@@ -204,3 +204,24 @@ def test_what_is_no_tokenizer_is_refused_in_one_line(content: str | None, tmp_pa
     with pytest.raises(UserError, match=r"has no tokenizer\.json" if content is None else "not a tokenizer") as caught:
         train_tokenizer(TokenizerConfig(kind="file", file=str(path)), [], 0)
     assert len(caught.value.mistakes) == 1
+
+
+def test_letters_are_taught_to_a_model_and_held_out_mail_is_scored_before_and_after(
+    taught: Path, tmp_path: Path
+) -> None:
+    letters = "".join(
+        f"From anna\nSubject: Plan {number}\n\nDear Ben,\n\nplan {number} is good.\n\n> is it?\n-- \nAnna\n\n"
+        for number in range(400)
+    )
+    (tmp_path / "mail.mbox").write_text(letters)
+    knobs = {"start_from": str(taught), "data": str(tmp_path / "mail.mbox"), **TEN_STEPS}
+    config = compose("letters", merge(knobs, {"train": {"steps": 60}, "sample": {"tokens": 8}}))
+    assert (config.optim.kind, config.optim.lr, config.sample.prompts) == ("adamw", 1e-4, ("Subject: ",))
+    fit(config, tmp_path / "run")
+    shards = Shards.open(RunFolder(tmp_path / "run").record().shards)
+    assert shards.tokenizer.decode(shards.split("train").read(0, 60).tolist()).startswith("Subject: Plan ")
+    assert shards.split_facts("val")["documents"] > 0
+    scored = [each["val_loss"] for each in metrics(tmp_path / "run") if "val_loss" in each]
+    assert scored[-1] < scored[0]
+    said = (tmp_path / "run" / "samples.jsonl").read_text()
+    assert '"prompt": "Subject: "' in said

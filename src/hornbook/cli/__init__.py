@@ -18,7 +18,7 @@ from hornbook.base.errors import HornbookError, UserError, one_line
 from hornbook.base.files import is_utf8
 from hornbook.base.machine import share_the_cores
 from hornbook.base.output import OutputLostError, answer, discard, settle, tell
-from hornbook.cli import models, serving, speaking, texts, training
+from hornbook.cli import models, serving, speaking, texts, training, vocabularies
 from hornbook.cli.words import INTERRUPTED
 
 ABOUT = """\
@@ -32,6 +32,7 @@ hornbook trains GPT-style language models from scratch.
   hornbook eval     runs/NAME|MODEL        loss, perplexity and bits per byte: --data TEXT
   hornbook report   runs/NAME...           draw the curves
   hornbook prepare  CORPUS|PATH...         text to tokens on disk
+  hornbook tokenizer train TEXT --out FILE learn a vocabulary by itself; tokenizer show FILE TEXT
   hornbook import   SOURCE OUT             a model from elsewhere: GPT-2 from the hub, nanoGPT's ckpt.pt, ...
   hornbook export   runs/NAME|MODEL        for other programs: --to hf|gguf|pt
   hornbook verify   PATH                   is every byte as it was written?
@@ -50,6 +51,7 @@ COMMANDS = {
     "eval": speaking.evaluate_text,
     "report": training.report,
     "prepare": texts.prepare_text,
+    "tokenizer": vocabularies.tokenizer,
     "import": models.import_foreign,
     "export": models.export,
     "verify": models.verify_path,

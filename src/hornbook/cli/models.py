@@ -23,7 +23,9 @@ def import_foreign(words: list[str]) -> int:
     parser.add_argument(
         "--attention-scale", choices=("head", "width"), help="for train-llm-from-scratch without a projection"
     )
-    parser.add_argument("--tokenizer", type=Path, metavar="PATH", help="a folder with the model's, or a tokenizer.json")
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="PATH", help="the model's: a folder, a tokenizer.json, or nanoGPT's meta.pkl"
+    )
     parser.add_argument("--ranks", metavar="FILE", help="GPT-2's vocabulary: a local copy of r50k_base.tiktoken")
     given = with_json(parser, words)
     from hornbook.base.console import command, say

@@ -16,6 +16,7 @@ def prepare_text(words: list[str]) -> int:
     from hornbook.base.background import ended_by_signals
     from hornbook.base.console import Progress, command, say, warn
     from hornbook.base.settings import build, from_words
+    from hornbook.shards.hdf5 import places_for, write_hdf5
     from hornbook.shards.prepare import PrepareConfig, default_folder, prepare, report, too_little
     from hornbook.text.corpora import find_source
     from hornbook.text.readers import joined
@@ -23,11 +24,12 @@ def prepare_text(words: list[str]) -> int:
     if asks_help(words):
         answer(
             "hornbook prepare CORPUS|PATH|PATTERN|-... [--out FOLDER] [--json] [--errors strict|replace]\n"
-            "                 [--max-documents N] [--any.knob VALUE ...]\n\nText to tokens on disk.\n\n"
+            "                 [--max-documents N] [--to hdf5 FILE] [--any.knob VALUE ...]\n\n"
+            "Text to tokens on disk; with --to hdf5 pile.h5 also as pile_train.h5 and pile_val.h5.\n\n"
         )
         print_described(PrepareConfig)
         return 0
-    as_json = take_flag(words, "--json")
+    as_json, form = take_flag(words, "--json"), _take_form(words)
     names = []
     while words and not words[0].startswith("--"):
         names.append(words.pop(0))
@@ -36,23 +38,40 @@ def prepare_text(words: list[str]) -> int:
     given = from_words(PrepareConfig, long_forms(words))
     chosen = given.pop("out", None)
     knobs = build(PrepareConfig, given)
+    places = places_for(form) if form is not None else {}
     progress = Progress(sys.stderr if as_json else None)
     with ended_by_signals(), progress:
         source = joined([find_source(name, knobs.text, progress=progress) for name in names])
         out = Path(str(chosen)) if chosen is not None else default_folder(source, knobs.tokenizer, knobs.shards)
         shards = prepare(source, knobs.tokenizer, knobs.shards, out, progress)
+        written = write_hdf5(shards, places) if places else []
     if doubt := too_little(shards):
         warn(doubt)
     if as_json:
         # Shards that were there already tell of the folder as it was when they were made.
         reading = {"reading": shards.manifest["reading"] | {"left_out_files": source.left_out}}
-        answer_json({"folder": str(out), **shards.manifest, **reading})
+        also = {"hdf5": [str(path) for path in written]} if written else {}
+        answer_json({"folder": str(out), **shards.manifest, **reading, **also})
         return 0
     for line in report(shards.manifest):
         say(line)
     say(f"shards {out}")
+    for path in written:
+        say(f"hdf5   {path}")
     say(f"next:  {command('train', '--data', out)}")
     return 0
+
+
+def _take_form(words: list[str]) -> Path | None:
+    """`--to hdf5 FILE`, taken out of the words."""
+    if "--to" not in words:
+        return None
+    place = words.index("--to")
+    _, form, path = [*words[place : place + 3], "", ""][:3]
+    if form != "hdf5" or not path or path.startswith("--"):
+        raise UserError(f"--to {form}: should be a form and a file: --to hdf5 tokens.h5")
+    del words[place : place + 3]
+    return Path(path)
 
 
 def corpora(words: list[str]) -> int:

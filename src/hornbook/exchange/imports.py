@@ -15,12 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
+
 from hornbook.base import files
 from hornbook.base.console import Progress, warn
 from hornbook.base.errors import MachineError, UserError
 from hornbook.base.hub import AbsentError, commit_of, fetch_from_hub, is_commit
 from hornbook.base.settings import build
 from hornbook.exchange import programs
+from hornbook.exchange.characters import META, read_characters
+from hornbook.exchange.moments import Moments, moments_in
 from hornbook.exchange.tensorflow import read_checkpoint
 from hornbook.exchange.torchfile import find_weights, read_torch
 from hornbook.model.config import ModelConfig
@@ -39,6 +43,7 @@ from hornbook.model.folder import (
 )
 from hornbook.model.gpt import GPT
 from hornbook.model.shapes import layout_of
+from hornbook.runs.folder import OPTIMIZER, OPTIMIZER_KNOBS
 from hornbook.text.merges import PAIRS_OF_FILES, find_tokenizer
 from hornbook.text.tokenizer import TOKENIZER_FILES, Tokenizer, TokenizerConfig, train_tokenizer
 
@@ -67,6 +72,9 @@ class Found:
     model: GPT
     tokenizers_at: Path
     notes: list[str] = field(default_factory=list)
+    tables: tuple[Path, ...] = ()
+    """Where nanoGPT's table of characters may lie."""
+    moments: Moments | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +113,9 @@ def import_model(
         )
     with files.staged_folder(out, {"imported": source, "kind": found.kind}) as staging:
         save_model(found.model, known, staging)
+        if found.moments is not None:
+            safetensors.torch.save_file(found.moments.tensors, staging / OPTIMIZER)
+            files.write_json(staging / OPTIMIZER_KNOBS, found.moments.settings())
     return Imported(out, found.kind, found.notes, found.model.config, where)
 
 
@@ -261,7 +272,18 @@ def _from_file(path: Path, knobs: Mapping[str, Any]) -> Found:
         notes.append(
             "activation: the exact GELU, as in its program; --activation gelu_tanh for its files before May 2023"
         )
-    return _converted(program, weights, {**said, **knobs}, path, path.parent, notes)
+    found = _converted(program, weights, {**said, **knobs}, path, path.parent, notes)
+    found.tables = _tables_near(tree, path)
+    found.moments = moments_in(tree, program, found.model.config, weights, found.notes)
+    return found
+
+
+def _tables_near(tree: Mapping[Any, Any], path: Path) -> tuple[Path, ...]:
+    """Beside the weights, or where nanoGPT leaves it: in data/NAME beside the folder that the weights are in."""
+    settings = tree.get("config")
+    dataset = settings.get("dataset") if isinstance(settings, dict) else None
+    named = isinstance(dataset, str) and re.fullmatch(r"\w[\w-]*", dataset) is not None
+    return (path.parent / META, *([path.resolve().parent.parent / "data" / str(dataset) / META] if named else []))
 
 
 def _converted(
@@ -336,10 +358,12 @@ def _unknown(weights: Mapping[str, Any], path: Path) -> str:
 def _tokenizer_for(found: Found, given: Path | None, ranks: str | None) -> tuple[Tokenizer, str]:
     """The tokenizer that belongs to the model, and where it comes from."""
     entries = found.model.config.known_vocab_size
+    if given is not None and given.suffix == Path(META).suffix:
+        return read_characters(given), str(given)
     if given is not None:
         folder = given if given.is_dir() else given.parent
         if given.is_file() and given.name != TOKENIZER_FILES[0]:
-            raise UserError(f"--tokenizer {given}: should be a folder, or a {TOKENIZER_FILES[0]}")
+            raise UserError(f"--tokenizer {given}: should be a folder, a {TOKENIZER_FILES[0]}, or a {META}")
         tokenizer = find_tokenizer(folder)
         if tokenizer is None:
             raise UserError(f"--tokenizer {given}: no {TOKENIZER_FILES[0]} there, nor vocab.json and merges.txt")
@@ -348,11 +372,13 @@ def _tokenizer_for(found: Found, given: Path | None, ranks: str | None) -> tuple
         tokenizer = find_tokenizer(found.tokenizers_at)
         if tokenizer is not None:
             return tokenizer, str(found.tokenizers_at)
+        if table := next((place for place in found.tables if place.is_file()), None):
+            return read_characters(table), str(table)
     if GPT2_ENTRIES <= entries <= GPT2_FILLED_UP:
         return train_tokenizer(TokenizerConfig(kind="gpt2", ranks_file=ranks), [], 0), "GPT-2's vocabulary"
     if ranks is not None:
         raise UserError(f"--ranks: GPT-2's vocabulary has {GPT2_ENTRIES:,} entries, the model {entries:,}; --tokenizer")
     raise UserError(
         f"the model knows {entries:,} tokens, and no tokenizer lies beside it; name the one that it was trained with: "
-        "--tokenizer FOLDER, or a tokenizer.json"
+        "--tokenizer FOLDER, a tokenizer.json, or nanoGPT's meta.pkl"
     )

@@ -120,7 +120,7 @@ class Speaker:
             length_penalty=length_penalty,
             max_tokens=max_tokens,
             alternatives=logprobs,
-            end_of_text=self.tokenizer.end_of_text,
+            end_of_text=self.tokenizer.stop,
             known_ids=self.tokenizer.vocab_size,
             cache_dtype=self.cache_dtype,
             is_stopped=lambda new: bool(stop) and read(map(Chosen, new), None).ended == "stop",
@@ -176,7 +176,7 @@ class Speaker:
             self.model,
             list(begun),
             rows=rows,
-            end_of_text=self.tokenizer.end_of_text,
+            end_of_text=self.tokenizer.stop,
             known_ids=self.tokenizer.vocab_size,
             cache_dtype=self.cache_dtype,
         ):

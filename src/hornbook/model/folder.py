@@ -37,7 +37,7 @@ def save_model(model: GPT, tokenizer: Tokenizer, folder: Path, dtype: torch.dtyp
     """Write model and tokenizer into a staged folder; as `dtype`, in which a number too large becomes the largest."""
     config, dtype = model.config, dtype or model.embedding.weight.dtype
     kind = shape_of(config)
-    end = tokenizer.end_of_text
+    end = tokenizer.stop
     ids = {"bos_token_id": end, "eos_token_id": end}
     description: dict[str, Any] = {
         "model_type": kind or "hornbook",

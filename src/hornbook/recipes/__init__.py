@@ -19,6 +19,7 @@ from hornbook.shards.format import Shards, is_shards
 from hornbook.shards.prepare import PrepareConfig
 from hornbook.text.corpora import find_corpus, find_source, is_corpus
 from hornbook.text.documents import AS_IT_COMES, TextConfig
+from hornbook.text.encodings import ENCODINGS
 from hornbook.text.tokenizer import KINDS, WORDPIECE_ENTRIES
 from hornbook.train.config import STOPS, RunConfig, TrainConfig, override
 
@@ -28,6 +29,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "modern-small": modern.modern_small,
     "modern-medium": modern.modern_medium,
     "modern-large": modern.modern_large,
+    "letters": modern.letters,
     "the-verdict": seeds.the_verdict,
     "julius-caesar": seeds.julius_caesar,
     "julius-caesar-small": seeds.julius_caesar_small,
@@ -43,6 +45,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
 DEFAULT = "demo"
 MOST_BYTES_TO_FIT = 100_000_000
 KNOWN_VOCABULARIES = {"byte": 257, "gpt2": 50_257, "wordpiece": WORDPIECE_ENTRIES}
+KNOWN_VOCABULARIES |= {name: encoding.entries for name, encoding in ENCODINGS.items()}
 
 
 def compose(
@@ -133,7 +136,8 @@ def _from_weights(
     else:
         raise UserError("--from: name the text to go on with as well: --data PATH")
     learning = base.model.model_dump(include=MAY_DIFFER) if named is not None else {}
-    config = override(base, origin.taken_over(), {"model": learning}, tree, knobs, origins=origins)
+    goes_on = origin.learned_with() if named is None else {}
+    config = override(base, origin.taken_over(), {"model": learning}, goes_on, tree, knobs, origins=origins)
     origin.check(config)
     return config.with_(start_from=str(origin.folder))  # a run's best checkpoint may be another one tomorrow
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from hornbook.model.config import ModelConfig
 from hornbook.text.corpora import find_corpus, is_corpus
+from hornbook.text.tokenizer import RANKED
 from hornbook.train.config import STOPS, RunConfig, ScheduleConfig, TrainConfig, override
 
 LAYERS, HEADS, WIDTH, CONTEXT = 2, 4, 64, 32
@@ -34,7 +35,7 @@ def miniature(config: RunConfig) -> RunConfig:
     if to_fetch:  # how that text lies in its files says nothing about this one
         small["text"] |= {"format": None, "field": None, "document": None}
     kind = config.tokenizer.kind
-    if kind == "gpt2":  # byte-level BPE too; its vocabulary would be most of the model, and may have to be fetched
+    if kind in RANKED:  # byte-level BPE too; its vocabulary would be most of the model, and may have to be fetched
         small["tokenizer"] = {"kind": "bpe", "vocab_size": VOCABULARY}
     elif kind in ("bpe", "wordpiece"):
         small["tokenizer"] = {"vocab_size": min(config.tokenizer.vocab_size or VOCABULARY, VOCABULARY)}

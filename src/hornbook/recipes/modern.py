@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from hornbook.model.config import ModelConfig, classic, modern
 from hornbook.recipes.dial import PLAIN_CPU, muon, own_text
+from hornbook.text.documents import TextConfig
 from hornbook.text.tokenizer import TokenizerConfig
 from hornbook.train.config import OptimConfig, RunConfig, SampleConfig, ScheduleConfig, TrainConfig
 
@@ -72,7 +73,7 @@ def continued(data: str, text_bytes: int | None, context: int) -> RunConfig:
     return RunConfig(
         recipe="continued",
         data=data,
-        optim=OptimConfig(kind="adamw", lr=1e-4, weight_decay=0.01, beta2=0.999, eps=1e-8),
+        optim=_gentle(),
         schedule=ScheduleConfig(kind="cosine", warmup_steps=10),
         train=TrainConfig(
             epochs=3,
@@ -80,3 +81,23 @@ def continued(data: str, text_bytes: int | None, context: int) -> RunConfig:
             context=window if window < context else None,
         ),
     )
+
+
+def letters() -> RunConfig:
+    """Letters, to be taught to a model that knows the language: --from MODEL --data MAIL."""
+    return RunConfig(
+        recipe="letters",
+        data="mail",
+        text=TextConfig(headers=("Subject",)),
+        tokenizer=TokenizerConfig(kind="bpe", vocab_size=4096),
+        model=modern(n_layer=4, n_head=4, n_embd=256, context=256),
+        optim=_gentle(),
+        schedule=ScheduleConfig(kind="cosine", warmup_steps=10),
+        train=TrainConfig(epochs=3, batch_tokens=4096),
+        sample=SampleConfig(prompts=("Subject: ",), tokens=120),
+    )
+
+
+def _gentle() -> OptimConfig:
+    """At which little is forgotten."""
+    return OptimConfig(kind="adamw", lr=1e-4, weight_decay=0.01, beta2=0.999, eps=1e-8)

@@ -34,6 +34,7 @@ METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 CHECKPOINTS, SNAPSHOTS = "checkpoints", "snapshots"
 # Beside the model in a checkpoint.
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
+OPTIMIZER_KNOBS = "optimizer.json"  # beside the optimizer of a model that was imported
 MOST_STEPS_NAMED = 10
 
 

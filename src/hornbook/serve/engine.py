@@ -204,7 +204,7 @@ class Engine:
 
     def _added(self, job: Job, index: int, chosen: Chosen) -> Added:
         text, continuation = job.texts[index]
-        kept = text.take(chosen, self.speaker.tokenizer.end_of_text)
+        kept = text.take(chosen, self.speaker.tokenizer.stop)
         piece = continuation.feed(kept, text.ended)
         text.ended = continuation.ended
         return Added(index, piece, text.ended, len(continuation.tokens), len(continuation.text))

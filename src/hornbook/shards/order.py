@@ -7,15 +7,20 @@ is one integer, resuming costs nothing, and a rank of many takes its slice of g 
 - `windows`: the fixed grid of non-overlapping windows, each once an epoch, in an order of its own each epoch
 - `phased`: the same, with the grid shifted by a phase drawn for each epoch, so that epochs cut the text differently
 - `places`: a place drawn at random each time
+
+With a stride of one's own, windows of a grid begin so far apart: below the context they overlap, above it some of the
+text is left out of an epoch.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from hornbook.base.machine import mix_seed
 from hornbook.base.settings import Settings
@@ -28,8 +33,14 @@ Words = NDArray[np.uint64]
 class OrderConfig(Settings):
     kind: Literal["windows", "phased", "places"] = "phased"
     """How samples are laid over the text."""
+    stride: int | None = Field(None, ge=1)
+    """How far apart windows begin; as long as they are, so that none overlaps another, when not given."""
     drop_last: bool = False
     """Leave out an epoch's last batch where it is not full, rather than fill it from the next epoch."""
+
+    def mistakes(self) -> Iterator[tuple[str, str]]:
+        if self.stride is not None and self.kind == "places":
+            yield "stride", "windows at random places have none; leave it out, or --order.kind windows"
 
 
 class SampleOrder:
@@ -40,18 +51,18 @@ class SampleOrder:
     ) -> None:
         self.kind = config.kind
         self.context = context
+        self.stride = config.stride or context
         self.tokens = tokens
-        room = tokens - (context if config.kind == "phased" else 1)
-        self.windows_per_epoch = max(room // context, 0)
-        if self.kind == "phased" and self.windows_per_epoch == 0 and tokens > context:
-            self.kind, self.windows_per_epoch = (
-                "windows",
-                (tokens - 1) // context,
-            )  # too short a text to shift the grid
+        # The last window of each phase, too, has an id after it.
+        room = tokens - context - (self.stride if config.kind == "phased" else 1)
+        self.windows_per_epoch = max(room // self.stride + 1, 0)
+        if self.kind == "phased" and self.windows_per_epoch == 0 and tokens > context:  # too short to shift the grid
+            self.kind, self.windows_per_epoch = "windows", (tokens - context - 1) // self.stride + 1
         # With drop_last an epoch ends early, at a whole number of batches.
         whole = self.windows_per_epoch // batch * batch
         self.samples_per_epoch = whole if config.drop_last and whole else self.windows_per_epoch
-        self._key = f"{self.kind}/{seed}/{fingerprint}/{context}"
+        own = "" if self.stride == context else f"/{self.stride}"
+        self._key = f"{self.kind}/{seed}/{fingerprint}/{context}{own}"
 
     def places(self, samples: Places) -> Places:
         """(n,) sample numbers to (n,) places."""
@@ -62,9 +73,9 @@ class SampleOrder:
         result = np.empty_like(samples)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            phase = mix_seed(self._key, "phase", epoch) % self.context if self.kind == "phased" else 0
+            phase = mix_seed(self._key, "phase", epoch) % self.stride if self.kind == "phased" else 0
             shuffled = permute(within[here], self.windows_per_epoch, mix_seed(self._key, "permutation", epoch))
-            result[here] = shuffled * self.context + phase
+            result[here] = shuffled * self.stride + phase
         return result
 
 

@@ -15,7 +15,7 @@ import lzma
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import CancelledError, Future, wait
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from hornbook.shards.writer import STATE, Encoded, PieceEncoder, ShardWriter, re
 from hornbook.text.corpora import find_source
 from hornbook.text.documents import AS_IT_COMES, TextConfig
 from hornbook.text.encoder import EncoderFailed, SlowEncoder, fastest_encoder, has_gigatoken
+from hornbook.text.learning import learn
 from hornbook.text.readers import Source
 from hornbook.text.streams import Tally
 from hornbook.text.tokenizer import LEARNED, Tokenizer, TokenizerConfig, refuse_ids, train_tokenizer
@@ -49,7 +50,6 @@ LONG_LEARNING_SECONDS = 10.0
 SHARE_OF_TWINS_TO_WARN_OF = 0.01
 SPLIT_RULE = 2  # counted up where the same text with the same knobs is split in another way than before
 LEAST_TO_LEARN_FROM = 10_000
-LEARNING_SHOWN_EVERY_SECONDS = 0.5
 
 
 class ShardsConfig(Settings):
@@ -155,6 +155,7 @@ def changed_in_reading(manifest: dict[str, Any]) -> Iterator[str]:
     counts = {
         "characters replaced": reading.get("replaced_characters", 0),
         "records passed over": reading.get("skipped_records", 0),
+        "attachments passed over": reading.get("attachments", 0),
         "documents dropped whose text is held back": manifest.get("report", {}).get("duplicates", 0),
     }
     if any(counts.values()):
@@ -236,28 +237,10 @@ class _Preparation:
         return tokenizer
 
     def _learned(self) -> Tokenizer:
-        """From a sample of the text, in a thread of its own, since the trainer hears no Ctrl-C."""
-        began, read = time.monotonic(), 0
-
-        def texts() -> Iterator[str]:
-            nonlocal read
-            for piece in (piece for pieces in self.rule.split() for piece in pieces):
-                if learning.left:
-                    raise CancelledError
-                if piece.split == "train" and piece.ids is None:
-                    read += len(piece.data)
-                    yield piece.data.decode()
-                if read >= self.config.train_bytes:
-                    return
-
-        sample = count(float(min(self.rule.measured.text_bytes, self.config.train_bytes)))
-        what = f"learning a {self.config.kind} vocabulary from {sample} bytes of {self.source.name}"
-        with Background() as learning:
-            tokenizer = learning.submit(train_tokenizer, self.config, texts(), self.rule.measured.text_bytes)
-            self.progress.update(what)
-            while wait([tokenizer], LEARNING_SHOWN_EVERY_SECONDS).not_done:
-                self.progress.update(f"{what}: {count(float(read))} read, {duration(time.monotonic() - began)}")
-            return tokenizer.result()
+        """From what of the text is to be trained on."""
+        pieces = (piece for found in self.rule.split() for piece in found)
+        training = (piece.data for piece in pieces if piece.split == "train" and piece.ids is None)
+        return learn(self.config, training, self.rule.measured.text_bytes, self.source.name, self.progress)
 
     def _write(self, writer: ShardWriter, encoder: PieceEncoder, ahead: Background) -> None:
         waiting: deque[tuple[Future[list[Encoded]], int]] = deque()
@@ -327,10 +310,12 @@ class _Preparation:
             "tokenizer": self.config.kind,
             "tokenizer_fingerprint": tokenizer.fingerprint,
             "source_signature": self.signature,
+            **({"origins": origins} if (origins := self.source.origins) else {}),
             "split_rule": self.rule.description,
             "reading": {
                 "replaced_characters": self._tally.replaced,
                 "skipped_records": self._tally.skipped,
+                "attachments": self._tally.attachments,
                 "left_out_files": self.source.left_out,
             },
             "report": totals

@@ -19,6 +19,7 @@ from hornbook.base.errors import UserError
 from hornbook.base.settings import nearest
 from hornbook.text import articles
 from hornbook.text.corpus import SPLIT, Choice, Corpus, Remote, Switch
+from hornbook.text.datasets import dataset, is_dataset, validation_of
 from hornbook.text.documents import AS_IT_COMES, TextConfig
 from hornbook.text.folders import PASSED_OVER, walk
 from hornbook.text.readers import Part, Source, source_from_path
@@ -238,11 +239,13 @@ CORPORA = {
 
 
 def is_corpus(name: str) -> bool:
-    return name.partition(":")[0] in CORPORA
+    return name.partition(":")[0] in CORPORA or is_dataset(name)
 
 
 def find_corpus(name: str) -> tuple[Corpus, dict[str, str]]:
-    """The corpus of a name with switches, and every switch's value."""
+    """The corpus of a name with switches, and every switch's value; or a data set of the hub."""
+    if is_dataset(name):
+        return dataset(name), {}
     first, *words = name.split(":")
     if first not in CORPORA:
         near = nearest(first, list(CORPORA))
@@ -252,6 +255,8 @@ def find_corpus(name: str) -> tuple[Corpus, dict[str, str]]:
 
 def held_out(name: str) -> str:
     """The validation split of a corpus that brings one, where its name says nothing of splits; otherwise the name."""
+    if is_dataset(name):
+        return validation_of(name)
     corpus, choice = find_corpus(name)
     says = any(word.startswith("split=") for word in name.split(":"))
     return name if says or "val" not in corpus.splits(choice) else f"{name}:split=val"

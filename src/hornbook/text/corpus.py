@@ -112,6 +112,8 @@ class Corpus:
     """The text, where it is on this machine already."""
     shape: Callable[[Choice], Shape | None] = lambda choice: None
     switches: tuple[Switch, ...] = ()
+    pinned: str = ""
+    """A name for just this text, where that by which it was asked for may mean another one tomorrow."""
 
     def folder(self) -> Path:
         return files.home() / "corpora" / self.name
@@ -199,6 +201,7 @@ class Corpus:
                 split=split,
                 shape=shape,
                 variant=variant,
+                origin=self.pinned,
             )
             for split in kept or _splits_of(wanted) or [""]
         ]

@@ -23,6 +23,8 @@ class TextConfig(Settings):
     """Field or column that holds the text, or a column's number; `text`, or the only one with text, when not given."""
     document: Literal["file", "line", "row"] | None = None
     """A file is one document, or each of its lines or rows; what fits the format when not given."""
+    headers: tuple[str, ...] = Field(("Subject",), strict=False)
+    """Of letters: the headers above what was written."""
     errors: Errors = "strict"
     """What becomes of bytes that are not UTF-8: stop there, or replace them by U+FFFD and count."""
     bad_records: Literal["stop", "skip"] = "stop"

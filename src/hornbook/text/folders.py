@@ -18,7 +18,7 @@ from hornbook.base.console import warn
 from hornbook.base.errors import UserError
 from hornbook.base.files import read_if_small
 from hornbook.text.documents import TextConfig
-from hornbook.text.formats import FORMAT_OF, FORMATS, ending_of
+from hornbook.text.formats import FORMATS, ending_of, format_of
 from hornbook.text.streams import Trouble, compression_of, read_blocks, text_begins
 
 # Folders whose files nobody wrote as text to learn from.
@@ -51,8 +51,7 @@ def files_below(folder: Path, config: TextConfig) -> tuple[tuple[Path, ...], dic
     kinds: dict[bool, list[tuple[Path, str]]] = {False: [], True: []}
     unknown: dict[str, Path] = {}
     for path in _files(folder, PASSED_OVER, left_out):
-        ending = ending_of(path.name)
-        chosen = FORMAT_OF.get(ending)
+        ending, chosen = ending_of(path.name), format_of(path)
         if chosen is not None:
             wanted = config.format in (None, chosen.name)
         else:

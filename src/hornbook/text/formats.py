@@ -10,10 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hornbook.text.columns import read_hdf5, read_parquet
 from hornbook.text.jsonvalues import json_values, kind_of, parsed
+from hornbook.text.mail import is_in_maildir, read_mbox, read_message
 from hornbook.text.markup import read_html, read_notebook
 from hornbook.text.records import TOO_LONG, Document, Found, Input, choose_field, in_pieces, listed, short, told_at
 from hornbook.text.streams import (
@@ -139,6 +141,8 @@ FORMATS = {
         Format("tsv", (".tsv",), read_tsv, version=2),
         Format("parquet", (".parquet",), read_parquet, text_share=3),
         Format("hdf5", (".h5", ".hdf5"), read_hdf5),
+        Format("mail", (".eml",), read_message, records=False, text_share=0.5),
+        Format("mbox", (".mbox",), read_mbox, text_share=0.5),
     ]
 }
 FORMAT_OF = {ending: each for each in FORMATS.values() for ending in each.endings}
@@ -152,14 +156,16 @@ def ending_of(name: str) -> str:
     return found[0] if found else ""
 
 
-def format_of(name: str, said: str | None = None) -> Format | None:
-    """The format that is said, or that a file's ending tells."""
-    return FORMATS[said] if said else FORMAT_OF.get(ending_of(name))
+def format_of(path: Path, said: str | None = None) -> Format | None:
+    """The format that is said, or that a file's ending tells; in a maildir, whatever the ending."""
+    if said:
+        return FORMATS[said]
+    return FORMATS["mail"] if is_in_maildir(path) else FORMAT_OF.get(ending_of(path.name))
 
 
 def read(input: Input) -> Iterator[Found]:
     """The documents of a file."""
-    reader = format_of(input.path.name, input.format) or FORMATS["text"]
+    reader = format_of(input.path, input.format) or FORMATS["text"]
     found = reader.read(input)
     return _as_one(found, input.name) if input.document == "file" and reader.records else found
 

@@ -18,6 +18,7 @@ from hornbook.base.console import command, count, say, table
 from hornbook.base.settings import Settings
 from hornbook.text.corpora import find_corpus, find_source, is_corpus
 from hornbook.text.documents import TextConfig
+from hornbook.text.gpt2 import RANKS, ranks_at_hand
 from hornbook.text.records import Document
 from hornbook.text.tokenizer import LEARNED, Tokenizer, TokenizerConfig, refuse_ids, train_tokenizer
 
@@ -72,9 +73,7 @@ class Look:
         return cls(read, ids, tokenizer, not more and next(documents, None) is None)
 
     def pieces(self, ids: list[int]) -> list[bytes]:
-        """What tokens stand for; those that stand for no text, by their names."""
-        cut = enumerate(ids[:SHOWN_TOKENS])
-        return [self.tokenizer.piece(token, place == 0) or self.tokenizer.name(token).encode() for place, token in cut]
+        return _pieces(self.tokenizer, ids[:SHOWN_TOKENS])
 
     def histogram(self) -> list[tuple[int, int]]:
         """(least tokens, documents): each row reaches to twice its least."""
@@ -124,6 +123,57 @@ class Look:
         )
         say("tokens in a document, and how many documents have so many:")
         show_histogram(self.histogram())
+
+
+@dataclass(frozen=True)
+class CutText:
+    """A text as tokens, and how many GPT-2's vocabulary makes of it, where that is at hand."""
+
+    tokenizer: Tokenizer
+    text_bytes: int
+    ids: list[int]
+    of_gpt2: int | None
+
+    @classmethod
+    def by(cls, tokenizer: Tokenizer, text: str, ranks_file: str | None) -> CutText:
+        ids, of_gpt2 = tokenizer.encode(text), None
+        if ranks_at_hand(ranks_file):
+            gpt2 = train_tokenizer(TokenizerConfig(kind="gpt2", ranks_file=ranks_file), [], 0)
+            of_gpt2 = len(gpt2.encode(text))
+        return cls(tokenizer, len(text.encode()), ids, of_gpt2)
+
+    def pieces(self) -> list[bytes]:
+        return _pieces(self.tokenizer, self.ids)
+
+    def as_dict(self) -> dict[str, Any]:
+        own, gpt2 = len(self.ids), self.of_gpt2
+        return {
+            "ids": self.ids,
+            "pieces": [piece_in_sight(piece) for piece in self.pieces()],
+            "bytes": self.text_bytes,
+            "tokens": own,
+            "bytes_per_token": self.text_bytes / own if own else None,
+            "gpt2": gpt2 and {"tokens": gpt2, "bytes_per_token": self.text_bytes / gpt2},
+        }
+
+    def show(self) -> None:
+        show_pieces(self.pieces(), more=False)
+        say(f"ids     {' '.join(map(str, self.ids))}")
+        say(f"tokens  {self._told(len(self.ids))}, of a vocabulary of {self.tokenizer.vocab_size:,}")
+        if self.of_gpt2 is None:
+            say(f"GPT-2   its vocabulary is not at hand to compare; name a local copy: --ranks-file {RANKS}")
+        else:
+            say(f"GPT-2   {self._told(self.of_gpt2)}")
+
+    def _told(self, tokens: int) -> str:
+        return f"{tokens:,} for {self.text_bytes:,} bytes" + (
+            f": {self.text_bytes / tokens:.2f} bytes per token" if tokens else ""
+        )
+
+
+def _pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[bytes]:
+    """What tokens stand for; those that stand for no text, by their names."""
+    return [tokenizer.piece(token, place == 0) or tokenizer.name(token).encode() for place, token in enumerate(ids)]
 
 
 def piece_in_sight(piece: bytes) -> str:

@@ -47,6 +47,13 @@ def read_html(input: Input) -> Iterator[Found]:
     return _one_text(input, _page(input))
 
 
+def words_of_page(page: str) -> str:
+    """Those of a page that is at hand as a whole."""
+    parser = _Page()
+    parser.feed(page)
+    return parser.take() + parser.last_words()
+
+
 def _page(input: Input) -> Iterator[str]:
     page, waiting, size = _Page(), list[str](), 0
     for text in read_text_blocks(input.text_blocks(), input.errors, input.tally):

@@ -59,6 +59,8 @@ class Part:
     """Makes documents of the texts that the files hold, in their order."""
     variant: str = ""
     """Says how it is shaped: with the same files, another variant is another text."""
+    origin: str = ""
+    """Where it was fetched from, to the commit, where it is not in a table."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """What of a folder is not read: endings, and how many files there are of each."""
 
@@ -75,6 +77,7 @@ class Part:
         if tally is not None:
             tally.replaced += mine.replaced
             tally.skipped += mine.skipped
+            tally.attachments += mine.attachments
             tally.first_skipped = tally.first_skipped or mine.first_skipped
         if not found:
             where = self.name if self.content is not None else self.files[0] if len(self.files) == 1 else self.root
@@ -124,14 +127,14 @@ class Part:
         if self.shape or config.bad_records == "skip" or config.document in ("line", "row") or config.max_documents:
             return
         for path in self.files:
-            chosen = format_of(path.name, config.format) or FORMATS["text"]
+            chosen = format_of(path, config.format) or FORMATS["text"]
             if chosen.name == "text" and not compression_of(path.name) and os.stat(path).st_size > MARK_BYTES:
                 yield path
 
     def signature(self) -> str:
         digest = hashlib.sha256()
         digest.update(json.dumps([self.config.model_dump(), self.split, self.variant], sort_keys=True).encode())
-        chosen = (format_of(path.name, self.config.format) for path in self.files)
+        chosen = (format_of(path, self.config.format) for path in self.files)
         if newer := sorted({f"{each.name} {each.version}" for each in chosen if each and each.version > 1}):
             digest.update(json.dumps(newer).encode())
         for path in self.files:
@@ -159,6 +162,10 @@ class Source:
     @property
     def left_out(self) -> dict[str, int]:
         return dict(sum((Counter(part.left_out) for part in self.parts), Counter()))
+
+    @property
+    def origins(self) -> list[str]:
+        return list(dict.fromkeys(part.origin for part in self.parts if part.origin))
 
     def documents(self, tally: Tally | None = None) -> Iterator[Document]:
         """Those of all parts."""
@@ -244,7 +251,7 @@ def _fixed_part(pattern: Path) -> Path:
 
 
 def _expands(path: Path, config: TextConfig) -> float:
-    chosen = format_of(path.name, config.format) or FORMATS["text"]
+    chosen = format_of(path, config.format) or FORMATS["text"]
     return EXPANDS * min(chosen.text_share, 1) if compression_of(path.name) else chosen.text_share
 
 
@@ -260,7 +267,8 @@ def _with_its_end(path: Path, name: str, config: TextConfig, tally: Tally) -> It
     """What a file holds; trouble that ends it comes last, like that of a record."""
     late: list[Trouble] = []
     try:
-        yield from read(Input(path, name, tally, config.format, config.field, config.document, config.errors, late))
+        how = (config.format, config.field, config.document, config.errors)
+        yield from read(Input(path, name, tally, *how, late, config.headers))
         yield from late
     except Trouble as trouble:
         yield trouble

@@ -77,6 +77,8 @@ class Input(NamedTuple):
     errors: Errors = "strict"
     late: list[Trouble] | None = None
     """Trouble that is told when all is read, since nothing is lost by it."""
+    headers: tuple[str, ...] = ()
+    """Of letters, those that stand above the text."""
 
     def blocks(self) -> Iterator[bytes]:
         return read_blocks(self.path, self.late)
@@ -92,7 +94,7 @@ class Input(NamedTuple):
         return decode(data, self.errors, self.tally)
 
     def record(self, place: str, text: str) -> Document:
-        return Document(f"{self.name} {place}", with_plain_line_ends(text))
+        return Document(f"{self.name} {place}".rstrip(), with_plain_line_ends(text))
 
 
 def in_pieces(name: str, texts: Iterable[str]) -> Iterator[Found]:

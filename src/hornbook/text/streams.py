@@ -54,6 +54,8 @@ class Tally:
     """Records that were passed over."""
     first_skipped: str = ""
     """Where the first of them is, and what was wrong with it."""
+    attachments: int = 0
+    """Of letters, which are passed over."""
 
 
 class _Gzip:

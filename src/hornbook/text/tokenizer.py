@@ -27,6 +27,7 @@ from hornbook.base import files
 from hornbook.base.errors import UserError
 from hornbook.base.settings import Settings
 from hornbook.text.description import LARGEST, PROBE, check_entries, panics_untold, tamed
+from hornbook.text.encodings import ENCODINGS, encoding_named
 from hornbook.text.gpt2 import byte_letters
 from hornbook.text.vocabularies import END_OF_TEXT, UNKNOWN, all_bytes, characters, gpt2, train_bpe
 from hornbook.text.wordpiece import WORDPIECE_END, WORDPIECE_UNKNOWN, train_wordpiece
@@ -40,6 +41,9 @@ WORDPIECE_ENTRIES = 40_000
 # tells, which in a model for chats is the end of a turn.
 ENDS = (END_OF_TEXT, WORDPIECE_END, "<|end_of_text|>", "<|bos|>")
 USUAL_ENDS = ("</s>", "<eos>")
+# Where tokenizer_config.json tells what ends a document in a vocabulary of characters alone: one of them, such as the
+# end of a line. A model that says it goes on.
+DOCUMENT_END = "document_end"
 _BYTE = re.compile("<0x[0-9A-F]{2}>")  # how a vocabulary of characters writes bytes for those that it does not have
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
@@ -47,7 +51,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 class Tokenizer:
     """A tokenizer.json in memory."""
 
-    def __init__(self, inner: tokenizers.Tokenizer, told_end: str | None = None) -> None:
+    def __init__(self, inner: tokenizers.Tokenizer, told_end: str | None = None, goes_on: bool = False) -> None:
         inner.encode_special_tokens = True  # "<|endoftext|>" in a text is thirteen characters, not the end of it
         self._inner = inner
         probe = inner.encode(PROBE)
@@ -60,6 +64,8 @@ class Tokenizer:
             raise UserError(f"has no {END_OF_TEXT} token, which ends a document, nor tells another that does")
         end, self.end_of_text = known[0]
         self._told_end = "" if end in ENDS else end
+        self.stop: int | None = None if goes_on else self.end_of_text
+        """What ends a text that is generated, where anything does."""
 
     @property
     def vocab_size(self) -> int:
@@ -147,7 +153,10 @@ class Tokenizer:
         self._inner.save(str(folder / TOKENIZER_FILES[0]))
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            **dict.fromkeys(("bos_token", "eos_token", "pad_token"), self._inner.id_to_token(self.end_of_text)),
+            **dict.fromkeys(
+                (DOCUMENT_END,) if self.stop is None else ("bos_token", "eos_token", "pad_token"),
+                self._inner.id_to_token(self.end_of_text),
+            ),
             "split_special_tokens": True,
             "clean_up_tokenization_spaces": False,
         }
@@ -167,7 +176,7 @@ class Tokenizer:
                 raise UserError("too large for a tokenizer; is it the right file?")
             description = tamed(files.read_small(path))
             with panics_untold():
-                tokenizer = cls(tokenizers.Tokenizer.from_str(description), _told_end(path))
+                tokenizer = cls(tokenizers.Tokenizer.from_str(description), *_told_end(path))
                 tokenizer.encode_batch([PROBE, *PROBE])
             check_entries(tokenizer._inner.get_vocab(), path)
             return tokenizer
@@ -233,13 +242,15 @@ class Tokenizer:
         return pieces
 
 
-def _told_end(path: Path) -> str | None:
-    """What tokenizer_config.json, beside a tokenizer.json, calls the end of a text."""
+def _told_end(path: Path) -> tuple[str | None, bool]:
+    """What tokenizer_config.json, beside a tokenizer.json, calls the end of a text, and whether one that is generated
+    goes on after it."""
     with contextlib.suppress(UserError):
-        told = files.read_json(path.with_name(TOKENIZER_FILES[1])).get("eos_token")
+        settings = files.read_json(path.with_name(TOKENIZER_FILES[1]))
+        told = settings.get("eos_token", settings.get(DOCUMENT_END))
         name = told.get("content") if isinstance(told, dict) else told
-        return name if isinstance(name, str) else None
-    return None
+        return name if isinstance(name, str) else None, "eos_token" not in settings and DOCUMENT_END in settings
+    return None, False
 
 
 class TextStream:
@@ -275,6 +286,8 @@ class Kind:
     """Whether its vocabulary comes from the text: what an id means is not known before."""
     sized: bool = False
     """Whether the number of its entries can be chosen."""
+    ranked: bool = False
+    """Whether it is made from ranks that tiktoken publishes."""
 
 
 KINDS = {
@@ -288,10 +301,18 @@ KINDS = {
         learned=True,
         sized=True,
     ),
-    "gpt2": Kind(lambda _, config, size: Tokenizer(gpt2(config.ranks_file))),
+    "gpt2": Kind(lambda _, config, size: Tokenizer(gpt2(config.ranks_file)), ranked=True),
+    # Its ids are GPT-2's.
+    "r50k_base": Kind(lambda _, config, size: Tokenizer(gpt2(config.ranks_file)), ranked=True),
+    **{
+        name: Kind(lambda _, config, size: Tokenizer(encoding_named(config.kind, config.ranks_file)), ranked=True)
+        for name in ENCODINGS
+        if name != "r50k_base"
+    },
     "file": Kind(lambda _, config, size: Tokenizer.load(Path(str(config.file)).expanduser())),
 }
 LEARNED = tuple(name for name, kind in KINDS.items() if kind.learned)
+RANKED = tuple(name for name, kind in KINDS.items() if kind.ranked)
 if TYPE_CHECKING:
     KindName = str
 else:
@@ -306,7 +327,8 @@ class TokenizerConfig(Settings):
     train_bytes: int = Field(64_000_000, ge=1)
     """At most so much text is read to learn the vocabulary from."""
     ranks_file: str | None = None
-    """For gpt2: a local copy of r50k_base.tiktoken; fetched once when not given."""
+    """For gpt2, a local copy of r50k_base.tiktoken, and so for the others by their names; fetched once when not
+    given."""
     file: str | None = None
     """For file: a tokenizer.json, or the folder of a model that has one."""
     as_published: bool = False
@@ -315,8 +337,8 @@ class TokenizerConfig(Settings):
     def mistakes(self) -> Iterator[tuple[str, str]]:
         if (self.file is not None) != (self.kind == "file"):
             yield "file", "a tokenizer.json goes with --tokenizer.kind file, and that with one"
-        if self.ranks_file is not None and self.kind != "gpt2":
-            yield "ranks_file", "only gpt2 reads ranks; leave it out, or --tokenizer.kind gpt2"
+        if self.ranks_file is not None and self.kind not in RANKED:
+            yield "ranks_file", f"ranks make {', '.join(RANKED)}; leave it out, or --tokenizer.kind with one of these"
         if self.as_published and self.kind != "wordpiece":
             yield (
                 "as_published",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from hornbook.text.gpt2 import byte_letters, gpt2_ranks, merges_of
+from hornbook.text.gpt2 import byte_letters, gpt2_merges, gpt2_ranks
 from hornbook.text.sample import LETTERS_OR_DIGITS, learnable
 
 if TYPE_CHECKING:
@@ -40,6 +40,11 @@ def characters(texts: Iterable[str]) -> tokenizers.Tokenizer:
     return _without_merges([*letters, END_OF_TEXT, UNKNOWN], byte_level=False)
 
 
+def listed_characters(characters: list[str]) -> tokenizers.Tokenizer:
+    """Those that another program has numbered in this order, and nothing else: any other is left out of a text."""
+    return _without_merges(characters, byte_level=False)
+
+
 def all_bytes() -> tokenizers.Tokenizer:
     """The id of a byte is its value; nothing is learned."""
     return _without_merges([*byte_letters(), END_OF_TEXT], byte_level=True)
@@ -51,7 +56,7 @@ def gpt2(ranks_file: str | None) -> tokenizers.Tokenizer:
     ranks = gpt2_ranks(ranks_file)
     written = {token: token.decode("latin-1").translate(letters) for token in ranks}
     vocabulary = {written[token]: rank for token, rank in ranks.items()}
-    return bytes_with_merges(vocabulary, [(written[one], written[other]) for one, other in merges_of(ranks)])
+    return bytes_with_merges(vocabulary, [(written[one], written[other]) for one, other in gpt2_merges(ranks)])
 
 
 def bytes_with_merges(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:

@@ -101,7 +101,8 @@ class RunConfig(Settings):
     recipe: str = "custom"
     """The name under which this was composed."""
     data: str = "python-stdlib"
-    """A corpus, the path of a text, of a folder of texts or of shards, a pattern with `*`, or - for standard input."""
+    """A corpus, a data set of the Hugging Face hub (hf:OWNER/NAME), the path of a text, of a folder of texts or of
+    shards, a pattern with `*`, or - for standard input."""
     start_from: str | None = None
     """Begin with the weights of this model folder, run, or name on the Hugging Face hub (--from for short), whose sizes
     and tokenizer stay."""

@@ -5,11 +5,14 @@ In: a `Run`.  Out: lines of its data, its model, its training and its folder, an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 from hornbook.base.console import count, warn
+from hornbook.exchange.moments import updates_beside
 from hornbook.model.positions import POSITIONS
+from hornbook.shards.order import SampleOrder
 from hornbook.shards.prepare import changed_in_reading
 from hornbook.train.config import RunConfig
 from hornbook.train.loop import Run
@@ -29,6 +32,7 @@ def introduce(run: Run, begin: Path | Origin | None) -> None:
         f"on {machine.name}, {machine.dtype}{threads}",
         f"run       {run.folder} (Ctrl-C stops and saves)",
     ]
+    lines.insert(1, f"          {loaded(config, run.loader.order, val['tokens'])}")
     lines[1:1] = (f"          {each}" for each in changed_in_reading(shards.manifest))
     if isinstance(begin, Path):
         lines.append(f"going on from {begin}, step {run.state.step}")
@@ -36,12 +40,29 @@ def introduce(run: Run, begin: Path | Origin | None) -> None:
             lines.append(run.planned.told(config.schedule))
     elif begin is not None:
         lines.append(f"weights   those of {begin.folder}")
+        if begin.goes_on_with_optimizer(config):
+            lines.append(f"optimizer after {updates_beside(begin.folder):,} updates, as it came with them")
     elif config.has_head_start:
         lines.append("weights   random; embedding and head know from counting which token follows which")
     for line in lines:
         run.progress.note(line)
     for line in _doubts(config):
         warn(line)
+
+
+def loaded(config: RunConfig, order: SampleOrder, val_tokens: int) -> str:
+    """How many batches an epoch has, and an evaluation: what is trained on may overlap, what is validated on never."""
+    sequences, window = config.sequences, config.window
+    batches, predicted = order.samples_per_epoch / sequences, max(val_tokens - 1, 0)
+    if config.train.eval_batches is not None and predicted >= window:
+        predicted -= predicted % window  # whole windows only
+    told = f"{batches:,.0f}" if batches.is_integer() else f"{batches:,.1f}"
+    stride = f", {order.stride:,} apart" if order.stride != window else ""
+    return (
+        f"{told} batches of {sequences:,} x {window:,}{stride} to train on, "
+        f"{math.ceil(predicted / window / sequences):,} to validate; {order.samples_per_epoch * window:,} and "
+        f"{predicted:,} tokens; 1 epoch = {told} batches"
+    )
 
 
 def _doubts(config: RunConfig) -> Iterator[str]:

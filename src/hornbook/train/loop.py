@@ -169,7 +169,7 @@ def sample(run: Run) -> None:
                 knobs.rules,
                 seed=run.config.seed,
                 max_tokens=knobs.tokens,
-                end_of_text=tokenizer.end_of_text,
+                end_of_text=tokenizer.stop,
                 known_ids=tokenizer.vocab_size,
             )
             text = tokenizer.stream(continues=bool(prompt))

@@ -15,12 +15,14 @@ from hornbook.base import files
 from hornbook.base.errors import UserError
 from hornbook.base.settings import spoken
 from hornbook.exchange.imports import imported_from_hub, is_hub_name
+from hornbook.exchange.moments import knobs_beside, remembered
 from hornbook.model.config import ModelConfig
-from hornbook.model.folder import INDEX, WEIGHTS, load_config
+from hornbook.model.folder import INDEX, WEIGHTS, load_config, load_weights
 from hornbook.runs.folder import OPTIMIZER, resolve
 from hornbook.shards.format import Shards
 from hornbook.text.tokenizer import TOKENIZER_FILES, Tokenizer
 from hornbook.train.config import RunConfig
+from hornbook.train.learner import Learner
 
 # What of a model is not in its weights, but in how it learns.
 MAY_DIFFER = {"dropout", "dropout_at"}
@@ -44,6 +46,25 @@ class Origin:
         tokenizer = {"kind": "file", "file": str(self.folder / TOKENIZER_FILES[0])}
         return {"model": self.model.model_dump(), "tokenizer": tokenizer}
 
+    def learned_with(self) -> dict[str, Any]:
+        """Knobs with which an optimizer that came with it goes on as it stood."""
+        if (knobs := knobs_beside(self.folder)) is None:
+            return {}
+        return {"optim": knobs, "schedule": {"kind": "constant", "warmup_steps": 0}}
+
+    def goes_on_with_optimizer(self, config: RunConfig) -> bool:
+        return config.optim.kind == "adamw" and knobs_beside(self.folder) is not None
+
+    def restore(self, learner: Learner, config: RunConfig) -> None:
+        """Its weights, and its optimizer where the run has one like it."""
+        load_weights(learner.model, self.folder)
+        if self.goes_on_with_optimizer(config):
+            try:
+                names = [name for name, _ in learner.model.named_parameters()]
+                learner.optimizer.restore(remembered(self.folder, names))
+            except (KeyError, ValueError, TypeError) as error:
+                raise UserError(f"{self.folder / OPTIMIZER}: not of this model ({error}); import it again") from None
+
     def check(self, config: RunConfig) -> None:
         """Refuse knobs that contradict what is taken over, all of them at once."""
         mistakes = [*self._other_model(config)]
@@ -63,6 +84,7 @@ class Origin:
 
     def record(self) -> dict[str, Any]:
         names = sorted({each.name for each in self.folder.glob("*.safetensors")} - {OPTIMIZER})
+        names += [OPTIMIZER] if knobs_beside(self.folder) is not None else []
         named = [name for name in [*names, INDEX] if (self.folder / name).is_file()]
         return {
             "folder": str(self.folder.resolve()),

@@ -24,13 +24,13 @@ from hornbook.base.machine import (
 from hornbook.base.names import plain_name
 from hornbook.base.stored import stored
 from hornbook.base.world import World
-from hornbook.model.folder import load_weights
 from hornbook.runs import folder as runs
 from hornbook.runs.folder import RECORD, Record, RunFolder, damage_of_model
 from hornbook.shards.format import Shards
 from hornbook.shards.loader import Loader
 from hornbook.shards.order import SampleOrder
 from hornbook.shards.prepare import open_or_prepare, too_little
+from hornbook.text.datasets import pinned
 from hornbook.text.readers import STANDARD_INPUT, NothingPipedInError, name_of
 from hornbook.text.tokenizer import TokenizerConfig
 from hornbook.train import loop
@@ -83,6 +83,7 @@ def fit(config: RunConfig, path: Path, progress: Progress | None = None) -> Outc
     if not files.is_utf8(str(path)):
         raise UserError(f"{path}: not UTF-8, and libraries that write into it take nothing else; choose another --out")
     machine = choose_machine(config.train.device, config.train.dtype, config.train.threads)
+    config = config.with_(data=pinned(config.data))  # a branch of the hub may be at another commit tomorrow
     origin = Origin.find(config.start_from) if config.start_from is not None else None
     if origin is not None:
         origin.check(config)
@@ -202,7 +203,7 @@ def _train(
     if isinstance(begin, Path):
         restore(begin, learner)
     elif begin is not None:
-        load_weights(learner.model, begin.folder)
+        begin.restore(learner, config)
     elif config.has_head_start:
         give_head_start(learner.model, tokens, config.seed)
     forget_snapshots_after(folder, state.step)
