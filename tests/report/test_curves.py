@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from hornbook.base.errors import UserError
-from hornbook.report.curves import Curves, compare, draw, loss_figure, perplexity_figure
+from hornbook.report.curves import Curves, compare, draw, loss_figure, memory_figure, perplexity_figure
 from hornbook.report.fonts import drawable
 from hornbook.train.config import ScheduleConfig
 from hornbook.train.schedule import lr_factor
@@ -176,6 +176,29 @@ def test_tokens_stand_above_the_steps(run_of: Callable[..., Path]) -> None:
     above = figure.axes[0].child_axes[0]
     assert above.get_xlabel() == "tokens seen"
     assert above.get_xlim() == pytest.approx((0, 30 * 256))
+
+
+def test_epochs_stand_below_the_steps_where_the_text_was_read_once(run_of: Callable[..., Path]) -> None:
+    entries = [{**entry, "epochs": entry["step"] / 9} for entry in trained(30)]
+    figure = loss_figure(Curves.read(run_of(entries)))
+    figure.canvas.draw()
+    above, below = figure.axes[0].child_axes
+    assert (above.get_xlabel(), below.get_xlabel()) == ("tokens seen", "epochs")
+    assert below.get_xlim() == pytest.approx((0, 30 / 9))
+    assert below.get_tightbbox().y1 < figure.axes[0].xaxis.label.get_window_extent().y0
+    assert len(loss_figure(Curves.read(run_of(entries[:8], "short"))).axes[0].child_axes) == 1
+
+
+def test_memory_is_drawn_under_all_there_is(run_of: Callable[..., Path]) -> None:
+    entries = trained(30, 10)
+    entries[0] |= {"memory_bytes": 3_000_000_000, "memory_total_bytes": 12_000_000_000}
+    entries[20] |= {"memory_bytes": 4_000_000_000, "memory_total_bytes": 12_000_000_000}
+    run = run_of(entries)
+    assert draw(run)[-1] == run / "memory.png"
+    assert shows_something(run / "memory.png")
+    taken, all_there_is = memory_figure(Curves.read(run)).axes[0].lines
+    assert (list(taken.get_xdata()), list(taken.get_ydata())) == ([1, entries[20]["step"]], [3.0, 4.0])
+    assert set(all_there_is.get_ydata()) == {12.0}
 
 
 def test_smoothing_calms_noise_and_begins_without_a_lag(run_of: Callable[..., Path]) -> None:

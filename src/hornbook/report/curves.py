@@ -1,7 +1,7 @@
 """The curves of a run.
 
 In: run folders, of which only run.json and metrics.jsonl are read.  Out: `loss.png` and `perplexity.png` in each, fit
-for a paper.
+for a paper, and `memory.png` of those on an accelerator.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
 }
 DOTS_PER_INCH = 160
+GB = 10**9
+EPOCHS_AT = -0.19  # below the steps
 PNG_END_BYTES = 12
 SIGNATURE_BYTES = 12 + len("Hornbook") + 1 + 64
 LARGEST_PICTURE = 64 << 20
@@ -57,6 +59,9 @@ class Curves:
     train_steps: list[int]
     train_losses: list[float]
     drops: list[int]  # the last step before the learning rate falls at once
+    epochs_per_step: float  # 0 where the run did not write it down
+    memory: list[tuple[int, int]]  # of an accelerator, the bytes that were taken at a step
+    memory_total: int
 
     @classmethod
     def read(cls, run: Path) -> Curves:
@@ -64,6 +69,8 @@ class Curves:
         trained = [each for each in entries if _is_finite(each.get("loss"))]
         evaluated = [each for each in entries if _is_finite(each.get("val_loss"))]
         both = [each for each in entries if _is_finite(each.get("train_loss"))]
+        memory = ("memory_bytes", "memory_total_bytes")
+        looked = [each for each in entries if all(_is_finite(each.get(name)) for name in memory)]
         if not trained:
             raise UserError(f"{run}: no metrics to draw yet; is it the folder of a run?")
         return cls(
@@ -76,6 +83,9 @@ class Curves:
             train_steps=[each["step"] for each in both],
             train_losses=[each["train_loss"] for each in both],
             drops=_drops([(each["step"], each["lr_factor"]) for each in entries if _is_finite(each.get("lr_factor"))]),
+            epochs_per_step=trained[-1].get("epochs", 0) / trained[-1]["step"],
+            memory=[(each["step"], each["memory_bytes"]) for each in looked],
+            memory_total=looked[-1]["memory_total_bytes"] if looked else 0,
         )
 
     def smoothed(self) -> list[float]:
@@ -104,10 +114,10 @@ def _drops(factors: list[tuple[int, float]]) -> list[int]:
 def draw(run: Path) -> list[Path]:
     """Draw a run's pictures into its folder."""
     curves = Curves.read(run)
-    return [
-        _save(loss_figure(curves), run / "loss.png"),
-        _save(perplexity_figure(curves), run / "perplexity.png"),
-    ]
+    figures = {"loss.png": loss_figure, "perplexity.png": perplexity_figure}
+    if curves.memory:
+        figures["memory.png"] = memory_figure
+    return [_save(figure(curves), run / name) for name, figure in figures.items()]
 
 
 def compare(runs: list[Path], out: Path) -> Path:
@@ -203,6 +213,17 @@ def perplexity_figure(curves: Curves) -> Figure:
     return figure
 
 
+def memory_figure(curves: Curves) -> Figure:
+    """The accelerator's memory that was taken, of what it has."""
+    figure, axes = _figure()
+    steps, taken = zip(*curves.memory, strict=True)
+    axes.plot(steps, [each / GB for each in taken], color=TRAIN_EVALUATED, linewidth=1.8, label="taken")
+    axes.axhline(curves.memory_total / GB, color=DROP, linestyle="--", linewidth=1.2, label="all there is")
+    axes.set_ylim(0, 1.08 * curves.memory_total / GB)
+    _label(axes, curves, "memory (GB)")
+    return figure
+
+
 def _figure() -> tuple[Figure, Axes]:
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -220,18 +241,24 @@ def _label(axes: Axes, curves: Curves, height: str) -> None:
     axes.set_xlabel("step")
     axes.set_ylabel(height)
     axes.set_xlim(0, max(curves.steps[-1], 1))
-    each = curves.tokens_per_step
+    _second_axis(axes, 1, "tokens seen", curves.tokens_per_step).xaxis.set_major_formatter(_token_format())
+    if curves.epochs_per_step * curves.steps[-1] >= 1:  # of less there is nothing to tell
+        _second_axis(axes, EPOCHS_AT, "epochs", curves.epochs_per_step)
+    axes.legend(loc="best", frameon=False)
 
-    def to_tokens(step: Any) -> Any:
+
+def _second_axis(axes: Axes, height: float, of: str, each: float) -> Any:
+    """Of what a step takes so many, beside the steps; `height` in heights of the picture."""
+
+    def from_steps(step: Any) -> Any:
         return step * each
 
-    def to_steps(tokens: Any) -> Any:
-        return tokens / each
+    def to_steps(amount: Any) -> Any:
+        return amount / each
 
-    above = axes.secondary_xaxis("top", functions=(to_tokens, to_steps))
-    above.set_xlabel("tokens seen")
-    above.xaxis.set_major_formatter(_token_format())
-    axes.legend(loc="best", frameon=False)
+    axis = axes.secondary_xaxis(height, functions=(from_steps, to_steps))
+    axis.set_xlabel(of)
+    return axis
 
 
 def _drawable(names: Iterable[str]) -> tuple[list[str], list[str]]:
