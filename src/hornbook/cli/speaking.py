@@ -13,16 +13,24 @@ def evaluate_text(words: list[str]) -> int:
     parser = parser_of("eval", "Loss, perplexity and bits per byte of a text under a model.")
     parser.add_argument("model", type=Path, metavar="runs/NAME|MODEL")
     parser.add_argument("--data", help="a corpus, a text, or shards; a run's own validation text when not given")
+    parser.add_argument(
+        "--split",
+        choices=("val", "test"),
+        default="val",
+        help="of a run or of shards; of a run's test part every look is kept",
+    )
     given = with_model_options(parser, words)
     from hornbook.base.console import say
     from hornbook.infer.evaluate import evaluate
 
-    result = evaluate(given.model, given.data, given.at, given.device, given.dtype)
+    result = evaluate(given.model, given.data, given.at, given.device, given.dtype, given.split)
     if given.json:
         answer_json(result)
         return 0
     say(f"text           {result['text']}")
     say(f"model          {result['model']}")
+    if result.get("looked_before"):
+        say(f"scored         {result['scored_at']}")
     say(f"loss           {result['loss']:.4f} nats per token, over {result['tokens']:,} tokens")
     say(f"perplexity     {result['perplexity']:.2f}")
     say(f"bits per byte  {result['bits_per_byte']:.4f}" + ("" if result["keeps_text"] else DROPS))
