@@ -34,7 +34,7 @@ def test_notebook_shows_curves_inline_and_lets_the_model_speak(tmp_path: Path) -
     training = executed[1]["outputs"]
     live = [output for output in training if output["output_type"] == "display_data"]
     assert len(live) == 1
-    assert re.match(r"step 60  loss \d", live[0]["data"]["text/plain"])
+    assert re.match(r"epoch \d+  step 60  loss \d", live[0]["data"]["text/plain"])
 
 
 def test_every_knob_is_documented_with_its_default() -> None:

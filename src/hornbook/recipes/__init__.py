@@ -109,6 +109,9 @@ def _from_weights(
         raise UserError("--from: name the text to go on with as well: --data PATH")
     learning = base.model.model_dump(include=MAY_DIFFER) if named is not None else {}
     config = override(base, origin.taken_over(), {"model": learning}, tree, knobs, origins=origins)
+    if (grown := origin.grown(config.grow)) is not origin:
+        origin = grown
+        config = override(config, {"model": origin.model.model_dump() | learning}, tree, knobs, origins=origins)
     origin.check(config)
     return config.with_(start_from=str(origin.folder))  # a run's best checkpoint may be another one tomorrow
 

@@ -35,7 +35,8 @@ def introduce(run: Run, begin: Path | Origin | None) -> None:
         if run.planned.step == run.state.step:
             lines.append(run.planned.told(config.schedule))
     elif begin is not None:
-        lines.append(f"weights   those of {begin.folder}")
+        grown = ", grown, so that it begins by computing the same" if begin.grows else ""
+        lines.append(f"weights   those of {begin.folder}{grown}")
     for line in lines:
         run.progress.note(line)
     for line in _doubts(config):

@@ -24,7 +24,6 @@ from hornbook.base.machine import (
 from hornbook.base.names import plain_name
 from hornbook.base.stored import stored
 from hornbook.base.world import World
-from hornbook.model.folder import load_weights
 from hornbook.runs import folder as runs
 from hornbook.runs.folder import RECORD, Record, RunFolder, damage_of_model
 from hornbook.shards.format import Shards
@@ -82,7 +81,7 @@ def fit(config: RunConfig, path: Path, progress: Progress | None = None) -> Outc
     if not files.is_utf8(str(path)):
         raise UserError(f"{path}: not UTF-8, and libraries that write into it take nothing else; choose another --out")
     machine = choose_machine(config.train.device, config.train.dtype, config.train.threads)
-    origin = Origin.find(config.start_from) if config.start_from is not None else None
+    origin = Origin.find(config.start_from).grown(config.grow) if config.start_from is not None else None
     if origin is not None:
         origin.check(config)
     shards = open_or_prepare(config.data, config.tokenizer, config.shards, progress, config.text)
@@ -201,7 +200,7 @@ def _train(
     if isinstance(begin, Path):
         restore(begin, learner)
     elif begin is not None:
-        load_weights(learner.model, begin.folder)
+        begin.give(learner.model)
     forget_snapshots_after(folder, state.step)
     planned = planned_since(before or config, config, state, order.samples_per_epoch, Extension.of(record.more))
     folder.write(record.with_(machine=machine.facts(), **planned.record()))
