@@ -22,17 +22,12 @@ class Embedding:
     ids: list[int]
     per_token: Floats  # (T, C)
     """Of each id, which knows those before it alone."""
-
-    @property
-    def pooled(self) -> Floats:
-        """Their mean, (C,)."""
-        mean: Floats = self.per_token.mean(axis=0)
-        return mean
+    pooled: Floats  # (C,)
 
 
-def embed(model: GPT, ids: list[int]) -> Embedding:
+def embedding_of(model: GPT, ids: list[int]) -> Embedding:
     device, context = model.embedding.weight.device, model.config.context
     with torch.inference_mode():
         windows = [ids[first : first + context] for first in range(0, len(ids), context)]
-        states = [model.hidden(torch.tensor([window], device=device))[0].float().cpu() for window in windows]
-    return Embedding(ids, torch.cat(states).numpy())
+        states = torch.cat([model.hidden(torch.tensor([window], device=device))[0].float() for window in windows]).cpu()
+    return Embedding(ids, states.numpy(), states.mean(dim=0).numpy())

@@ -18,7 +18,7 @@ from hornbook.infer.beams import beam_search
 from hornbook.infer.config import SamplerConfig
 from hornbook.infer.continuation import Continuation
 from hornbook.infer.decode import ROWS, Chosen, Growing, grow, window_start
-from hornbook.infer.embedding import Embedding, embed
+from hornbook.infer.embedding import Embedding, embedding_of
 from hornbook.infer.quantize import dtype_of_cache, prepare_to_speak
 from hornbook.infer.sampler import FILTERS
 from hornbook.infer.score import Score, score
@@ -200,7 +200,7 @@ class Speaker:
     def embed(self, text: str, specials: bool = False) -> Embedding:
         """The states from which the model would go on: `per_token`, of each of `ids`, and their mean, `pooled`. The ids
         are those of a prompt."""
-        return embed(self.model, self.tokenizer.encode_prompt(text, specials))
+        return embedding_of(self.model, self.tokenizer.encode_prompt(text, specials))
 
     def __repr__(self) -> str:
         config = self.model.config
