@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 from effort import long
 from hornbook.base.settings import described
 from hornbook.cli import COMMANDS, main
+from hornbook.runs.logs import read_log
 from hornbook.train.config import RunConfig
 
 ROOT = Path(__file__).parent.parent
@@ -34,7 +37,35 @@ def test_notebook_shows_curves_inline_and_lets_the_model_speak(tmp_path: Path) -
     training = executed[1]["outputs"]
     live = [output for output in training if output["output_type"] == "display_data"]
     assert len(live) == 1
-    assert re.match(r"step 60  loss \d", live[0]["data"]["text/plain"])
+    assert re.match(r"epoch \d+  step 60  loss \d", live[0]["data"]["text/plain"])
+
+
+def executed(name: str, folder: Path) -> list[dict[str, Any]]:
+    """The outputs of a notebook's cells, run in a folder."""
+    notebook = nbformat.read(ROOT / "docs" / name, as_version=4)
+    nbclient.NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(folder)}}).execute()
+    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell["outputs"]]
+
+
+@long
+def test_the_notebook_for_a_free_gpu_goes_on_after_a_disconnect(tmp_path: Path) -> None:
+    """In its small size, on this processor; the machine is gone when half of the run was kept."""
+    run, kept = tmp_path / "runs" / "shakespeare-small", tmp_path / "kept" / "shakespeare-small"
+    for _ in range(2):
+        outputs = executed("shakespeare-124m.ipynb", tmp_path)
+        assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
+        printed = "".join(output["text"] for output in outputs if output["output_type"] == "stream")
+        assert "done\n" in printed
+        assert "Once upon a time" in printed
+        trained = [{name: each[name] for name in each if name != "seconds"} for each in read_log(run / "metrics.jsonl")]
+        if not (again := (tmp_path / "before.json")).exists():
+            again.write_text(json.dumps(trained))
+            shutil.rmtree(kept / "two", ignore_errors=True)
+            shutil.copytree(run / "checkpoints" / "step-00000004", kept / "two")
+            (kept / "one" / "state.json").write_text("")  # the copy of the end was cut off
+            shutil.rmtree(tmp_path / "runs")
+    assert "going on from runs/shakespeare-small/checkpoints/step-00000004" in printed
+    assert trained == json.loads((tmp_path / "before.json").read_text())
 
 
 def test_every_knob_is_documented_with_its_default() -> None:

@@ -21,6 +21,7 @@ from hornbook.base.console import Progress
 from hornbook.base.errors import UserError
 from hornbook.base.files import read_json, staged_folder
 from hornbook.base.settings import knobs, merge
+from hornbook.model.folder import read_weights
 from hornbook.recipes import compose
 from hornbook.runs.folder import RunFolder, step_of
 from hornbook.runs.logs import read_log
@@ -80,6 +81,11 @@ def parameters(run: Ended) -> int:
 
 def evaluations(run: Ended) -> list[int]:
     return [step for step, _ in run.logged("val_loss")]
+
+
+def weights(run: Ended) -> int:
+    """In the file, however its config tells of them."""
+    return sum(tensor.numel() for tensor in read_weights(RunFolder(run.folder).checkpoints()[0]).values())
 
 
 def trained_a_while(run: Ended) -> bool:
@@ -149,6 +155,10 @@ TURNS = {
     "recipe": Turn("custom", "mine", place),
     "data": Turn("short.txt", "other.txt"),
     "start_from": Turn(None, "taught"),
+    "grow.n_layer": Turn(None, 2, weights, {"start_from": "taught"}),
+    "grow.n_embd": Turn(None, 16, weights, {"start_from": "taught"}),
+    "grow.n_head": Turn(None, 4, weights, {"start_from": "taught"}),
+    "grow.mlp_width": Turn(None, 24, weights, {"start_from": "taught"}),
     "seed": Turn(1, 2),
     "text.format": Turn(None, "text", data, {"data": "rows.jsonl"}),
     "text.field": Turn("text", "title", losses, {"data": "rows.jsonl"}),
@@ -282,6 +292,7 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., En
         if "file" in tree.get("tokenizer", {}):
             tree["tokenizer"]["file"] = str(home / tree["tokenizer"]["file"])
         begin = {"start_from": str(home / tree.pop("start_from"))} if tree.get("start_from") else {}
+        begin |= {"grow": tree.pop("grow")} if "grow" in tree else {}
         config = compose(RunConfig.model_validate(merge(BASE, tree)), begin)
         folder = home / f"run-{len(list(home.glob('run-*')))}"
         folder.mkdir()

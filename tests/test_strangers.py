@@ -25,7 +25,8 @@ from hornbook.base.settings import merge
 from hornbook.cli import PATH_ERRORS, main
 from hornbook.exchange.export import export_model
 from hornbook.exchange.imports import import_model
-from hornbook.report.curves import compare, draw
+from hornbook.report.comparison import compare
+from hornbook.report.curves import draw
 from hornbook.shards.format import Shards
 from hornbook.shards.hdf5 import places_for, write_hdf5
 from hornbook.shards.prepare import ShardsConfig, open_or_prepare, prepare

@@ -99,7 +99,7 @@ def fit(
 
 
 def load(path: str | Path, at: str = "best", device: str | None = None) -> Speaker:
-    """A trained model, from a run or a model folder: it generates, streams, scores, encodes and decodes."""
+    """A trained model, from a run or a model folder: it generates, streams, scores, embeds, encodes and decodes."""
     share_the_cores()
     from hornbook.infer.speaker import load_speaker
 

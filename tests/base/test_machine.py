@@ -28,6 +28,7 @@ from hornbook.base.machine import (
     cpu_multiplies_int8,
     fast_float_modes,
     garbage_sought_among_new_objects,
+    memory_in_use,
     mix_seed,
     peak_memory_bytes,
 )
@@ -202,6 +203,15 @@ def test_on_cuda_compiling_takes_triton(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: found if name == "triton" else None)
     assert choose_machine("cuda").can_compile is triton
     assert not choose_machine("mps").can_compile
+
+
+def test_memory_in_use_is_what_an_accelerator_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (12 * GIGABYTE, 16 * GIGABYTE))
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 3 * GIGABYTE)
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 10 * GIGABYTE)
+    assert memory_in_use("cuda:1") == (4 * GIGABYTE, 16 * GIGABYTE)
+    assert memory_in_use("mps") == (3 * GIGABYTE, 10 * GIGABYTE)
+    assert memory_in_use("cpu") is None
 
 
 def test_threads_are_set_and_told() -> None:

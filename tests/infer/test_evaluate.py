@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import io
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +15,11 @@ from hornbook.base.console import Progress
 from hornbook.base.errors import UserError
 from hornbook.infer.evaluate import evaluate
 from hornbook.infer.score import Score
-from hornbook.infer.speaker import Speaker
+from hornbook.infer.speaker import Speaker, load_speaker
 from hornbook.model.folder import save_model
 from hornbook.model.gpt import GPT
-from hornbook.shards.format import TokenArray
+from hornbook.runs.folder import RunFolder
+from hornbook.shards.format import Shards, TokenArray
 from hornbook.shards.prepare import ShardsConfig, prepare
 from hornbook.text.corpora import CORPORA, find_source
 from hornbook.text.corpus import SPLIT, Corpus, Remote
@@ -36,6 +39,53 @@ def test_a_run_evaluates_to_what_it_wrote_down(tiny: Callable[..., RunConfig], t
         assert result["loss"] == pytest.approx(expected["val_loss"], rel=1e-6)
         assert result["bits_per_byte"] == pytest.approx(expected["val_bits_per_byte"], rel=1e-6)
     assert by_step[5]["val_loss"] > best["val_loss"]
+
+
+def test_the_test_part_is_scored_once_and_every_look_is_told(
+    tiny: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    fit(
+        tiny(shards={"test_fraction": 0.1}, train={"steps": 2, "save_every_steps": 1, "eval_every_steps": 2}),
+        run,
+        Progress(io.StringIO()),
+    )
+    shards = Shards.open(RunFolder(run).record().shards)
+    facts = shards.split_facts("test")
+    expected = load_speaker(run, device="cpu").score_tokens(shards.split("test"), facts["bytes_of_text"])
+    capsys.readouterr()
+    first = evaluate(run, None, device="cpu", split="test")
+    assert {name: first[name] for name in ("loss", "bits_per_byte", "tokens")} == {
+        name: getattr(expected, name) for name in ("loss", "bits_per_byte", "tokens")
+    }
+    assert first["looked_before"] == []
+    assert capsys.readouterr().err == ""
+    assert evaluate(run, None, device="cpu", split="val")["tokens"] != first["tokens"], "which is no look at it"
+    with monkeypatch.context() as patch:
+        patch.setattr(Speaker, "score_tokens", None)  # a second look at the same model scores nothing
+        again = evaluate(run, None, device="cpu", split="test")
+    assert (again["loss"], again["scored_at"]) == (first["loss"], first["scored_at"])
+    assert len(again["looked_before"]) == 1
+    assert f"looked at before, last at {first['scored_at']}: loss {first['loss']:.4f}" in capsys.readouterr().err
+    other = evaluate(run, None, "1", device="cpu", split="test")
+    assert other["loss"] != first["loss"]
+    assert evaluate(run, None, "1", device="cpu", split="test")["loss"] == other["loss"]
+    assert "looked at before, 2 times" in capsys.readouterr().err
+    kept = json.loads((run / "tested.json").read_text())
+    assert [each["loss"] for each in kept["looks"]] == [first["loss"], other["loss"]]
+    (run / "tested.json").write_text(json.dumps(kept | {"looks": []}))
+    with pytest.raises(UserError, match="was edited"):
+        evaluate(run, None, device="cpu", split="test")
+
+
+def test_a_test_part_that_is_not_there_is_told(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
+    fit(tiny(train={"steps": 1}), tmp_path / "run", Progress(io.StringIO()))
+    with pytest.raises(UserError, match=re.escape("holds no test part; train anew with --shards.test-fraction")):
+        evaluate(tmp_path / "run", None, device="cpu", split="test")
+    text = tmp_path / "a.txt"
+    text.write_text("some text")
+    with pytest.raises(UserError, match="goes with a run or with shards"):
+        evaluate(tmp_path / "run", str(text), device="cpu", split="test")
 
 
 def test_a_text_of_ones_own_is_scored_with_the_end_of_each_document(speaker: Speaker, tmp_path: Path) -> None:

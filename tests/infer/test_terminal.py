@@ -10,18 +10,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from effort import long
 from hornbook import cli
+from hornbook.base.console import columns
 from hornbook.base.errors import UserError
 from hornbook.base.output import visible
 from hornbook.infer.config import SamplerConfig
-from hornbook.infer.speaker import Speaker
+from hornbook.infer.speaker import Speaker, load_speaker
 from hornbook.infer.terminal import read_prompts
+from hornbook.model.folder import save_model
+from hornbook.model.gpt import GPT
+from hornbook.text.tokenizer import TokenizerConfig, train_tokenizer
 
 
 def test_a_file_holds_a_prompt_on_each_line(tmp_path: Path) -> None:
@@ -191,6 +195,40 @@ class Terminal:
             self._heard += os.read(self._master, 4096).decode(errors="replace").replace("\r\n", "\n")
         heard, _, self._heard = self._heard.partition(until)
         return heard + until
+
+
+@pytest.fixture
+def another(untaught: Callable[..., GPT], tmp_path: Path) -> Path:
+    folder = tmp_path / "another"
+    folder.mkdir()
+    save_model(untaught("classic", context=16), train_tokenizer(TokenizerConfig(kind="byte"), [], 0), folder)
+    return folder
+
+
+def test_models_answer_the_same_prompts_beside_one_another(
+    speaker: Speaker, another: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, prompts = [str(speaker.folder), str(another)], ["x", "y"]
+    words = ["generate", *names, *(f"--prompt={prompt}" for prompt in prompts), "--max-tokens=5", "--device=cpu"]
+    alone = {
+        (name, prompt): load_speaker(Path(name), device="cpu").generate(prompt, max_tokens=5)
+        for prompt in prompts
+        for name in names
+    }
+    assert len(set(alone.values())) == 4
+    assert cli.main([*words, "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {(line["model"], line["prompt"]): line["text"] for line in lines} == alone
+    assert cli.main(words) == 0
+    expected = "".join(f"--- {name}, seed 0\n{prompt}{text}\n" for (name, prompt), text in alone.items())
+    assert capsys.readouterr().out == expected
+    monkeypatch.setattr("hornbook.base.console._is_terminal", lambda stream: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    columns(["[b]left", "right"], ["one two " * 9, "[i]three " * 9])
+    drawn = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in drawn if "left" in line] == [["[b]left", "right"]]
+    assert sum("one two" in line and "[i]three" in line for line in drawn) >= 2
+    assert max(map(len, drawn)) <= 60
 
 
 def test_the_prompt_line_answers_and_remembers(speaker: Speaker, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from transformers import GPT2Config, Qwen3Config
 
 from hornbook.base.console import Progress
 from hornbook.base.errors import UserError
+from hornbook.base.machine import PEAK_TFLOPS
 from hornbook.cli import main
 from hornbook.plan.gpus import GPUS
 from hornbook.plan.sizes import Sizes, find
@@ -66,6 +68,33 @@ def test_two_billion_parameters_do_not_fit_the_card_that_their_page_names(
     assert speakers == {gpu.name for gpu in GPUS}, "6.3 GB of weights, and keys and values of a quarter"
     # In bf16 there is a copy more, and its gradients beside those in fp32.
     assert two_billion("bfloat16").memory(1, two_billion("bfloat16").numbers).bytes > 20 * 3_161_117_824
+
+
+def test_the_text_that_suits_a_card_is_what_it_learns_from_in_a_day(two_billion: Callable[[str], Sizes]) -> None:
+    """The page's 2B: 6 FLOPs for each of its 3.06e9 parameters that multiply, and little for 16 tokens of attention."""
+    by_name = {held.gpu.name: held for held in two_billion("float32").gpus}
+    assert by_name["T4"].as_dict()["tokens_in_a_day"] is None, "where nothing trains, no text suits"
+    flops = by_name["H100"].flops_per_token
+    assert flops == pytest.approx(6 * 3.06e9, rel=0.01)
+    assert by_name["H100"].as_dict()["tokens_in_a_day"] == pytest.approx(0.4 * 494.5e12 * 24 * 3600 / flops)
+    in_bf16 = next(held for held in two_billion("bfloat16").gpus if held.gpu.name == "H100")
+    assert in_bf16.as_dict()["tokens_in_a_day"] == pytest.approx(0.4 * 989e12 * 24 * 3600 / flops)
+    told = {gpu.name: gpu.tflops for gpu in GPUS if gpu.bf16 and gpu.name in PEAK_TFLOPS}
+    assert len(told) > 5
+    assert told == {name: PEAK_TFLOPS[name] for name in told}, "as runs tell their share of the peak"
+
+
+def test_the_pages_table_of_the_two_sizes_stands_beside_the_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:
+    find("pile-13m", {}).show()
+    table = capsys.readouterr().out.partition("What their page says")[2]
+    rows = {
+        line[:15].strip(): re.findall(r"\b(yes|no)\b", line)
+        for line in table.splitlines()
+        if re.search(" (yes|no) ", line)
+    }
+    assert len(rows) == 10
+    assert rows["RTX 3090"] == ["yes", "yes", "yes", "no"], "the page has it train there, which it cannot"
+    assert rows["V100"] == ["yes", "yes", "no", "no"]
 
 
 def test_the_numbers_of_gpt2_as_everybody_counts_them(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from hornbook.base.errors import UserError
-from hornbook.report.curves import Curves, compare, draw, loss_figure, perplexity_figure
+from hornbook.report.comparison import compare, draw_lengths
+from hornbook.report.curves import Curves, draw, loss_figure, memory_figure, perplexity_figure
 from hornbook.report.fonts import drawable
 from hornbook.train.config import ScheduleConfig
 from hornbook.train.schedule import lr_factor
@@ -178,6 +179,29 @@ def test_tokens_stand_above_the_steps(run_of: Callable[..., Path]) -> None:
     assert above.get_xlim() == pytest.approx((0, 30 * 256))
 
 
+def test_epochs_stand_below_the_steps_where_the_text_was_read_once(run_of: Callable[..., Path]) -> None:
+    entries = [{**entry, "epochs": entry["step"] / 9} for entry in trained(30)]
+    figure = loss_figure(Curves.read(run_of(entries)))
+    figure.canvas.draw()
+    above, below = figure.axes[0].child_axes
+    assert (above.get_xlabel(), below.get_xlabel()) == ("tokens seen", "epochs")
+    assert below.get_xlim() == pytest.approx((0, 30 / 9))
+    assert below.get_tightbbox().y1 < figure.axes[0].xaxis.label.get_window_extent().y0
+    assert len(loss_figure(Curves.read(run_of(entries[:8], "short"))).axes[0].child_axes) == 1
+
+
+def test_memory_is_drawn_under_all_there_is(run_of: Callable[..., Path]) -> None:
+    entries = trained(30, 10)
+    entries[0] |= {"memory_bytes": 3_000_000_000, "memory_total_bytes": 12_000_000_000}
+    entries[20] |= {"memory_bytes": 4_000_000_000, "memory_total_bytes": 12_000_000_000}
+    run = run_of(entries)
+    assert draw(run)[-1] == run / "memory.png"
+    assert shows_something(run / "memory.png")
+    taken, all_there_is = memory_figure(Curves.read(run)).axes[0].lines
+    assert (list(taken.get_xdata()), list(taken.get_ydata())) == ([1, entries[20]["step"]], [3.0, 4.0])
+    assert set(all_there_is.get_ydata()) == {12.0}
+
+
 def test_smoothing_calms_noise_and_begins_without_a_lag(run_of: Callable[..., Path]) -> None:
     noise = np.random.default_rng(1).normal(size=500)
     entries = [{"step": n, "tokens": n, "loss": 5.0 + float(each)} for n, each in enumerate(noise, start=1)]
@@ -202,6 +226,46 @@ def test_runs_are_compared_in_one_picture(run_of: Callable[..., Path], tmp_path:
     out = compare(runs, tmp_path / "comparison.png")
     assert out == tmp_path / "comparison.png"
     assert shows_something(out)
+
+
+def test_a_comparison_shows_both_losses_of_each_run_over_tokens(
+    run_of: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[Any] = []
+    monkeypatch.setattr("hornbook.report.comparison.save_picture", lambda figure, out: saved.append(figure))
+    runs = [run_of(trained(steps, 5), name) for steps, name in ((20, "13m"), (40, "2b"))]
+    compare(runs, tmp_path / "comparison.png")
+    axes = saved[0].axes[0]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["13m", "2b", "training", "validation"]
+    for number, run in enumerate(runs):
+        training, validation = axes.lines[2 * number : 2 * number + 2]
+        curves = Curves.read(run)
+        assert list(training.get_xdata()) == [step * 256 for step in curves.steps]
+        assert list(training.get_ydata()) == curves.smoothed()
+        assert list(validation.get_ydata()) == curves.val_losses
+        assert training.get_color() == validation.get_color()
+
+
+def test_the_lengths_that_a_run_had_are_drawn_beside_one_another(
+    run_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(trained(200, 20))
+    out = draw_lengths(run, [200, 50, 100])
+    assert out == run / "lengths.png"
+    assert shows_something(out)
+    saved: list[Any] = []
+    monkeypatch.setattr("hornbook.report.comparison.save_picture", lambda figure, out: saved.append(figure))
+    draw_lengths(run, [200, 50, 100])
+    for axes, step in zip(saved[0].axes, (50, 100, 200), strict=True):
+        short = Curves.read(run_of(trained(step, 20), f"as-it-was-at-{step}"))
+        raw, smoothed, validation = axes.lines
+        assert list(raw.get_ydata()) == short.losses
+        assert list(smoothed.get_ydata()) == short.smoothed()
+        assert list(validation.get_xdata()) == short.val_steps
+        assert axes.get_ylim() == saved[0].axes[0].get_ylim()
+    for steps, says in (([201], "train.steps 201"), ([0, 5], "steps of the run"), ([], "steps of the run")):
+        with pytest.raises(UserError, match=says):
+            draw_lengths(run, steps)
 
 
 @pytest.mark.parametrize("name", ["红楼梦 naïve", "_a$b$c $x_{", "x" * 200 + "\U0010ffff"])
@@ -239,7 +303,8 @@ import matplotlib.pyplot as plt
 plt.rcParams["font.size"] = 23
 figure = plt.figure()
 before, backend = dict(plt.rcParams), matplotlib.get_backend()
-from hornbook.report.curves import compare, draw
+from hornbook.report.comparison import compare
+from hornbook.report.curves import draw
 run = Path(sys.argv[1])
 draw(run)
 compare([run, run], run / "comparison.png")

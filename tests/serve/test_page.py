@@ -401,6 +401,40 @@ def test_the_address_holds_the_settings_and_never_the_text(site: str, open_page:
     assert answer(other) == answer(page)
 
 
+def test_two_models_answer_the_same_prompt_beside_one_another(site: str, open_page: Open) -> None:
+    page = open_page(address="/#model=grown&max_tokens=40&seed=5&temperature=1")
+    other = page.get_by_label("Another model that answers the same prompt")
+    assert other.locator("option").all_text_contents() == ["alone", "beside young", "beside plain"]
+    expect(page.locator("#other")).to_be_hidden()
+    other.select_option("plain")
+    asked = requests_of(page)
+    first = write(page, PROMPT)
+    expect(page.locator("#other-state")).to_have_text("40 tokens")
+    assert [each["model"].partition("@")[0] for each in asked] in (["grown", "plain"], ["plain", "grown"])
+    asked.sort(key=lambda each: each["model"])
+    one, two = ({**each, "model": "", "logprobs": 0} for each in asked)
+    assert one == two
+    expected = complete(site, **asked[1])["text"]
+    assert page.locator("#other-text").evaluate("element => element.textContent") == PROMPT + expected
+    assert first == complete(site, **asked[0])["text"]
+    stack, beside = page.locator("#stack").bounding_box(), page.locator("#other").bounding_box()
+    assert stack is not None
+    assert beside is not None
+    assert stack["x"] + stack["width"] <= beside["x"]
+    assert abs(stack["y"] - beside["y"]) < 2
+    assert violations(page) == []
+    page.wait_for_url("**beside=plain**")
+    page.set_viewport_size(SIZES["phone"])
+    stack, beside = page.locator("#stack").bounding_box(), page.locator("#other").bounding_box()
+    assert stack is not None
+    assert beside is not None
+    assert stack["y"] + stack["height"] <= beside["y"]
+    page.get_by_label("Prompt", exact=True).fill(f"{PROMPT}    return")
+    expect(page.locator("#other")).to_have_class("stale")
+    other.select_option("")
+    expect(page.locator("#other")).to_be_hidden()
+
+
 def test_an_address_that_makes_no_sense_still_opens(open_page: Open) -> None:
     page = open_page(address="/#temperature=hot&seed=-5&top_p=9&max_tokens=0.5&model=nobody@3&x=%ff")
     expect(page.get_by_role("alert")).to_contain_text("has no model “nobody@3”")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ import pytest
 from trial import all_of, exact, good_checkpoints, learned, losses, metrics, tiniest
 
 from effort import long
+from hornbook.base.console import Progress
 from hornbook.base.files import read_json
+from hornbook.report.curves import draw as draw_pictures
+from hornbook.runs.folder import RunFolder
 from hornbook.runs.logs import read_log
 from hornbook.shards.format import Shards
 from hornbook.train.config import RunConfig
@@ -212,3 +216,18 @@ def test_how_a_batch_is_cut_does_not_change_what_is_learned(micro_batch: int, sh
     fit(config, tmp_path / "whole")
     fit(config.with_(train={"micro_batch": micro_batch}), tmp_path / "cut")
     assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
+
+
+def test_epochs_and_the_accelerators_memory_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hornbook.train.loop.memory_in_use", lambda device: (4_000_000_000, 16_000_000_000))
+    text, shown = tmp_path / "text.txt", io.StringIO()
+    text.write_text("abcdefgh" * 100)
+    config = tiniest(text, order={"kind": "windows"}, train=QUIET | {"steps": 12})
+    fit(config, tmp_path / "run", Progress(shown, live=False))
+    shards = Shards.open(RunFolder(tmp_path / "run").record().shards)
+    windows = (len(shards.split("train")) - 1) // 16
+    trained = [entry for entry in metrics(tmp_path / "run") if "loss" in entry]
+    assert [entry["epochs"] for entry in trained] == [round(4 * step / windows, 6) for step in range(1, 13)]
+    assert f"epoch 1 finished in step {-(-windows // 4)}" in shown.getvalue().splitlines()
+    assert [entry["step"] for entry in trained if "memory_bytes" in entry] == [1, 11]
+    assert draw_pictures(tmp_path / "run")[-1].name == "memory.png"

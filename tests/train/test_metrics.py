@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,13 +14,21 @@ import torch
 from hornbook.base.console import Progress
 from hornbook.infer.score import Score
 from hornbook.runs.folder import RunFolder
-from hornbook.train.metrics import RATE_OVER_STEPS, Metrics, StepReading
+from hornbook.train.config import RunConfig
+from hornbook.train.metrics import RATE_OVER_STEPS, SHOWN_LOSSES, Metrics, StepReading, passed
 
 
-def reading(step: int) -> StepReading:
-    """A thousand tokens each quarter of a second, a hundred steps in all."""
+def reading(step: int, epoch_samples: int = 40, **more: Any) -> StepReading:
+    """A thousand tokens each quarter of a second, a hundred steps of four samples in all."""
     return StepReading(
-        step=step, first_sample=4 * step, tokens=1000 * step, lr_factor=0.5, seconds=step / 4, progress=step / 100
+        step=step,
+        first_sample=4 * (step - 1),
+        tokens=1000 * step,
+        lr_factor=0.5,
+        seconds=step / 4,
+        progress=step / 100,
+        epochs=4 * step / epoch_samples,
+        **more,
     )
 
 
@@ -35,14 +45,17 @@ def metrics(tmp_path: Path, shown: io.StringIO) -> Metrics:
 def test_a_step_is_a_line_with_these_numbers(metrics: Metrics, tmp_path: Path) -> None:
     metrics.launched(reading(3), torch.tensor(2.5), torch.tensor(0.75))
     assert metrics.arrived() == [(reading(3), 2.5, 0.75)]
-    metrics.evaluated(3, 3000, 0.8, Score(loss=2.0, perplexity=7.389, bits_per_byte=2.885, tokens=100), whole=True)
+    metrics.evaluated(3, 3000, 0.3, 0.8, Score(loss=2.0, perplexity=7.389, bits_per_byte=2.885, tokens=100), whole=True)
     metrics.sampled(3, "a", "b")
     metrics.sync()
     assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [
-        {"step": 3, "tokens": 3000, "loss": 2.5, "gradient_length": 0.75, "lr_factor": 0.5, "seconds": 0.75},
         {
-            "step": 3, "tokens": 3000, "val_loss": 2.0, "val_perplexity": 7.389, "val_bits_per_byte": 2.885,
-            "val_tokens": 100, "seconds": 0.8,
+            "step": 3, "tokens": 3000, "epochs": 0.3, "loss": 2.5, "gradient_length": 0.75, "lr_factor": 0.5,
+            "seconds": 0.75,
+        },
+        {
+            "step": 3, "tokens": 3000, "epochs": 0.3, "val_loss": 2.0, "val_perplexity": 7.389,
+            "val_bits_per_byte": 2.885, "val_tokens": 100, "seconds": 0.8,
         },
     ]  # fmt: skip
     assert json.loads((tmp_path / "samples.jsonl").read_text()) == {"step": 3, "prompt": "a", "text": "b"}
@@ -65,17 +78,62 @@ def test_where_the_peak_is_not_known_there_is_no_share_of_it(tmp_path: Path) -> 
     assert metrics.mfu() is None
 
 
-def test_the_progress_line_tells_rate_share_and_time_left(
-    metrics: Metrics, shown: io.StringIO, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def last_line(metrics: Metrics, shown: io.StringIO, losses: list[float], **more: Any) -> list[str]:
+    for step, loss in enumerate(losses, 1):
+        metrics.launched(reading(step, **more), torch.tensor(loss), torch.tensor(1.0))
+        metrics.arrived()
+    return shown.getvalue().rsplit("\r", 1)[1].strip().split("  ")
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr("hornbook.base.console.LIVE_EVERY_SECONDS", 0.0)
-    for step in range(1, 26):
-        metrics.launched(reading(step), torch.tensor(2.0), torch.tensor(1.0))
-        metrics.arrived()
-    last = shown.getvalue().rsplit("\r", 1)[1]
-    # A quarter of the run took 6.25 seconds, so three times that is left.
-    assert last.split("  ")[:6] == ["step 25", "loss 2.000", "4k tokens/s", "25% MFU", "25%", "19s left"]
+
+
+@pytest.mark.usefixtures("at_once")
+def test_the_progress_line_tells_rate_share_and_time_left(metrics: Metrics, shown: io.StringIO) -> None:
+    # A quarter of the run took 6.25 seconds, so three times that is left. In step 25 the third epoch of ten steps is
+    # being read.
+    expected = ["epoch 3", "step 25", "loss 2.000", "4k tokens/s", "25%", "19s left", "25% MFU"]
+    assert last_line(metrics, shown, [2.0] * 25) == expected
+
+
+@pytest.mark.usefixtures("at_once")
+def test_the_progress_line_tells_the_mean_of_the_last_64_losses(metrics: Metrics, shown: io.StringIO) -> None:
+    assert SHOWN_LOSSES == 64
+    losses = [9.0] * 10 + [math.nan] + [1.0, 3.0] * 32
+    assert last_line(metrics, shown, losses)[2] == "loss 2.000"
+    assert last_line(metrics, shown, [66.0])[2] == "loss 3.016", "one of 64 was 1 and is 66"
+
+
+@pytest.mark.usefixtures("at_once")
+def test_memory_taken_stands_in_the_line_and_in_the_log(metrics: Metrics, shown: io.StringIO, tmp_path: Path) -> None:
+    line = last_line(metrics, shown, [2.0], memory=(3_750_000_000, 12_740_000_000))
+    assert line[-1] == "3.75 of 12.74 GB"
+    assert last_line(metrics, shown, [2.0])[-1] == "3.75 of 12.74 GB", "not every step looks"
+    metrics.sync()
+    looked, not_looked = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert (looked["memory_bytes"], looked["memory_total_bytes"]) == (3_750_000_000, 12_740_000_000)
+    assert "memory_bytes" not in not_looked
+
+
+def test_the_end_of_an_epoch_and_the_drop_of_the_rate_are_told() -> None:
+    """Nine steps of two samples make an epoch of the book's text; the batch of the last tiny one holds four."""
+    config = RunConfig.model_validate({"train": {"steps": 1}, "optim": {"lr": 5e-4}})
+    told = [list(passed(config, reading(step, 36), 36)) for step in range(1, 28)]
+    assert {step: lines for step, lines in enumerate(told, 1) if lines} == {
+        9: ["epoch 1 finished in step 9"],
+        18: ["epoch 2 finished in step 18"],
+        27: ["epoch 3 finished in step 27"],
+    }
+    assert list(passed(config, reading(2, 1), 1)) == [f"epoch {epoch} finished in step 2" for epoch in (5, 6, 7, 8)]
+    assert sum(bool(list(passed(config, reading(step, 4), 4))) for step in range(1, 1001)) == 100 + 9
+    dropping = config.with_(schedule={"kind": "drop", "drop_step": 20, "final_share": 0.1})
+    assert list(passed(dropping, reading(21, 1000), 1000)) == [
+        "learning rate dropped to 0.00025, 0.5 of its height, after step 20"
+    ]
+    assert [*passed(dropping, reading(20, 1000), 1000), *passed(dropping, reading(22, 1000), 1000)] == []
 
 
 def test_resuming_cuts_the_logs_back_to_the_lengths_that_were_kept(metrics: Metrics, tmp_path: Path) -> None:

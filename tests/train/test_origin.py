@@ -63,6 +63,28 @@ def test_it_starts_at_the_loss_of_the_model_that_was_named(taught: Path, other_t
     assert losses(run)[0] != pytest.approx(losses(from_nothing)[0], abs=1e-4)
 
 
+def test_it_grows_and_starts_at_the_loss_of_the_small_model(taught: Path, other_text: Path, tmp_path: Path) -> None:
+    config = on_with(taught, other_text, grow={"n_layer": 3, "n_embd": 16})
+    assert (config.model.n_layer, config.model.n_embd, config.model.n_head, config.model.mlp_width) == (3, 16, 2, 16)
+    fit(config, tmp_path / "whole")
+    first = metrics(tmp_path / "whole")[0]
+    shards = Shards.open(Path(files.read_json(tmp_path / "whole" / "run.json")["data"]["folder"]))
+    small = evaluate(taught, str(shards.folder), device="cpu")
+    assert first["step"] == 0
+    assert first["val_loss"] == pytest.approx(small["loss"], abs=1e-4)
+    assert metrics(tmp_path / "whole")[-1]["val_loss"] < first["val_loss"]
+    fit(config, tmp_path / "cut")
+    for folder in RunFolder(tmp_path / "cut").checkpoints()[:6]:
+        shutil.rmtree(folder)
+    resume(tmp_path / "cut")
+    assert all_of(tmp_path / "cut") == all_of(tmp_path / "whole")
+
+
+def test_nothing_grows_from_nothing() -> None:
+    with pytest.raises(UserError, match=r"--grow.n-layer: .* name it: --from MODEL; else --model.n-layer"):
+        compose("demo", {"grow": {"n_layer": 8}})
+
+
 def test_what_it_came_from_is_written_down(taught: Path, other_text: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     fit(on_with(taught, other_text), run)
@@ -100,7 +122,8 @@ def test_it_is_resumed_though_its_origin_and_its_shards_are_gone(
 @pytest.mark.parametrize(
     ("knobs", "mistake"),
     [
-        ({"model": {"n_layer": 2}}, "--model.n-layer: 2, but .* has 1; leave it out, or start from nothing"),
+        ({"model": {"n_layer": 2}}, "--model.n-layer: 2, but .* has 1; leave it out, .* grow: --grow.n-layer"),
+        ({"grow": {"n_embd": 12}}, "--grow.n-embd: a norm needs every feature equally often"),
         ({"model": {"vocab_size": 999}}, "--model.vocab-size: 999, but .* has 300"),
         ({"model": {"positions": "none"}}, "--model.positions: none, but .* has rotary"),
         ({"tokenizer": {"kind": "byte"}}, "--tokenizer.kind: byte, but .* keeps its own; leave it out"),

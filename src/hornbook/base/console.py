@@ -170,6 +170,24 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Collect
         say("  ".join(placed).rstrip())
 
 
+def columns(headings: Sequence[str], texts: Sequence[str]) -> None:
+    """Texts beside one another on a terminal, each under its heading; elsewhere below one another."""
+    if _is_terminal(sys.stdout):
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        drawn = Table(box=box.SIMPLE_HEAD, expand=True)
+        for heading in headings:
+            drawn.add_column(Text(heading), ratio=1, overflow="fold")
+        drawn.add_row(*map(Text, texts))
+        Console().print(drawn)
+        return
+    for heading, text in zip(headings, texts, strict=True):
+        answer(f"--- {heading}\n{text}\n")
+
+
 def count(number: float) -> str:
     """1234567 as 1.23M."""
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):

@@ -223,6 +223,19 @@ def peak_memory_bytes(device: str) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def memory_in_use(device: str) -> tuple[int, int] | None:
+    """Bytes of the accelerator's memory that are taken, by whomever, and that it has; None where there is no
+    accelerator."""
+    import torch
+
+    if device.startswith("cuda"):
+        free, total = torch.cuda.mem_get_info(device)
+        return total - free, total
+    if device == "mps":
+        return torch.mps.driver_allocated_memory(), torch.mps.recommended_max_memory()
+    return None
+
+
 @contextlib.contextmanager
 def attention_backend(device: str) -> Iterator[None]:
     """On Hopper and later, cuDNN's attention before FlashAttention 2, which it outruns there; elsewhere torch's

@@ -13,16 +13,24 @@ def evaluate_text(words: list[str]) -> int:
     parser = parser_of("eval", "Loss, perplexity and bits per byte of a text under a model.")
     parser.add_argument("model", type=Path, metavar="runs/NAME|MODEL")
     parser.add_argument("--data", help="a corpus, a text, or shards; a run's own validation text when not given")
+    parser.add_argument(
+        "--split",
+        choices=("val", "test"),
+        default="val",
+        help="of a run or of shards; of a run's test part every look is kept",
+    )
     given = with_model_options(parser, words)
     from hornbook.base.console import say
     from hornbook.infer.evaluate import evaluate
 
-    result = evaluate(given.model, given.data, given.at, given.device, given.dtype)
+    result = evaluate(given.model, given.data, given.at, given.device, given.dtype, given.split)
     if given.json:
         answer_json(result)
         return 0
     say(f"text           {result['text']}")
     say(f"model          {result['model']}")
+    if result.get("looked_before"):
+        say(f"scored         {result['scored_at']}")
     say(f"loss           {result['loss']:.4f} nats per token, over {result['tokens']:,} tokens")
     say(f"perplexity     {result['perplexity']:.2f}")
     say(f"bits per byte  {result['bits_per_byte']:.4f}" + ("" if result["keeps_text"] else DROPS))
@@ -34,9 +42,11 @@ def generate(words: list[str]) -> int:
     from hornbook.infer.config import SamplerConfig
 
     parser = parser_of(
-        "generate", "Let a model continue prompts: those given, what is piped in, or, at a terminal, what you type."
+        "generate",
+        "Let a model continue prompts: those given, what is piped in, or, at a terminal, what you type; several models "
+        "beside one another.",
     )
-    parser.add_argument("model", type=Path, metavar="runs/NAME|MODEL")
+    parser.add_argument("models", type=Path, nargs="+", metavar="runs/NAME|MODEL")
     parser.add_argument(
         "--prompt", action="append", metavar="TEXT", help='what to continue; "" begins a document; may be repeated'
     )
@@ -72,7 +82,7 @@ def generate(words: list[str]) -> int:
     if given.logprobs is not None and not given.json:
         raise UserError("--logprobs: goes with --json")
     from hornbook.infer.speaker import load_speaker
-    from hornbook.infer.terminal import piped_prompt, prompt_line, read_prompts, speak
+    from hornbook.infer.terminal import piped_prompt, prompt_line, read_prompts, speak, speak_side_by_side
 
     names = ("max_tokens", "n", "seed", "stop", "logprobs", "beams", "length_penalty")
     chosen = {name: getattr(given, name) for name in (*names, *rules)}
@@ -80,14 +90,19 @@ def generate(words: list[str]) -> int:
     if given.beams is None:
         options.setdefault("seed", 0)
     prompts = [*(given.prompt or []), *(read_prompts(given.prompts) if given.prompts else [])]
-    speaker = load_speaker(given.model, given.at, given.device, given.dtype)
+    speaker, *others = [load_speaker(model, given.at, given.device, given.dtype) for model in given.models]
     if not prompts:
         piped = piped_prompt()
         if piped is None and given.json:
             raise UserError("generate: --json needs a prompt: --prompt TEXT, --prompts FILE, or text that is piped in")
+        if piped is None and others:
+            raise UserError("generate: several models need a prompt: --prompt TEXT, or --prompts FILE")
         if piped is None:
             prompt_line(speaker, options)
             return 0
         prompts = [piped]
-    speak(speaker, prompts, options, given.json)
+    if others:
+        speak_side_by_side([speaker, *others], [str(model) for model in given.models], prompts, options, given.json)
+    else:
+        speak(speaker, prompts, options, given.json)
     return 0

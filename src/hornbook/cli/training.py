@@ -177,13 +177,23 @@ def _print_knobs() -> None:
 def report(words: list[str]) -> int:
     parser = parser_of("report", "Draw the curves of runs; of several, also their comparison.")
     parser.add_argument("runs", type=Path, nargs="+", metavar="runs/NAME")
+    parser.add_argument(
+        "--at", type=steps, metavar="N,N,...", help="also the curves as they stood at these steps, beside one another"
+    )
     given = parse(parser, words)
     from hornbook.base.console import say
-    from hornbook.report.curves import compare, draw
+    from hornbook.report.comparison import compare, draw_lengths
+    from hornbook.report.curves import draw
 
     for run in given.runs:
         for picture in draw(run):
             say(str(picture))
+        if given.at:
+            say(str(draw_lengths(run, given.at)))
     if len(given.runs) > 1:
         say(str(compare(given.runs, given.runs[0].parent / "comparison.png")))
     return 0
+
+
+def steps(text: str) -> list[int]:
+    return [int(each) for each in text.split(",")]

@@ -1,6 +1,6 @@
 """A trained model with its tokenizer: what `hornbook.load` hands out.
 
-In: a model folder or a run.  Out: text for prompts, at once or as it comes, and the score of a text.
+In: a model folder or a run.  Out: text for prompts, at once or as it comes, and the score or the embedding of a text.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from hornbook.infer.beams import beam_search
 from hornbook.infer.config import SamplerConfig
 from hornbook.infer.continuation import Continuation
 from hornbook.infer.decode import ROWS, Chosen, Growing, grow, window_start
+from hornbook.infer.embedding import Embedding, embedding_of
 from hornbook.infer.quantize import dtype_of_cache, prepare_to_speak
 from hornbook.infer.sampler import FILTERS
 from hornbook.infer.score import Score, score
@@ -31,7 +32,7 @@ DRAWN = {"seed", "temperature", "top_k", "top_p", *FILTERS}
 
 
 class Speaker:
-    """Generates, streams, scores, encodes and decodes.
+    """Generates, streams, scores, embeds, encodes and decodes.
 
     What generates takes these options: `max_tokens`; `seed`; `n` continuations of each prompt, with the seeds from
     `seed` on; `stop`, strings before the first of which a text ends; `logprobs`, to be told of each token its
@@ -195,6 +196,11 @@ class Speaker:
         if len(tokens) < 2:
             raise UserError("nothing to score: the text is empty")
         return score(self.model, tokens, self.model.config.context, text_bytes)
+
+    def embed(self, text: str, specials: bool = False) -> Embedding:
+        """The states from which the model would go on: `per_token`, of each of `ids`, and their mean, `pooled`. The ids
+        are those of a prompt."""
+        return embedding_of(self.model, self.tokenizer.encode_prompt(text, specials))
 
     def __repr__(self) -> str:
         config = self.model.config

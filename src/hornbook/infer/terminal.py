@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hornbook.base import files
-from hornbook.base.console import say, warn
+from hornbook.base.console import columns, say, warn
 from hornbook.base.errors import UserError
 from hornbook.base.output import answer, answer_json, fresh_line, tell, visible
 from hornbook.infer.continuation import Continuation
@@ -82,15 +82,35 @@ def speak(speaker: Speaker, prompts: list[str], options: dict[str, Any], as_json
         if as_json:
             answer_json(each.as_dict())
         else:
-            drawn = f"seed {each.seed}" if each.score is None else f"score {each.score:.4f}"
-            answer(f"--- {number} of {len(continuations)}, {drawn}\n{shown(each.prompt + each.text)}\n")
+            answer(f"--- {number} of {len(continuations)}, {_drawn(each)}\n{shown(each.prompt + each.text)}\n")
     _tell_of_the_window(continuations, context)
+
+
+def speak_side_by_side(
+    speakers: list[Speaker], names: list[str], prompts: list[str], options: dict[str, Any], as_json: bool
+) -> None:
+    """Print what several models, known by these names, make of the same prompts: a column for each."""
+    answers = [_continuations(speaker, prompts, options) for speaker in speakers]
+    shown = visible if sys.stdout is not None and sys.stdout.isatty() else str
+    for alike in zip(*answers, strict=True):
+        if as_json:
+            for name, each in zip(names, alike, strict=True):
+                answer_json({"model": name} | each.as_dict())
+        else:
+            headings = [f"{name}, {_drawn(each)}" for name, each in zip(names, alike, strict=True)]
+            columns(headings, [shown(each.prompt + each.text) for each in alike])
+    for speaker, continuations in zip(speakers, answers, strict=True):
+        _tell_of_the_window(continuations, speaker.model.config.context)
 
 
 def _continuations(speaker: Speaker, prompts: list[str], options: dict[str, Any]) -> list[Continuation]:
     if "beams" not in options:
         return speaker.generate_batch(prompts, **options)
     return [each for prompt in prompts for each in speaker.beam_search(prompt, **options)]
+
+
+def _drawn(continuation: Continuation) -> str:
+    return f"seed {continuation.seed}" if continuation.score is None else f"score {continuation.score:.4f}"
 
 
 def _tell_of_the_window(continuations: list[Continuation], context: int) -> None:

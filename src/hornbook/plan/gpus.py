@@ -1,7 +1,9 @@
-"""GPUs and their memory.
+"""GPUs, their memory and their speed.
 
 In: nothing.  Out: GPUS, a table. A GB is counted as 10^9 bytes, as vendors sell it. Chips hold 2^30 for each, so about
 a fourteenth is left for the driver, its context, and what the allocator cannot use.
+Speed is the peak that vendors tell of dense products summed in fp32: in bf16 where that is fast, and there half of it
+in fp32, which is multiplied as TF32; elsewhere in fp32.
 """
 
 from __future__ import annotations
@@ -9,41 +11,51 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 GB = 10**9
+# Of its peak, what a model of some size reaches: 48% on an H200 (records/2026-11-27-h200-first-runs).
+SHARE_OF_PEAK = 0.4
+SECONDS_OF_A_DAY = 86_400
 
 
 @dataclass(frozen=True)
 class Gpu:
     name: str
     gigabytes: int
+    tflops: float
     bf16: bool = True  # fast at it; without, training computes in fp32
+    holds_2b: bool | None = None
+    """Whether the page of pile-2b says that the card trains it; it says of pile-13m that all these do."""
 
     @property
     def bytes(self) -> int:
         return self.gigabytes * GB
 
+    def tokens_in_a_day(self, flops_per_token: int, in_fp32: bool) -> float:
+        peak = self.tflops * 1e12 / (2 if in_fp32 and self.bf16 else 1)
+        return SHARE_OF_PEAK * peak * SECONDS_OF_A_DAY / flops_per_token
+
 
 GPUS = (
-    Gpu("GTX 1080 Ti", 11, bf16=False),
-    Gpu("P100", 16, bf16=False),
-    Gpu("V100", 16, bf16=False),
-    Gpu("T4", 16, bf16=False),
-    Gpu("Radeon VII", 16, bf16=False),
-    Gpu("RX 6900 XT", 16, bf16=False),
-    Gpu("Quadro RTX 8000", 48, bf16=False),
-    Gpu("RTX 3080", 10),
-    Gpu("RTX 3090", 24),
-    Gpu("A100 40 GB", 40),
-    Gpu("A100 80 GB", 80),
-    Gpu("RTX 4060", 8),
-    Gpu("RTX 4070", 12),
-    Gpu("RTX 4080", 16),
-    Gpu("RTX 4090", 24),
-    Gpu("L4", 24),
-    Gpu("L40S", 48),
-    Gpu("RTX 6000 Ada", 48),
-    Gpu("RTX 5090", 32),
-    Gpu("H100", 80),
-    Gpu("H200", 141),
-    Gpu("MI300X", 192),
-    Gpu("B200", 180),  # of the 192 on the chip
+    Gpu("GTX 1080 Ti", 11, 11.3, bf16=False, holds_2b=False),
+    Gpu("P100", 16, 9.3, bf16=False, holds_2b=False),
+    Gpu("V100", 16, 14, bf16=False, holds_2b=False),
+    Gpu("T4", 16, 8.1, bf16=False, holds_2b=False),
+    Gpu("Radeon VII", 16, 13.4, bf16=False, holds_2b=False),
+    Gpu("RX 6900 XT", 16, 23, bf16=False, holds_2b=False),
+    Gpu("Quadro RTX 8000", 48, 16.3, bf16=False, holds_2b=True),
+    Gpu("RTX 3080", 10, 59.5, holds_2b=False),
+    Gpu("RTX 3090", 24, 71, holds_2b=True),
+    Gpu("A100 40 GB", 40, 312, holds_2b=True),
+    Gpu("A100 80 GB", 80, 312),
+    Gpu("RTX 4060", 8, 30.2),
+    Gpu("RTX 4070", 12, 58.3),
+    Gpu("RTX 4080", 16, 97.5),
+    Gpu("RTX 4090", 24, 165.2),
+    Gpu("L4", 24, 121),
+    Gpu("L40S", 48, 362),
+    Gpu("RTX 6000 Ada", 48, 364),
+    Gpu("RTX 5090", 32, 209.5),
+    Gpu("H100", 80, 989),
+    Gpu("H200", 141, 989),
+    Gpu("MI300X", 192, 1307),
+    Gpu("B200", 180, 2250),  # of the 192 on the chip
 )

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from hornbook.base.console import say, table
+from hornbook.base.console import count, say, table
 from hornbook.base.errors import UserError
 from hornbook.base.settings import nearest
 from hornbook.base.stored import stored
@@ -24,7 +24,7 @@ from hornbook.model.gpt import GPT
 from hornbook.model.init import outline
 from hornbook.model.shapes import shape_of
 from hornbook.model.tree import Branch, tree_of
-from hornbook.plan.gpus import GB, GPUS, Gpu
+from hornbook.plan.gpus import GB, GPUS, SECONDS_OF_A_DAY, SHARE_OF_PEAK, Gpu
 from hornbook.recipes import RECIPES, compose, vocabulary_of
 from hornbook.runs.folder import RunFolder, resolve
 from hornbook.train.config import RunConfig, TrainConfig, override
@@ -32,6 +32,7 @@ from hornbook.train.memory import TrainingMemory, training_memory
 
 TORCH_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SHORT_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+PILE = ("pile-13m", "pile-2b")
 BYTES_AT_REST = {"fp32": 4, "bf16": 2, "int8": 1}
 IN_BF16 = 2
 
@@ -83,15 +84,28 @@ class Held:
     one: TrainingMemory
     batch: TrainingMemory
     generation_bytes: int
+    flops_per_token: int
+
+    @property
+    def trains(self) -> bool:
+        return self.one.bytes <= self.gpu.bytes
+
+    @property
+    def tokens_in_a_day(self) -> float | None:
+        """The amount of text that it learns from in a day, where it holds the training."""
+        if not self.trains:
+            return None
+        return self.gpu.tokens_in_a_day(self.flops_per_token, self.numbers is torch.float32)
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "name": self.gpu.name,
             "bytes": self.gpu.bytes,
             "training_in": SHORT_NAMES[self.numbers],
-            "trains_one_sequence_at_once": self.one.bytes <= self.gpu.bytes,
+            "trains_one_sequence_at_once": self.trains,
             "trains_whole_batch_at_once": self.batch.bytes <= self.gpu.bytes,
             "generates_in_bf16": self.generation_bytes <= self.gpu.bytes,
+            "tokens_in_a_day": self.tokens_in_a_day and round(self.tokens_in_a_day),
         }
 
 
@@ -151,7 +165,7 @@ class Sizes:
         held = []
         for gpu in sorted(GPUS, key=lambda gpu: gpu.gigabytes):
             numbers = TORCH_TYPES[chosen or ("bfloat16" if gpu.bf16 else "float32")]
-            held.append(Held(gpu, numbers, *needs[numbers], self.generation_bytes))
+            held.append(Held(gpu, numbers, *needs[numbers], self.generation_bytes, self.flops()[0]))
         return held
 
     def as_dict(self) -> dict[str, Any]:
@@ -190,6 +204,8 @@ class Sizes:
         self._show_sizes()
         self._show_training()
         self._show_gpus()
+        if self.run.recipe in PILE:
+            self._show_page_of_the_pile()
 
     def _show_tree(self) -> None:
         rows = []
@@ -252,11 +268,31 @@ class Sizes:
                     _fits(held.one.bytes, held.gpu),
                     _fits(held.batch.bytes, held.gpu),
                     _fits(held.generation_bytes, held.gpu),
+                    "-" if held.tokens_in_a_day is None else count(held.tokens_in_a_day),
                 )
             )
-        say("\nWhat holds it. A GB is 10^9 bytes here; what chips hold beyond that, the driver takes.\n")
+        say("\nWhat holds it. A GB is 10^9 bytes here; what chips hold beyond that, the driver takes.")
+        say(
+            f"The text that suits a card: tokens that it learns from in a day, {SHARE_OF_PEAK:.0%} of its peak "
+            f"x {SECONDS_OF_A_DAY:,} s / {self.flops()[0]:,} FLOPs.\n"
+        )
         whole = f"trains, {self.at_once} at once"
-        table(("GPU", "memory", "in", "trains, 1 at once", whole, "generates, bf16"), rows, right=(1, 3, 4, 5))
+        headings = ("GPU", "memory", "in", "trains, 1 at once", whole, "generates, bf16", "tokens a day")
+        table(headings, rows, right=(1, 3, 4, 5, 6))
+
+    def _show_page_of_the_pile(self) -> None:
+        """What is said of the two sizes where they were published, and what arithmetic says."""
+        sizes = [self if self.run.recipe == name else find(name, {}) for name in PILE]
+        rows = []
+        for small, large in zip(*(each.gpus for each in sizes), strict=True):
+            if (said := small.gpu.holds_2b) is not None:
+                told = [_fits(held.one.bytes, held.gpu) for held in (small, large)]
+                rows.append(
+                    (small.gpu.name, f"{small.gpu.gigabytes} GB", "yes", told[0], "yes" if said else "no", told[1])
+                )
+        say("\nWhat their page says of training the two sizes, and the arithmetic, with 1 sequence at once.\n")
+        headings = [f"{name}, {who}" for name in PILE for who in ("its page", "arithmetic")]
+        table(("GPU", "memory", *headings), rows, right=(1, 3, 5))
 
 
 def _moments_of(memory: TrainingMemory, at_once: int, told: TrainingMemory | None = None) -> list[tuple[str, str, str]]:

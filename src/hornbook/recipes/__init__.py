@@ -138,6 +138,9 @@ def _from_weights(
     learning = base.model.model_dump(include=MAY_DIFFER) if named is not None else {}
     goes_on = origin.learned_with() if named is None else {}
     config = override(base, origin.taken_over(), {"model": learning}, goes_on, tree, knobs, origins=origins)
+    if (grown := origin.grown(config.grow)) is not origin:
+        origin = grown
+        config = override(base, origin.taken_over(), {"model": learning}, tree, knobs, origins=origins)
     origin.check(config)
     return config.with_(start_from=str(origin.folder))  # a run's best checkpoint may be another one tomorrow
 

@@ -1,18 +1,19 @@
 """The curves of a run.
 
 In: run folders, of which only run.json and metrics.jsonl are read.  Out: `loss.png` and `perplexity.png` in each, fit
-for a paper.
+for a paper, and `memory.png` of those on an accelerator.
 """
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import math
 import os
 import struct
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TRAIN, TRAIN_EVALUATED, VALIDATION, DROP = "#7a9cc6", "#2c5282", "#c0392b", "#777777"
-PALETTE = ("#c0392b", "#2c6fbb", "#2e8b57", "#8e44ad", "#d68910", "#16a085", "#7f8c8d")
 STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -38,6 +38,8 @@ STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
 }
 DOTS_PER_INCH = 160
+GB = 10**9
+EPOCHS_AT = -0.19  # below the steps
 PNG_END_BYTES = 12
 SIGNATURE_BYTES = 12 + len("Hornbook") + 1 + 64
 LARGEST_PICTURE = 64 << 20
@@ -57,6 +59,9 @@ class Curves:
     train_steps: list[int]
     train_losses: list[float]
     drops: list[int]  # the last step before the learning rate falls at once
+    epochs_per_step: float  # 0 where the run did not write it down
+    memory: list[tuple[int, int]]  # of an accelerator, the bytes that were taken at a step
+    memory_total: int
 
     @classmethod
     def read(cls, run: Path) -> Curves:
@@ -64,6 +69,8 @@ class Curves:
         trained = [each for each in entries if _is_finite(each.get("loss"))]
         evaluated = [each for each in entries if _is_finite(each.get("val_loss"))]
         both = [each for each in entries if _is_finite(each.get("train_loss"))]
+        memory = ("memory_bytes", "memory_total_bytes")
+        looked = [each for each in entries if all(_is_finite(each.get(name)) for name in memory)]
         if not trained:
             raise UserError(f"{run}: no metrics to draw yet; is it the folder of a run?")
         return cls(
@@ -76,6 +83,29 @@ class Curves:
             train_steps=[each["step"] for each in both],
             train_losses=[each["train_loss"] for each in both],
             drops=_drops([(each["step"], each["lr_factor"]) for each in entries if _is_finite(each.get("lr_factor"))]),
+            epochs_per_step=trained[-1].get("epochs", 0) / trained[-1]["step"],
+            memory=[(each["step"], each["memory_bytes"]) for each in looked],
+            memory_total=looked[-1]["memory_total_bytes"] if looked else 0,
+        )
+
+    def up_to(self, step: int) -> Curves:
+        """As they stood when the run had come so far."""
+
+        def cut(steps: list[int], values: list[float]) -> tuple[list[int], list[float]]:
+            count = bisect.bisect_right(steps, step)
+            return steps[:count], values[:count]
+
+        (steps, losses), (val_steps, val_losses) = cut(self.steps, self.losses), cut(self.val_steps, self.val_losses)
+        train_steps, train_losses = cut(self.train_steps, self.train_losses)
+        return replace(
+            self,
+            steps=steps,
+            losses=losses,
+            val_steps=val_steps,
+            val_losses=val_losses,
+            train_steps=train_steps,
+            train_losses=train_losses,
+            drops=[each for each in self.drops if each < step],
         )
 
     def smoothed(self) -> list[float]:
@@ -104,43 +134,23 @@ def _drops(factors: list[tuple[int, float]]) -> list[int]:
 def draw(run: Path) -> list[Path]:
     """Draw a run's pictures into its folder."""
     curves = Curves.read(run)
-    return [
-        _save(loss_figure(curves), run / "loss.png"),
-        _save(perplexity_figure(curves), run / "perplexity.png"),
-    ]
-
-
-def compare(runs: list[Path], out: Path) -> Path:
-    """The validation losses of several runs in one picture, over tokens, which runs of different batch sizes
-    share."""
-    figure, axes = _figure()
-    drops: dict[float, str] = {}  # in the run's own colour, unless several share it
-    every = [Curves.read(run) for run in runs]
-    names, fonts = _drawable(curves.name for curves in every)
-    for color, name, curves in zip(PALETTE * (len(runs) // len(PALETTE) + 1), names, every, strict=False):
-        tokens = [step * curves.tokens_per_step for step in curves.val_steps]
-        axes.plot(
-            tokens,
-            curves.val_losses,
-            color=color,
-            linewidth=1.8,
-            marker="o",
-            markersize=3.5,
-            label=name,
-        )
-        for place in (step * curves.tokens_per_step for step in curves.drops):
-            drops[place] = DROP if place in drops else color
-    _mark_drops(axes, drops)
-    axes.set_xlabel("tokens seen")
-    axes.set_ylabel("validation loss (nats per token)")
-    axes.xaxis.set_major_formatter(_token_format())
-    axes.legend(frameon=False, prop={"family": fonts})
-    return _save(figure, out)
+    figures = {"loss.png": loss_figure, "perplexity.png": perplexity_figure}
+    if curves.memory:
+        figures["memory.png"] = memory_figure
+    return [save_picture(figure(curves), run / name) for name, figure in figures.items()]
 
 
 def loss_figure(curves: Curves) -> Figure:
     """Both losses over steps, with tokens on a second axis above."""
-    figure, axes = _figure()
+    figure, [axes] = figure_of()
+    draw_losses(axes, curves)
+    mark_drops(axes, dict.fromkeys(curves.drops, DROP))
+    fit_height(axes, [curves])
+    _label(axes, curves, "loss (nats per token)")
+    return figure
+
+
+def draw_losses(axes: Axes, curves: Curves) -> None:
     axes.plot(curves.steps, curves.losses, color=TRAIN, alpha=0.3, linewidth=0.7)
     axes.plot(curves.steps, curves.smoothed(), color=TRAIN, linewidth=1.8, label="training")
     if curves.val_steps:
@@ -165,15 +175,11 @@ def loss_figure(curves: Curves) -> Figure:
             markersize=4,
             label="training, evaluated",
         )
-    _mark_drops(axes, dict.fromkeys(curves.drops, DROP))
-    _fit_height(axes, curves)
-    _label(axes, curves, "loss (nats per token)")
-    return figure
 
 
 def perplexity_figure(curves: Curves) -> Figure:
     """Both perplexities, on a logarithmic scale."""
-    figure, axes = _figure()
+    figure, [axes] = figure_of()
     axes.plot(
         curves.steps,
         [_perplexity(loss) for loss in curves.smoothed()],
@@ -203,52 +209,70 @@ def perplexity_figure(curves: Curves) -> Figure:
     return figure
 
 
-def _figure() -> tuple[Figure, Axes]:
+def memory_figure(curves: Curves) -> Figure:
+    """The accelerator's memory that was taken, of what it has."""
+    figure, [axes] = figure_of()
+    steps, taken = zip(*curves.memory, strict=True)
+    axes.plot(steps, [each / GB for each in taken], color=TRAIN_EVALUATED, linewidth=1.8, label="taken")
+    axes.axhline(curves.memory_total / GB, color=DROP, linestyle="--", linewidth=1.2, label="all there is")
+    axes.set_ylim(0, 1.08 * curves.memory_total / GB)
+    _label(axes, curves, "memory (GB)")
+    return figure
+
+
+def figure_of(panels: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 4.3), layout="constrained")
+        rows = -(-panels // columns)
+        figure = Figure(figsize=(7.2 * min(columns, 1.4), 4.3 * rows**0.6), layout="constrained")
         FigureCanvasAgg(figure)  # draws without a screen, and leaves the user's own figures alone
-        return figure, figure.add_subplot()
+        return figure, [figure.add_subplot(rows, columns, 1 + panel) for panel in range(panels)]
 
 
 def _label(axes: Axes, curves: Curves, height: str) -> None:
-    [title], fonts = _drawable([curves.name])
+    [title], fonts = drawable_names([curves.name])
     axes.set_title(title, loc="left", fontsize=10, color="#555555", fontfamily=fonts)
     axes.set_xlabel("step")
     axes.set_ylabel(height)
     axes.set_xlim(0, max(curves.steps[-1], 1))
-    each = curves.tokens_per_step
-
-    def to_tokens(step: Any) -> Any:
-        return step * each
-
-    def to_steps(tokens: Any) -> Any:
-        return tokens / each
-
-    above = axes.secondary_xaxis("top", functions=(to_tokens, to_steps))
-    above.set_xlabel("tokens seen")
-    above.xaxis.set_major_formatter(_token_format())
+    _second_axis(axes, 1, "tokens seen", curves.tokens_per_step).xaxis.set_major_formatter(token_format())
+    if curves.epochs_per_step * curves.steps[-1] >= 1:  # of less there is nothing to tell
+        _second_axis(axes, EPOCHS_AT, "epochs", curves.epochs_per_step)
     axes.legend(loc="best", frameon=False)
 
 
-def _drawable(names: Iterable[str]) -> tuple[list[str], list[str]]:
+def _second_axis(axes: Axes, height: float, of: str, each: float) -> Any:
+    """Of what a step takes so many, beside the steps; `height` in heights of the picture."""
+
+    def from_steps(step: Any) -> Any:
+        return step * each
+
+    def to_steps(amount: Any) -> Any:
+        return amount / each
+
+    axis = axes.secondary_xaxis(height, functions=(from_steps, to_steps))
+    axis.set_xlabel(of)
+    return axis
+
+
+def drawable_names(names: Iterable[str]) -> tuple[list[str], list[str]]:
     from hornbook.report.fonts import drawable  # with it comes matplotlib
 
     return drawable(names)
 
 
-def _token_format() -> Any:
+def token_format() -> Any:
     from matplotlib.ticker import EngFormatter
 
     return EngFormatter(sep="")
 
 
-def _fit_height(axes: Axes, curves: Curves) -> None:
-    """A single wild step must not press the rest of the curve flat."""
-    shown = curves.smoothed() + curves.val_losses + curves.train_losses
+def fit_height(axes: Axes, every: Iterable[Curves]) -> None:
+    """A single wild step must not press the rest of the curves flat."""
+    shown = [loss for curves in every for loss in (*curves.smoothed(), *curves.val_losses, *curves.train_losses)]
     low, high = min(shown), max(shown)
     axes.set_ylim(low - 0.06 * (high - low) - 1e-3, high + 0.06 * (high - low) + 1e-3)
 
@@ -269,7 +293,7 @@ def _mark_lowest(axes: Axes, curves: Curves, values: list[float], form: str) -> 
     )
 
 
-def _mark_drops(axes: Axes, places: Mapping[float, str]) -> None:
+def mark_drops(axes: Axes, places: Mapping[float, str]) -> None:
     """Where the learning rate falls at once; the words stand at the top, since curves go down."""
     for place, color in places.items():
         axes.axvline(place, color=color, linestyle=":", linewidth=1.2)
@@ -294,7 +318,7 @@ def _perplexity(loss: float) -> float:
     return math.exp(min(loss, 700.0))
 
 
-def _save(figure: Figure, out: Path) -> Path:
+def save_picture(figure: Figure, out: Path) -> Path:
     """Where a picture of somebody else's has the name, beside it."""
     place, number = out, 1
     while os.path.lexists(place) and not _is_signed(place):

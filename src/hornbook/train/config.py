@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from hornbook.base.files import is_utf8
-from hornbook.base.settings import Settings, build, merge
+from hornbook.base.settings import Settings, build, merge, spoken
 from hornbook.infer.config import SamplerConfig
 from hornbook.model.config import ModelConfig
 from hornbook.shards.order import OrderConfig
@@ -97,6 +97,21 @@ class TrainConfig(Settings):
             yield "eval_from_step", "counts --train.eval-every-steps from there, so give that as well"
 
 
+class GrowConfig(Settings):
+    n_layer: int | None = Field(None, ge=1, le=10_000)
+    """With --from: go on with so many blocks, of which the new ones begin by adding nothing."""
+    n_embd: int | None = Field(None, ge=2, le=1_000_000)
+    """With --from: go on with this width, a multiple of the model's."""
+    n_head: int | None = Field(None, ge=1, le=1_000_000)
+    """With --from: go on with so many heads of the width that they have; as many times more as n_embd when not
+    given."""
+    mlp_width: int | None = Field(None, ge=1, le=100_000_000)
+    """With --from: go on with this width inside the MLP; as follows from n_embd when not given."""
+
+    def asked(self) -> dict[str, int]:
+        return {name: size for name, size in self.model_dump().items() if size is not None}
+
+
 class RunConfig(Settings):
     recipe: str = "custom"
     """The name under which this was composed."""
@@ -106,6 +121,7 @@ class RunConfig(Settings):
     start_from: str | None = None
     """Begin with the weights of this model folder, run, or name on the Hugging Face hub (--from for short), whose sizes
     and tokenizer stay."""
+    grow: GrowConfig = GrowConfig()
     seed: int = Field(1, ge=0, lt=2**63)
     """Everything random in a run follows from this."""
     text: TextConfig = TextConfig()
@@ -123,6 +139,10 @@ class RunConfig(Settings):
             yield "train.context", f"{self.window}, but the model sees {self.model.context} tokens; take less"
         if self.train.head_start and not self._can_have_head_start:
             yield "train.head_start", "is for models from nothing with --model.tied false and --model.init modern"
+        if self.start_from is None:
+            for name in self.grow.asked():
+                instead = spoken(f"model.{name}")
+                yield f"grow.{name}", f"grows a model that was trained, so name it: --from MODEL; else {instead}"
 
     @property
     def has_head_start(self) -> bool:

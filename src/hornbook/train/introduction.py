@@ -39,7 +39,8 @@ def introduce(run: Run, begin: Path | Origin | None) -> None:
         if run.planned.step == run.state.step:
             lines.append(run.planned.told(config.schedule))
     elif begin is not None:
-        lines.append(f"weights   those of {begin.folder}")
+        grown = ", grown, so that it begins by computing the same" if begin.grows else ""
+        lines.append(f"weights   those of {begin.folder}{grown}")
         if begin.goes_on_with_optimizer(config):
             lines.append(f"optimizer after {updates_beside(begin.folder):,} updates, as it came with them")
     elif config.has_head_start:

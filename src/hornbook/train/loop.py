@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hornbook.base.console import Progress
-from hornbook.base.machine import Machine, attention_backend
+from hornbook.base.machine import Machine, attention_backend, memory_in_use
 from hornbook.base.world import World
 from hornbook.infer.decode import generate
 from hornbook.infer.score import score
@@ -26,7 +26,7 @@ from hornbook.train.checkpoint import TrainState, save_checkpoint, save_snapshot
 from hornbook.train.config import RunConfig
 from hornbook.train.guard import NonFiniteGuard, StopSignals
 from hornbook.train.learner import Learner
-from hornbook.train.metrics import Metrics, StepReading
+from hornbook.train.metrics import MEMORY_EVERY_STEPS, Metrics, StepReading, passed
 from hornbook.train.pauses import Pauses
 from hornbook.train.schedule import WHOLE, Extension, lr_factor, share_done
 
@@ -88,7 +88,16 @@ def update(run: Run, share: float) -> None:
     state.sample += config.sequences
     state.tokens += config.sequences * config.window
     state.seconds = seconds_since_beginning(run)
-    reading = StepReading(state.step, first_sample, state.tokens, factor, state.seconds, share_of(run))
+    reading = StepReading(
+        state.step,
+        first_sample,
+        state.tokens,
+        factor,
+        state.seconds,
+        progress=share_of(run),
+        epochs=epochs_of(run),
+        memory=memory_in_use(run.machine.device) if state.step % MEMORY_EVERY_STEPS == 1 else None,
+    )
     run.metrics.launched(reading, loss, gradient_length)
 
 
@@ -124,6 +133,8 @@ def read_numbers(run: Run, everything: bool) -> float | None:
     """Write down the numbers that have arrived from the device; the loss that reached the target, if one did."""
     target = run.config.train.target_loss
     for reading, loss, gradient_length in run.metrics.arrived(everything):
+        for line in passed(run.config, reading, run.loader.order.samples_per_epoch):
+            run.progress.note(line)
         finite = math.isfinite(loss) and math.isfinite(gradient_length)
         run.guard.saw(reading.step, reading.first_sample, run.config.sequences, finite)
         if target is not None and loss <= target:
@@ -144,7 +155,9 @@ def evaluate(run: Run) -> None:
     state.val_loss, state.evaluated_at = result.loss, state.step
     if math.isfinite(result.loss) and (state.best_val_loss is None or result.loss < state.best_val_loss):
         state.best_val_loss, state.best_step = result.loss, state.step
-    run.metrics.evaluated(state.step, state.tokens, seconds_since_beginning(run), result, at_most is None, train_loss)
+    run.metrics.evaluated(
+        state.step, state.tokens, epochs_of(run), seconds_since_beginning(run), result, at_most is None, train_loss
+    )
 
 
 def evaluate_whole(run: Run) -> None:
@@ -194,6 +207,11 @@ def seconds_since_beginning(run: Run) -> float:
 def share_of(run: Run) -> float:
     """How much of the run is done, from 0 to 1."""
     return share_done(run.config.train, run.state, run.loader.order.samples_per_epoch)
+
+
+def epochs_of(run: Run) -> float:
+    """How often the text was read."""
+    return run.state.sample / run.loader.order.samples_per_epoch
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +19,15 @@ from hornbook.base.console import Progress, count, duration
 from hornbook.infer.score import Score
 from hornbook.runs.folder import METRICS, SAMPLES, RunFolder
 from hornbook.runs.logs import Log
+from hornbook.train.config import RunConfig
 
 RATE_OVER_STEPS = 50
+# The loss that is shown is their mean; in the log stands each.
+SHOWN_LOSSES = 64
+MEMORY_EVERY_STEPS = 10
+# The end of each epoch up to this one is told, and then of every so many: of a tiny text there are thousands.
+EPOCHS_TOLD = 100
+GB = 10**9
 # How much of a sample is shown; all of it is in the log.
 SAMPLE_LINES, SAMPLE_WIDTH = 4, 100
 
@@ -34,6 +42,10 @@ class StepReading:
     lr_factor: float
     seconds: float
     progress: float
+    epochs: float
+    """How often the text was read, with this step."""
+    memory: tuple[int, int] | None = None
+    """Bytes of the accelerator's that are taken, and that it has, where this step looked."""
 
 
 class Metrics:
@@ -52,6 +64,8 @@ class Metrics:
         self._peak_flops = peak_flops
         self._waiting: deque[tuple[StepReading, torch.Tensor, Any]] = deque()
         self._recent: deque[tuple[float, int]] = deque(maxlen=RATE_OVER_STEPS)
+        self._losses: deque[float] = deque(maxlen=SHOWN_LOSSES)
+        self._memory: tuple[int, int] | None = None
         self._val_loss: float | None = None
 
     def launched(self, reading: StepReading, loss: torch.Tensor, gradient_length: torch.Tensor) -> None:
@@ -83,13 +97,21 @@ class Metrics:
         return done
 
     def evaluated(
-        self, step: int, tokens: int, seconds: float, score: Score, whole: bool, train_loss: float | None = None
+        self,
+        step: int,
+        tokens: int,
+        epochs: float,
+        seconds: float,
+        score: Score,
+        whole: bool,
+        train_loss: float | None = None,
     ) -> None:
         self._val_loss = score.loss
         self._log.write(
             {
                 "step": step,
                 "tokens": tokens,
+                "epochs": _rounded(epochs),
                 "val_loss": _or_null(score.loss),
                 "val_perplexity": _or_null(score.perplexity),
                 "val_bits_per_byte": _or_null(score.bits_per_byte),
@@ -100,7 +122,7 @@ class Metrics:
         )
         trained = f"training loss {train_loss:.4f}, " if train_loss is not None else ""
         part = "" if whole else f" (on {count(float(score.tokens))} tokens of it)"
-        self._progress.note(f"step {step}: {trained}{_in_words(score)}{part}")
+        self._progress.note(f"epoch {_epoch(epochs)}, step {step}: {trained}{_in_words(score)}{part}")
 
     def evaluated_whole(self, step: int, score: Score) -> None:
         """The model that is kept as the best, at the end of a run whose evaluations saw a part of the text."""
@@ -140,29 +162,60 @@ class Metrics:
 
     def _write_step(self, reading: StepReading, loss: float, length: float) -> None:
         self._recent.append((reading.seconds, reading.tokens))
+        self._memory = reading.memory or self._memory
+        if math.isfinite(loss):
+            self._losses.append(loss)
         entry = {
             "step": reading.step,
             "tokens": reading.tokens,
+            "epochs": _rounded(reading.epochs),
             "loss": _or_null(loss),
             "gradient_length": _or_null(length),
             "lr_factor": reading.lr_factor,
             "seconds": round(reading.seconds, 3),
         }
+        if reading.memory is not None:
+            entry |= dict(zip(("memory_bytes", "memory_total_bytes"), reading.memory, strict=True))
         self._log.write(entry)
-        self._progress.update(self._line(reading, loss))
+        self._progress.update(self._line(reading))
 
-    def _line(self, reading: StepReading, loss: float) -> str:
-        parts = [f"step {reading.step}", f"loss {loss:.3f}"]
+    def _line(self, reading: StepReading) -> str:
+        """What a narrow terminal cuts off stands last."""
+        mean = sum(self._losses) / len(self._losses) if self._losses else math.nan
+        parts = [f"epoch {_epoch(reading.epochs)}", f"step {reading.step}", f"loss {mean:.3f}"]
         if self._val_loss is not None:
             parts.append(f"val {self._val_loss:.3f}")
         if rate := self.tokens_per_second():
             parts.append(f"{count(rate)} tokens/s")
-        if mfu := self.mfu():
-            parts.append(f"{mfu:.0%} MFU")
         if reading.progress > 0:
             left = reading.seconds * (1 - reading.progress) / reading.progress
             parts += [f"{min(reading.progress, 1):.0%}", f"{duration(left)} left"]
+        if mfu := self.mfu():
+            parts.append(f"{mfu:.0%} MFU")
+        if self._memory is not None:
+            used, total = self._memory
+            parts.append(f"{used / GB:.2f} of {total / GB:.2f} GB")
         return "  ".join(parts)
+
+
+def passed(config: RunConfig, reading: StepReading, samples_per_epoch: int) -> Iterator[str]:
+    """What a step has come by, in words: the end of an epoch, the drop of the learning rate."""
+    first, last = reading.first_sample // samples_per_epoch + 1, int(reading.epochs)
+    for epoch in range(first, last + 1):
+        if epoch <= EPOCHS_TOLD or epoch % EPOCHS_TOLD == 0:
+            yield f"epoch {epoch} finished in step {reading.step}"
+    if config.schedule.kind == "drop" and reading.step - 1 == config.schedule.drop_step:
+        share, last = reading.lr_factor, reading.step - 1
+        yield f"learning rate dropped to {config.optim.lr * share:.3g}, {share:.3g} of its height, after step {last}"
+
+
+def _epoch(epochs: float) -> int:
+    """The number of the one that is being read, or was read last."""
+    return max(math.ceil(epochs), 1)
+
+
+def _rounded(epochs: float) -> float:
+    return round(epochs, 6)
 
 
 def _in_words(score: Score) -> str:

@@ -7,7 +7,7 @@ Out: an `Origin`: what the run takes over from it, what it may not change, and w
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ from hornbook.base.settings import spoken
 from hornbook.exchange.imports import imported_from_hub, is_hub_name
 from hornbook.exchange.moments import knobs_beside, remembered
 from hornbook.model.config import ModelConfig
-from hornbook.model.folder import INDEX, WEIGHTS, load_config, load_weights
+from hornbook.model.folder import INDEX, WEIGHTS, load_config, load_model, load_weights
+from hornbook.model.gpt import GPT
+from hornbook.model.growth import grow_into, grown_config
 from hornbook.runs.folder import OPTIMIZER, resolve
 from hornbook.shards.format import Shards
 from hornbook.text.tokenizer import TOKENIZER_FILES, Tokenizer
-from hornbook.train.config import RunConfig
+from hornbook.train.config import GrowConfig, RunConfig
 from hornbook.train.learner import Learner
 
 # What of a model is not in its weights, but in how it learns.
@@ -32,7 +34,9 @@ MAY_DIFFER = {"dropout", "dropout_at"}
 class Origin:
     folder: Path
     model: ModelConfig
+    """As the run is to have it: the folder's, or larger."""
     tokenizer: Tokenizer
+    grows: bool = False
 
     @classmethod
     def find(cls, start_from: str) -> Origin:
@@ -40,6 +44,18 @@ class Origin:
         named = not path.exists() and is_hub_name(start_from)
         folder = imported_from_hub(start_from) if named else resolve(path)
         return cls(folder, load_config(folder), Tokenizer.load(folder))
+
+    def grown(self, grow: GrowConfig) -> Origin:
+        """To begin with a larger model that computes the same."""
+        asked = grow.asked()
+        return replace(self, model=grown_config(self.model, asked), grows=True) if asked else self
+
+    def give(self, model: GPT) -> None:
+        """Put the weights into the run's model."""
+        if self.grows:
+            grow_into(model, load_model(self.folder))
+        else:
+            load_weights(model, self.folder)
 
     def taken_over(self) -> dict[str, Any]:
         """Knobs of the run."""
@@ -53,11 +69,11 @@ class Origin:
         return {"optim": knobs, "schedule": {"kind": "constant", "warmup_steps": 0}}
 
     def goes_on_with_optimizer(self, config: RunConfig) -> bool:
-        return config.optim.kind == "adamw" and knobs_beside(self.folder) is not None
+        return not self.grows and config.optim.kind == "adamw" and knobs_beside(self.folder) is not None
 
     def restore(self, learner: Learner, config: RunConfig) -> None:
         """Its weights, and its optimizer where the run has one like it."""
-        load_weights(learner.model, self.folder)
+        self.give(learner.model)
         if self.goes_on_with_optimizer(config):
             try:
                 names = [name for name, _ in learner.model.named_parameters()]
@@ -98,5 +114,9 @@ class Origin:
             if asked != there and (name, asked) != ("vocab_size", None):  # a run finds out by itself
                 yield (
                     f"{spoken('model.' + name)}: {asked}, but {self.folder} has {there}; leave it out, or start from "
-                    "nothing, without --from"
+                    f"nothing, without --from{_grown_by(name)}"
                 )
+
+
+def _grown_by(name: str) -> str:
+    return f", or let it grow: {spoken('grow.' + name)}" if name in GrowConfig.model_fields else ""

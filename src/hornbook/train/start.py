@@ -84,7 +84,7 @@ def fit(config: RunConfig, path: Path, progress: Progress | None = None) -> Outc
         raise UserError(f"{path}: not UTF-8, and libraries that write into it take nothing else; choose another --out")
     machine = choose_machine(config.train.device, config.train.dtype, config.train.threads)
     config = config.with_(data=pinned(config.data))  # a branch of the hub may be at another commit tomorrow
-    origin = Origin.find(config.start_from) if config.start_from is not None else None
+    origin = Origin.find(config.start_from).grown(config.grow) if config.start_from is not None else None
     if origin is not None:
         origin.check(config)
     shards = open_or_prepare(config.data, config.tokenizer, config.shards, progress, config.text)

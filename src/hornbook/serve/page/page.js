@@ -3,6 +3,7 @@
 
 import { Answer } from "./answer.js";
 import { complete, get, Trouble } from "./api.js";
+import { Beside } from "./beside.js";
 import { Curve } from "./curve.js";
 import { Knobs } from "./knobs.js";
 import { $, copy, count, element, short, showFilled } from "./parts.js";
@@ -19,6 +20,10 @@ const answer = new Answer($("answer"), $("popover"));
 const curve = new Curve($("curve"), $("curve-text"), $("curve-table"), (i) => goTo(i));
 const answers = new Map(); // request as JSON -> {pieces, ending}
 const knobs = new Knobs($("knobs"), remember, draw);
+const beside = new Beside(() => {
+  remember();
+  update();
+});
 
 let models = [];
 let model = null;
@@ -43,6 +48,7 @@ function request() {
 }
 
 const canWrite = () => model && !model.silent;
+const isBusy = () => Boolean(work || playing || beside.isBusy);
 
 // --- writing ---
 
@@ -53,6 +59,7 @@ async function write() {
   const asked = request();
   const mine = (work = new AbortController());
   const began = performance.now();
+  beside.write(asked);
   showTrouble(null);
   display([]);
   atEnd = isAtEnd();
@@ -127,6 +134,7 @@ function keep(asked, made) {
 }
 
 function drop() {
+  beside.stop();
   work?.abort();
   work = null;
 }
@@ -235,6 +243,7 @@ async function load() {
 function take(name, at) {
   stop();
   model = models.find((each) => each.name === name);
+  beside.offer(models, name, beside.name);
   $("model").value = $("name").textContent = name;
   document.title = `${name} – Hornbook`;
   const { parameters, context, vocab_size: vocabulary } = model; // null while a run has kept nothing
@@ -328,7 +337,8 @@ function remember() {
 
 function putIntoAddress() {
   if (!model) return;
-  const at = new URLSearchParams({ model: modelId(), ...knobs.settings }).toString().replaceAll("%40", "@");
+  const other = beside.name && { beside: beside.name };
+  const at = new URLSearchParams({ model: modelId(), ...other, ...knobs.settings }).toString().replaceAll("%40", "@");
   history.replaceState(null, "", `#${at}`);
 }
 
@@ -341,6 +351,7 @@ function restore() {
     ({ name }) => id === name || (id.startsWith(`${name}@`) && !id.slice(name.length + 1).includes("@")),
   );
   take((found ?? models[0]).name, found && id.slice(found.name.length + 1));
+  beside.offer(models, model.name, asked.get("beside"));
   remember();
   if (!found) showTrouble(new Trouble(`This server has no model “${id}”; here is “${model.name}”.`), null);
 }
@@ -348,7 +359,7 @@ function restore() {
 // --- telling ---
 
 function update() {
-  const busy = Boolean(work || playing);
+  const busy = isBusy();
   // The blank of no width makes a last empty line count, and lets a line end between prompt and answer.
   $("ghost").textContent = `${prompt.value}\u200b`;
   $("stack").className = [answer.pieces.length && "written", work && "writing"].filter(Boolean).join(" ");
@@ -398,11 +409,12 @@ function openSettings(open) {
 $("answer").classList.add("tinted");
 main.addEventListener("scroll", lookWhetherAtEnd);
 prompt.addEventListener("input", () => {
-  if (work) stop();
+  if (isBusy()) stop();
   if (answer.pieces.length) $("answer").classList.add("stale");
+  beside.fade();
   update();
 });
-$("write").addEventListener("click", () => (work || playing ? stop() : write()));
+$("write").addEventListener("click", () => (isBusy() ? stop() : write()));
 $("continue").addEventListener("click", goOn);
 $("copy").addEventListener("click", () => copied($("copy"), prompt.value + answer.text));
 $("share").addEventListener("click", () => {
@@ -441,7 +453,7 @@ addEventListener("keydown", (event) => {
     if (!event.repeat) write();
   } else if (event.key === "Escape") {
     if (answer.isOpen) answer.close();
-    else if (work || playing) stop();
+    else if (isBusy()) stop();
     else if ($("panel").classList.contains("open")) {
       openSettings(false);
       $("settings").focus();
