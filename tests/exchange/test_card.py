@@ -26,6 +26,8 @@ from hornbook.shards.format import Shards
 from hornbook.train.config import RunConfig
 from hornbook.train.start import fit
 
+pytestmark = pytest.mark.xdist_group("card")  # one training
+
 
 @pytest.fixture(scope="module")
 def run(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

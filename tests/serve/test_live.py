@@ -16,8 +16,6 @@ import httpx2
 import pytest
 
 from effort import tries
-from hornbook.base import files
-from hornbook.runs.folder import Record, RunFolder
 from hornbook.runs.logs import read_log
 
 KNOBS = {
@@ -113,24 +111,3 @@ def test_a_run_is_watched_and_spoken_with_while_it_trains(text_file: Path, tmp_p
         assert (ended["training"], ended["step"]) == (False, logged[-1])
         newest = client.get("/api/models").json()[0]["points"][-1]
         assert (newest["step"], newest["kind"]) == (logged[-1], "checkpoint")
-
-
-def test_a_run_without_a_checkpoint_yet_shows_its_curve_and_says_so(tmp_path: Path, start: Start) -> None:
-    run = tmp_path / "young"
-    model = {"vocab_size": 257, "n_layer": 1, "n_head": 1, "n_embd": 8, "context": 16}
-    files.make_folder(run)
-    RunFolder(run).write(Record({"model": model, "train": {"steps": 9}}, tmp_path / "shards", "0"))
-    files.write_text(run / "metrics.jsonl", '{"step": 1, "tokens": 16, "loss": 5.5}\n{"step": 2, "tok')
-    with httpx2.Client(base_url=address_of(start("serve", str(run), "--port", "0")), timeout=60) as client:
-        (told,) = client.get("/api/models").json()
-        assert "no checkpoint yet" in told["silent"]
-        assert (told["context"], told["vocab_size"], told["points"], told["training"]) == (16, 257, [], False)
-        assert client.get("/api/runs/young/curve").json()["train"] == [[1, 5.5]]
-        assert client.get("/api/runs/young/samples").json() == []
-        answer = client.post("/v1/completions", json={"prompt": "a", "max_tokens": 1})
-        assert answer.status_code == 404
-        assert "has no checkpoint yet; ask again" in answer.json()["error"]["message"]
-        for wrong in ("/api/runs/old/curve", "/api/runs/old/samples"):
-            assert client.get(wrong).status_code == 404
-        assert client.get("/api/runs/young/samples", params={"last": 0}).status_code == 400
-        assert client.get("/api/runs/young/curve", params={"after": "x"}).status_code == 400

@@ -184,7 +184,7 @@ def test_special_tokens_have_no_text(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode([tokenizer.end_of_text, *ids, tokenizer.end_of_text]) == "one"
 
 
-@pytest.mark.parametrize("unit", ["a", "\n", "é", *(pytest.param(each, marks=long) for each in " !7")])
+@pytest.mark.parametrize("unit", ["a", *(pytest.param(each, marks=long) for each in "\né !7")])
 def test_a_megabyte_of_one_character_is_no_trap(unit: str, tokenizer: Tokenizer) -> None:
     text = unit * (1_000_000 // len(unit.encode()))
     with within(1):
