@@ -111,10 +111,10 @@ class Measured:
 def measure(source: Source, val_fraction: float | None) -> Measured:
     """Read until it is clear how to split: a large text of many documents not to its end."""
     found = Measured()
-    found.rest = documents = source.documents(found.tally)
+    found.rest = reading = source.documents(found.tally)
     estimate = source.likely_bytes_of_text()
     limits = [part.config.max_documents for part in source.parts]
-    for read, document in enumerate(documents, start=1):
+    for read, document in enumerate(reading, start=1):
         found.add(document)
         if found.kept is not None:
             found.kept.append(document)
@@ -201,7 +201,7 @@ class SplitRule:
         parts = self._source.parts
         of_others = by_hash if any(part.split == "train" for part in parts) else None
         wanted = {*SPLITS[1:], *([""] if of_others else [])}
-        read = self.measured.kept if self.measured.whole else None
+        read: Iterable[Document] | None = self.measured.kept if self.measured.whole else None
         if read is None:
             read = chain.from_iterable(part.documents() for part in parts if part.split in wanted)
         begins = True
