@@ -20,6 +20,9 @@ NUMBERS := tests/model tests/base/test_machine.py \
 PLAIN := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
+# What is compiled of Python is kept, or every child of the tests would compile all of it again.
+export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: demo test test-long test-plain test-space check clean
 
 demo: .venv/ready-to-run
