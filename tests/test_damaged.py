@@ -10,8 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ import safetensors.torch
 import torch
 
 from damage import VALUES, damaged, flipped, misread
-from effort import long, tries
+from effort import tries
 from hornbook import cli
 from hornbook.base.errors import LONGEST_LINE
 from yardstick import within
@@ -419,34 +417,3 @@ def test_a_file_without_end_is_not_read_whole(made: Path, tell: Tell, tmp_path: 
     assert "settings.json" in tell("train", tmp_path / "settings.json")
     gpt2 = ["--tokenizer.kind", "gpt2", "--tokenizer.ranks-file", tmp_path / "ranks", "--out", tmp_path / "out"]
     assert "ranks" in tell("prepare", "python-stdlib", "--text.max-documents", "70", *gpt2)
-
-
-ONE_OF_EACH = [
-    ("settings.toml", ["train", "{root}/settings.toml"]),
-    ("model/tokenizer.json", ["generate", "{root}/model", "--prompt", "a"]),
-    ("model/model.safetensors", ["generate", "{root}/model", "--prompt", "a"]),
-    ("shards/val-00000.bin", ["eval", "{root}/model", "--data", "{root}/shards"]),
-    ("shards/manifest.json", ["train", "--data", "{root}/shards", "--out", "{root}/out"]),
-]
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [pytest.param(*each, id=each[0], marks=() if each[0] == "model/tokenizer.json" else long) for each in ONE_OF_EACH],
-)
-def test_a_real_command_ends_with_exit_code_2_and_one_line(
-    name: str, words: list[str], made: Path, tmp_path: Path
-) -> None:
-    for part in ("model", "shards"):
-        shutil.copytree(made / part, tmp_path / part)
-    path = tmp_path / name
-    path.write_bytes(path.read_bytes()[:-100] if path.exists() else b"[train]\nsteps = \n")
-    there = set(tmp_path.rglob("*"))
-    command = [sys.executable, "-m", "hornbook", *(word.format(root=tmp_path) for word in words)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=100)
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("error: ")
-    assert len(line) <= len("error: ") + LONGEST_LINE
-    assert path.name in line
-    assert set(tmp_path.rglob("*")) == there

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,30 +32,6 @@ KNOBS = {
     "train.dtype": "float32",
     "sample.tokens": 8,
 }
-Start = Callable[..., subprocess.Popen[str]]
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    """Starts `hornbook WORDS` as a process of its own, which does not outlive the test."""
-    started: list[subprocess.Popen[str]] = []
-
-    def begin(*words: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "hornbook", *words]
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONUNBUFFERED": "1", "MPLBACKEND": "agg"},
-        )
-        started.append(process)
-        return process
-
-    yield begin
-    for process in started:
-        process.kill()
-        process.communicate()
 
 
 def address_of(server: subprocess.Popen[str]) -> str:
@@ -76,12 +50,14 @@ def wait_until(what: Callable[[], Any], seconds: float = 60) -> Any:
     return found
 
 
-def test_a_run_is_watched_and_spoken_with_while_it_trains(text_file: Path, tmp_path: Path, start: Start) -> None:
+def test_a_run_is_watched_and_spoken_with_while_it_trains(
+    text_file: Path, tmp_path: Path, child: Callable[..., subprocess.Popen[str]]
+) -> None:
     """It saves all the time and keeps one checkpoint, so that what is being loaded is often deleted meanwhile."""
     run = tmp_path / "live"
-    training = start("train", f"--data={text_file}", f"--out={run}", *(f"--{k}={v}" for k, v in KNOBS.items()))
+    training = child("train", f"--data={text_file}", f"--out={run}", *(f"--{k}={v}" for k, v in KNOBS.items()))
     wait_until((run / "run.json").exists)
-    with httpx2.Client(base_url=address_of(start("serve", str(run), "--port", "0")), timeout=60) as client:
+    with httpx2.Client(base_url=address_of(child("serve", str(run), "--port", "0")), timeout=60) as client:
 
         def curve(after: int = -1) -> dict[str, Any]:
             return client.get("/api/runs/live/curve", params={"after": after}).raise_for_status().json()

@@ -4,7 +4,6 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import psutil
@@ -25,18 +24,11 @@ COMPLETIONS = "/v1/completions"
 
 
 @pytest.fixture(scope="module")
-def trained(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tiny: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with checkpoints of steps 2, 4 and 6."""
-    out = tmp_path_factory.mktemp("runs") / "tiny"
-    knobs: dict[str, Any] = {
-        "data": str(text_file),
-        "tokenizer": {"kind": "byte"},
-        "model": {"n_layer": 1, "n_head": 1, "n_embd": 16, "context": 16},
-        "train": {"steps": 6, "save_every_steps": 2, "batch_tokens": 64, "dtype": "float32", "compile": False},
-    }
-    knobs["train"] |= {"device": "cpu", "keep_checkpoints": 9}
-    fit(RunConfig.model_validate(knobs), out)
-    return out
+    model = {"n_layer": 1, "n_head": 1, "n_embd": 16, "context": 16}
+    how = {"steps": 6, "save_every_steps": 2, "batch_tokens": 64, "keep_checkpoints": 9}
+    return fit(tiny(model=model, train=how), tmp_path_factory.mktemp("runs") / "tiny").folder
 
 
 def test_each_point_of_a_run_has_an_id(start: Callable[..., Running], trained: Path, toy: Path) -> None:
