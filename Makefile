@@ -13,11 +13,15 @@ PART ?=
 BIN := .venv/bin
 
 # What is computed, and so may depend on the processor.
-NUMBERS := tests/model tests/train tests/infer tests/base/test_machine.py \
-	$(addprefix --ignore=tests/,train/test_checkpoint.py infer/test_terminal.py) \
-	$(addprefix tests/exchange/test_,card.py gguf.py hub_models.py references.py systems.py transformers.py with_code.py)
+NUMBERS := tests/model tests/base/test_machine.py \
+	$(addprefix tests/train/test_,accumulation.py loop.py muon.py optim.py precision.py) \
+	$(addprefix tests/infer/test_,beams.py decode.py evaluate.py quantize.py sampler.py score.py) \
+	$(addprefix tests/exchange/test_,gguf.py hub_models.py references.py systems.py transformers.py with_code.py)
 PLAIN := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
+
+# What is compiled of Python is kept, or every child of the tests would compile all of it again.
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: demo test test-long test-plain test-space check clean
 

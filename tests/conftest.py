@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator
@@ -44,6 +46,23 @@ def no_power_cut() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def child() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts `hornbook WORDS` as a process of its own, which does not outlive the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*words: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "hornbook", *words]
+        env = os.environ | {"PYTHONUNBUFFERED": "1", "MPLBACKEND": "agg"}
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """The folder of real text: $HORNBOOK_TEST_DATA, or shared/data beside the project."""
@@ -67,7 +86,7 @@ def text_file(some_text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny(text_file: Path) -> Callable[..., RunConfig]:
     """A run of a few fast steps in fp32; keyword arguments turn knobs, nested as in a file."""
     base: dict[str, Any] = {

@@ -19,5 +19,5 @@ def tries(few: T, many: T) -> T:
 
 
 def examples(many: int) -> settings:
-    """So many of hypothesis's, or a twentieth of them."""
-    return settings(max_examples=tries(max(many // 20, 20), many), deadline=None)
+    """So many of hypothesis's, or a fiftieth of them."""
+    return settings(max_examples=tries(max(many // 50, 20), many), deadline=None)

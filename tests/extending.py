@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parent.parent / "src"
 class Copy:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        shutil.copytree(SOURCE, folder / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        shutil.copytree(SOURCE, folder / "src", ignore=shutil.ignore_patterns("*.egg-info"))
 
     def add(self, module: str, before: str, entry: str) -> None:
         """One entry, where CONTRIBUTING says that it goes."""

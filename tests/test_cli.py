@@ -19,6 +19,7 @@ from hornbook import cli
 from hornbook.base.output import visible
 from yardstick import within
 
+pytestmark = pytest.mark.xdist_group("cli")  # one training
 SIZES = {"n-layer": 1, "n-embd": 32, "n-head": 2, "context": 32}
 SMALL = [f"--model.{name}={size}" for name, size in SIZES.items()] + ["--train.steps=4"]
 
@@ -33,8 +34,7 @@ def run(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str
 def trained(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small finished run, made by the command itself."""
     folder = tmp_path_factory.mktemp("cli") / "runs" / "small"
-    done = run("train", "--data", str(text_file), "--out", str(folder), *SMALL)
-    assert done.returncode == 0, done.stderr
+    assert cli.main(["train", "--data", str(text_file), "--out", str(folder), *SMALL]) == 0
     return folder
 
 
@@ -48,13 +48,16 @@ def test_help_answers_at_once_and_does_not_import_torch() -> None:
         subprocess.run([sys.executable, "-c", "import argparse, json, re"], check=True)
         times.append(helped - began)
         plain.append(time.perf_counter() - helped)
+        if times[-1] < 0.5:
+            break
     assert done.stdout.endswith("False False\n")
     # Half a second, unless Python alone takes more than the tenth of one that it takes on an idle processor.
     assert min(times) < max(0.5, 5 * min(plain)), (times, plain)
 
 
-def test_the_version_is_told_with_torch_s_and_the_device() -> None:
-    told = run("--version").stdout.splitlines()
+def test_the_version_is_told_with_torch_s_and_the_device(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    told = capsys.readouterr().out.splitlines()
     assert told[0] == f"hornbook {version('hornbook')}"
     assert re.match(rf"torch {re.escape(version('torch'))} on (cpu|cuda|mps): .+, (float32|bfloat16)$", told[1])
 
@@ -117,15 +120,6 @@ def test_a_text_of_any_name_on_a_screen_of_any_kind(
     assert visible(told) == told
 
 
-def test_train_refuses_a_finished_run_and_names_resume(
-    trained: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert cli.main(["train", "--data", str(text_file), "--out", str(trained), *SMALL]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert f"hornbook resume {trained}" in error
-
-
 def test_generate_eval_verify_and_report_on_a_run(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["generate", str(trained), "--prompt", "def ", "--max-tokens", "5", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
@@ -142,25 +136,6 @@ def test_generate_eval_verify_and_report_on_a_run(trained: Path, capsys: pytest.
     assert capsys.readouterr().out.count("good") >= 2
     assert cli.main(["report", str(trained)]) == 0
     assert str(trained / "loss.png") in capsys.readouterr().out
-
-
-def test_verify_finds_a_flipped_bit(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import shutil
-
-    copy = tmp_path / "copy"
-    shutil.copytree(trained, copy)
-    weights = next((copy / "checkpoints").iterdir()) / "model.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-5] ^= 1
-    weights.write_bytes(data)
-    assert cli.main(["verify", str(copy)]) == 1
-    assert "model.safetensors has changed" in capsys.readouterr().out
-
-
-def test_eval_scores_a_text_from_outside(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "other.txt").write_text("def f():\n    return 1\n")
-    assert cli.main(["eval", str(trained), "--data", str(tmp_path / "other.txt"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["bits_per_byte"] > 0
 
 
 def test_prepare_then_train_on_the_shards(
@@ -241,13 +216,6 @@ def test_all_mistakes_in_a_config_are_told_at_once(capsys: pytest.CaptureFixture
     assert len(lines) == 4
     assert any("did you mean --train.steps?" in line for line in lines)
     assert any("did you mean --model.n-layer?" in line for line in lines)
-
-
-def test_an_error_in_a_file_names_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "run.toml"
-    path.write_text('data = "python-stdlib"\n\n[train]\nsteps = 10\nbatch_tokns = 64\n')
-    assert cli.main(["train", str(path)]) == 2
-    assert "run.toml line 5" in capsys.readouterr().err
 
 
 def test_a_real_process_exits_with_2_and_no_traceback(tmp_path: Path) -> None:

@@ -10,8 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,11 +19,12 @@ import safetensors.torch
 import torch
 
 from damage import VALUES, damaged, flipped, misread
-from effort import long, tries
+from effort import tries
 from hornbook import cli
 from hornbook.base.errors import LONGEST_LINE
 from yardstick import within
 
+pytestmark = pytest.mark.xdist_group("damaged")  # one training
 AT_LEAST = 40
 SMALL = ["--model.n-layer=1", "--model.n-embd=32", "--model.n-head=2", "--model.context=32", "--train.device=cpu"]
 SECONDS = 2
@@ -121,7 +120,7 @@ def test_a_damaged_tokenizer_is_told(made: Path, tell: Tell) -> None:
     path = made / "model" / "tokenizer.json"
     data = path.read_bytes()
     whole = json.loads(data)
-    cases = damaged(data) | flipped(data, 30) | as_json(misread(whole, tries(60, 120)))
+    cases = damaged(data) | flipped(data, 30) | as_json(misread(whole, tries(25, 120)))
     for key, value in [
         ("type", "Unigram"),
         ("type", "WordPiece"),
@@ -157,7 +156,7 @@ def of_safetensors(data: bytes) -> dict[str, bytes]:
         return (len(text) if length is None else length).to_bytes(8, "little") + text + tensors
 
     plain = json.dumps(header).encode()
-    cases = {f"header: {name}": with_header(text) for name, text in as_json(misread(header, tries(60, 150))).items()}
+    cases = {f"header: {name}": with_header(text) for name, text in as_json(misread(header, tries(25, 150))).items()}
     cases |= {f"header of {length}": with_header(plain, length) for length in (0, 1, 2**31, 2**40, 2**63, 2**64 - 1)}
     cases |= {
         "a header of braces": with_header(b"{" * 100_000),
@@ -193,7 +192,7 @@ def test_a_tensor_of_another_kind_is_told(made: Path, tell: Tell) -> None:
 def test_a_damaged_description_of_a_model_is_told(made: Path, tell: Tell) -> None:
     path = made / "model" / "config.json"
     whole = json.loads(path.read_bytes())
-    cases = damaged(path.read_bytes()) | as_json(misread({"hornbook": whole["hornbook"]}, tries(60, 120)))
+    cases = damaged(path.read_bytes()) | as_json(misread({"hornbook": whole["hornbook"]}, tries(25, 120)))
     cases |= {f"model_type {kind}": json.dumps(whole | {"model_type": kind}).encode() for kind in ("gpt2", "x", 3, {})}
     for knob in ("n_layer", "n_head", "n_embd", "context", "vocab_size", "mlp_width", "head_width", "n_kv_head"):
         for size in (0, 7, 10**4, 10**6, 10**9, 10**30):
@@ -215,7 +214,7 @@ def hashed(manifest: Any) -> Any:
 
 def of_a_manifest(data: bytes) -> dict[str, bytes]:
     whole = json.loads(data)
-    changes: list[tuple[str, Any]] = [(name, hashed(value)) for name, value in misread(whole, tries(100, 250))]
+    changes: list[tuple[str, Any]] = [(name, hashed(value)) for name, value in misread(whole, tries(40, 250))]
     for part, value in [
         ("dtype", "float64"),
         ("dtype", "<u2"),
@@ -292,12 +291,15 @@ def test_a_damaged_record_of_a_run_is_told(made: Path, tell: Tell) -> None:
             f"{knob}: {what}": json.dumps(json.loads(data) | {knob: VALUES[what]}).encode(errors="surrogatepass")
             for what in VALUES
         }
+    told = {"empty", "noise", "a pickle", "data: null", "data: an array", "data: a half"}
+    some = {name: cases[name] for number, name in enumerate(cases) if name in told or number % tries(5, 1) == 0}
     for words in (["eval", "--device", "cpu"], ["resume", "--train.steps", "1"], ["verify"]):
         command = [words[0], str(made / "run"), *words[1:]]
-        lines = refused(path, cases, lambda command=command: tell(*command))  # type: ignore[misc]
+        met = cases if words[0] == "resume" else some
+        lines = refused(path, met, lambda command=command: tell(*command))  # type: ignore[misc]
         unnamed = {name: line for name, line in lines.items() if "run.json" not in line}
         assert all("/shards" in line or "every checkpoint" in line for line in unnamed.values()), unnamed
-        assert lines.keys() >= {"empty", "noise", "a pickle", "data: null", "data: an array", "data: a half"}
+        assert lines.keys() >= told
 
 
 def files_of_settings() -> list[tuple[str, int, bytes]]:
@@ -415,34 +417,3 @@ def test_a_file_without_end_is_not_read_whole(made: Path, tell: Tell, tmp_path: 
     assert "settings.json" in tell("train", tmp_path / "settings.json")
     gpt2 = ["--tokenizer.kind", "gpt2", "--tokenizer.ranks-file", tmp_path / "ranks", "--out", tmp_path / "out"]
     assert "ranks" in tell("prepare", "python-stdlib", "--text.max-documents", "70", *gpt2)
-
-
-ONE_OF_EACH = [
-    ("settings.toml", ["train", "{root}/settings.toml"]),
-    ("model/tokenizer.json", ["generate", "{root}/model", "--prompt", "a"]),
-    ("model/model.safetensors", ["generate", "{root}/model", "--prompt", "a"]),
-    ("shards/val-00000.bin", ["eval", "{root}/model", "--data", "{root}/shards"]),
-    ("shards/manifest.json", ["train", "--data", "{root}/shards", "--out", "{root}/out"]),
-]
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [pytest.param(*each, id=each[0], marks=() if each[0] == "model/tokenizer.json" else long) for each in ONE_OF_EACH],
-)
-def test_a_real_command_ends_with_exit_code_2_and_one_line(
-    name: str, words: list[str], made: Path, tmp_path: Path
-) -> None:
-    for part in ("model", "shards"):
-        shutil.copytree(made / part, tmp_path / part)
-    path = tmp_path / name
-    path.write_bytes(path.read_bytes()[:-100] if path.exists() else b"[train]\nsteps = \n")
-    there = set(tmp_path.rglob("*"))
-    command = [sys.executable, "-m", "hornbook", *(word.format(root=tmp_path) for word in words)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=100)
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("error: ")
-    assert len(line) <= len("error: ") + LONGEST_LINE
-    assert path.name in line
-    assert set(tmp_path.rglob("*")) == there

@@ -83,6 +83,14 @@ def test_documents_name_only_commands_and_files_that_exist() -> None:
             assert (document.parent / target).exists(), f"{document.name}: {target}"
 
 
+def test_the_walk_through_the_house_passes_thirty_files_and_all_are_there() -> None:
+    walk, _, another_day = (ROOT / "docs" / "architecture.md").read_text().partition("\n## Met on the way")
+    passed, met = (set(re.findall(r"`(\w+/\w+\.py)`", part)) for part in (walk, another_day))
+    assert [name for name in passed | met if not (ROOT / "src" / "hornbook" / name).is_file()] == []
+    assert (len(passed), passed & met) == (30, {"text/tokenizer.py"})
+    assert "in which to read them: thirty files" in walk
+
+
 def readme_commands() -> list[str]:
     """The hornbook commands of README's section on one's own text, in their order."""
     section = (ROOT / "README.md").read_text().partition("## Your own text")[2].partition("\n## ")[0]
@@ -100,7 +108,7 @@ def test_readme_commands_run(
     for command in commands:
         words = command.partition("#")[0].strip()
         if words.startswith("hornbook train"):
-            words += " --train.steps 4 --model.n-layer 1"
+            words += " --train.steps 4 --model.n-layer 1 --model.n-embd 32 --model.n-head 2 --model.context 32"
         elif words.startswith("hornbook resume"):
             words = re.sub(r"--train\.\S+ \S+", "--train.steps 6", words)
         code = main(shlex.split(words.removeprefix("hornbook ")))

@@ -169,22 +169,6 @@ assert main(["prepare", "roses", "--tokenizer.kind", "letters", "--out", "shards
 assert main(["train", "--data", "poems", *read, *sizes, *short]) == 0
 assert main(["generate", "run", "--prompt", "roses", "--max-tokens", "4"]) == 0
 """
-
-
-def test_a_tokenizer_a_format_of_text_and_a_corpus_are_one_entry_each(copy: Copy) -> None:
-    (copy.folder / "poems").mkdir()
-    (copy.folder / "poems" / "roses.poem").write_text("\n".join(STANZAS))
-    letters = '    "letters": Kind(lambda *_: Tokenizer(characters(["abcdefghijklmnopqrstuvwxyz ,"]))),\n'
-    copy.add("text/tokenizer.py", '    "file": Kind(', letters)
-    copy.add("text/formats.py", "FORMATS = {", READ_POEM)
-    copy.add("text/formats.py", '        Format("hdf5"', '        Format("poem", (".poem",), read_poem),\n')
-    copy.add("text/corpora.py", '        _wikitext_corpus("2", ', CORPUS)
-    copy.use(READS)
-    manifest = json.loads((copy.folder / "shards" / "manifest.json").read_text())
-    assert (manifest["tokenizer"], manifest["vocab_size"]) == ("letters", 30)
-    assert manifest["report"]["documents"] == len(STANZAS)
-
-
 RECIPE = '''def haste() -> RunConfig:
     """Two steps of the demo."""
     return modern.demo().with_(
@@ -208,7 +192,6 @@ def _to_npz(folder: Path, out: Path, dtype: str) -> None:
 """
 USE = """
 import numpy
-from hornbook.cli import main
 assert main(["recipes"]) == 0
 assert main(["model", "haste"]) == 0
 assert main(["train", "haste"]) == 0
@@ -219,7 +202,16 @@ assert main(["export", "runs/haste", "--to", "npz", "--dtype", "f16"]) == 2
 """
 
 
-def test_a_recipe_and_an_export_format_are_one_entry_each(copy: Copy, text_file: Path) -> None:
+def test_a_corpus_a_format_a_tokenizer_a_recipe_and_an_export_format_are_one_entry_each(
+    copy: Copy, text_file: Path
+) -> None:
+    (copy.folder / "poems").mkdir()
+    (copy.folder / "poems" / "roses.poem").write_text("\n".join(STANZAS))
+    letters = '    "letters": Kind(lambda *_: Tokenizer(characters(["abcdefghijklmnopqrstuvwxyz ,"]))),\n'
+    copy.add("text/tokenizer.py", '    "file": Kind(', letters)
+    copy.add("text/formats.py", "FORMATS = {", READ_POEM)
+    copy.add("text/formats.py", '        Format("hdf5"', '        Format("poem", (".poem",), read_poem),\n')
+    copy.add("text/corpora.py", '        _wikitext_corpus("2", ', CORPUS)
     copy.add("recipes/__init__.py", "RECIPES: dict", RECIPE.replace("TEXT", repr(str(text_file))))
     copy.add("recipes/__init__.py", '    "demo": modern.demo,\n', '    "haste": haste,\n')
     copy.add("exchange/export.py", "FORMATS = {", TO_NPZ)
@@ -227,7 +219,10 @@ def test_a_recipe_and_an_export_format_are_one_entry_each(copy: Copy, text_file:
     copy.add(
         "exchange/export.py", '    "gguf": ', f'    "npz": ExportFormat(_to_npz, ".npz", ("f32",), {next_command}),\n'
     )
-    told = copy.use(USE)
+    told = copy.use(READS + USE)
+    manifest = json.loads((copy.folder / "shards" / "manifest.json").read_text())
+    assert (manifest["tokenizer"], manifest["vocab_size"]) == ("letters", 30)
+    assert manifest["report"]["documents"] == len(STANZAS)
     assert "Two steps of the demo." in told
     assert "python -m zipfile -l haste.npz" in told
     assert "--dtype f16: npz is written as f32" in told

@@ -3,10 +3,12 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from effort import examples
 from hornbook.base.console import command
 from hornbook.base.errors import LONGEST_LINE, MachineError, UserError, one_line
 
 
+@examples(1_000)
 @given(st.text(max_size=1_000))
 def test_any_mistake_becomes_one_short_line(text: str) -> None:
     line = one_line(text)

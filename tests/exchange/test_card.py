@@ -6,8 +6,8 @@ import html
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -26,18 +26,14 @@ from hornbook.shards.format import Shards
 from hornbook.train.config import RunConfig
 from hornbook.train.start import fit
 
+pytestmark = pytest.mark.xdist_group("card")  # one training
+
 
 @pytest.fixture(scope="module")
-def run(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tiny: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("carded") / "small"
-    knobs: dict[str, Any] = {
-        "data": str(text_file),
-        "tokenizer": {"kind": "byte"},
-        "model": {"n_layer": 2, "n_head": 2, "n_embd": 16, "context": 32},
-        "sample": {"prompts": ["import"], "tokens": 8},
-        "train": {"steps": 30, "batch_tokens": 512, "eval_every_steps": 10, "dtype": "float32"},
-    }
-    fit(RunConfig.model_validate(knobs), run)
+    how = {"steps": 30, "batch_tokens": 512, "eval_every_steps": 10}
+    fit(tiny(model={"n_embd": 16}, sample={"prompts": ["import"], "tokens": 8}, train=how), run)
     draw(run)
     return run
 

@@ -25,6 +25,7 @@ from hornbook.model.config import ModelConfig, classic, modern
 from hornbook.model.folder import save_model
 from hornbook.model.init import untrained
 from hornbook.text.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
+from spread import spread
 
 SIZES: dict[str, dict[str, Any]] = {
     "gpt2": {"n_layer": 2, "n_head": 3, "n_embd": 48, "context": 40},
@@ -44,25 +45,13 @@ def bpe(some_text: str) -> Tokenizer:
     return train_tokenizer(TokenizerConfig(kind="bpe", vocab_size=600), [some_text], 0)
 
 
-def spread(model: torch.nn.Module) -> None:
-    """Weights that hide nothing: no zeros, no norm at one."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.15)
-            if parameter.ndim == 1:
-                parameter.add_(1.0)
-
-
 def folder_of(name: str, tokenizer: Tokenizer, folder: Path) -> Path:
     folder.mkdir()
     if name == "llama":
         return llama_folder(tokenizer, folder)
     preset = classic if name.startswith("gpt2") else modern
     config = preset(vocab_size=tokenizer.vocab_size, **SIZES[name])
-    model = untrained(config)
-    spread(model)
-    save_model(model, tokenizer, folder)
+    save_model(spread(untrained(config)), tokenizer, folder)
     return folder
 
 
@@ -71,9 +60,7 @@ def llama_folder(tokenizer: Tokenizer, folder: Path, **knobs: Any) -> Path:
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     sizes |= {"intermediate_size": 80, "max_position_embeddings": 40, "vocab_size": tokenizer.vocab_size}
     config = transformers.LlamaConfig(**(sizes | {"bos_token_id": end, "eos_token_id": end} | knobs))
-    model = transformers.LlamaForCausalLM(config)
-    spread(model)
-    model.save_pretrained(folder)
+    spread(transformers.LlamaForCausalLM(config)).save_pretrained(folder)
     tokenizer.save(folder, 40)
     return folder
 

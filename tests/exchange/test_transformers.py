@@ -18,6 +18,7 @@ from hornbook.exchange.export import export_model
 from hornbook.exchange.imports import import_model
 from hornbook.model.folder import load_model, save_model
 from hornbook.text.tokenizer import Tokenizer
+from spread import spread
 
 GPT2: list[dict[str, Any]] = [
     {"n_layer": 2, "n_head": 3, "n_embd": 24, "n_positions": 19, "vocab_size": 67},
@@ -50,13 +51,7 @@ def theirs_of(kind: str, sizes: dict[str, Any]) -> Any:
     quiet = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0} if kind == "gpt2" else {}
     config = AutoConfig.for_model(kind, **(sizes | ids | quiet))
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.15)
-            if parameter.ndim == 1:
-                parameter.add_(1.0)
-    return model.eval()
+    return spread(model)
 
 
 def some_ids(vocab_size: int) -> torch.Tensor:

@@ -27,6 +27,7 @@ from hornbook.model.norms import NORMS
 from hornbook.model.positions import POSITIONS
 from hornbook.text.tokenizer import Tokenizer
 from rounding import rounding_of_logits
+from spread import spread
 
 Letters = Callable[[int], Path]
 VOCAB = 41
@@ -75,14 +76,10 @@ def modules_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def saved(folder: Path, letters: Letters, **knobs: Any) -> GPT:
     """A model of random numbers, every tensor among them, so that none could be left out unseen."""
-    torch.manual_seed(0)
-    model = untrained(ModelConfig(**(SIZES | knobs)))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.2).add_(0.5 if parameter.ndim == 1 else 0.0)
+    model = spread(untrained(ModelConfig(**(SIZES | knobs))), std=0.2)
     folder.mkdir()
     save_model(model, Tokenizer.load(letters(VOCAB)), folder)
-    return model.eval()
+    return model
 
 
 def opened(folder: Path) -> Any:

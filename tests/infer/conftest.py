@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from hornbook.infer.speaker import Speaker, load_speaker
 from hornbook.model.config import classic, modern
@@ -15,6 +14,7 @@ from hornbook.model.folder import save_model
 from hornbook.model.gpt import GPT
 from hornbook.model.init import untrained
 from hornbook.text.tokenizer import TokenizerConfig, train_tokenizer
+from spread import spread
 
 SIZES = {"vocab_size": 257, "n_layer": 2, "n_head": 2, "n_embd": 16}
 
@@ -24,14 +24,7 @@ def untaught() -> Callable[..., GPT]:
     """`untaught("classic", context=16)`: opinionated about every token, for no reason."""
 
     def build(preset: str = "modern", **sizes: Any) -> GPT:
-        torch.manual_seed(0)
-        model = untrained({"classic": classic, "modern": modern}[preset](**SIZES | sizes)).eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.normal_(std=0.3)
-                if parameter.ndim == 1:
-                    parameter.add_(1.0)
-        return model
+        return spread(untrained({"classic": classic, "modern": modern}[preset](**SIZES | sizes)), std=0.3)
 
     return build
 

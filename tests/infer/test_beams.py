@@ -23,6 +23,7 @@ from hornbook.model.gpt import GPT
 from hornbook.model.init import untrained
 from hornbook.text.tokenizer import TokenizerConfig, train_tokenizer
 from rounding import rounding
+from spread import spread
 
 VOCABULARY = 26
 END = VOCABULARY - 2
@@ -39,14 +40,7 @@ def drawn_model(preset: str, seed: int, context: int = 40) -> GPT:
     heads = chance.choice([1, 2, 4])
     sizes: dict[str, Any] = {"n_layer": chance.choice([1, 2]), "n_head": heads, "n_embd": 8 * heads}
     config = {"classic": classic, "modern": modern}[preset](vocab_size=VOCABULARY, context=context, **sizes)
-    generator = torch.Generator().manual_seed(seed)
-    model = untrained(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.25, generator=generator)
-            if parameter.ndim == 1:
-                parameter.add_(1.0)
-    return model
+    return spread(untrained(config), std=0.25, seed=seed)
 
 
 def tolerance(model: GPT, prompt: list[int], beam: Beam, length_penalty: float) -> float:

@@ -21,7 +21,7 @@ from hornbook.infer.sampler import allowed, next_tokens, penalized
 
 GREEDY = SamplerConfig(temperature=0.0, top_p=None)
 
-DRAWS = tries(10_000, 100_000)
+DRAWS = tries(4_000, 100_000)
 LOGITS = [2.0, 1.3, 1.1, 0.4, 0.0, -0.7, -1.5, -4.0]
 EVERYTHING = {"temperature": 1.0, "top_p": None}
 
@@ -79,14 +79,10 @@ def assert_as_often(counts: NDArray[np.intp], expected: NDArray[np.float64]) -> 
     "rules",
     [
         {"temperature": 1.0},
-        {"temperature": 0.6},
         {"temperature": 1.7, "top_k": 5},
         {"temperature": 1.0, "top_p": 0.8},
         {"temperature": 1.0, "min_p": 0.2},
-        {"temperature": 0.7, "top_k": 3},
-        {"temperature": 1.4, "top_p": 0.5},
         {"temperature": 1.2, "top_k": 6, "top_p": 0.7},
-        {"temperature": 1.5, "top_k": 7, "min_p": 0.1},
         {"temperature": 1.5, "top_p": 0.97, "min_p": 0.05},
         {"temperature": 1.3, "top_k": 6, "top_p": 0.9, "min_p": 0.15},
     ],

@@ -232,26 +232,19 @@ def test_models_answer_the_same_prompts_beside_one_another(
 
 
 def test_the_prompt_line_answers_and_remembers(speaker: Speaker, tmp_path: Path) -> None:
-    answers = [visible(speaker.generate("ab", max_tokens=5, seed=seed)) for seed in (0, 1)]
-    first = Terminal(speaker.folder, tmp_path)
-    greeting = first.hear("> ")
+    (tmp_path / "prompt-history.txt").write_text("ab\n")  # by one before
+    terminal = Terminal(speaker.folder, tmp_path)
+    greeting = terminal.hear("> ")
     assert "parameters, a context of " in greeting
     assert "Speaker(" not in greeting
-    for answer in answers:
-        first.type("ab\n")
-        heard = first.hear("\n> ")
+    for seed, (keys, prompt) in enumerate([("\x1b[A\n", "ab"), ("cd\n", "cd"), ("cd\n", "cd")]):  # the arrow up
+        terminal.type(keys)
+        heard = terminal.hear("\n> ")
+        answer = visible(speaker.generate(prompt, max_tokens=5, seed=seed))
         assert "".join(answer.split()) in "".join(heard.split())
-    first.type("\x04")
-    assert first.process.wait(30) == 0
-    assert (tmp_path / "prompt-history.txt").read_text() == "ab\n"
-
-    second = Terminal(speaker.folder, tmp_path)
-    second.hear("> ")
-    second.type("\x1b[A\n")  # the arrow up, then return
-    heard = second.hear("\n> ")
-    assert "".join(answers[0].split()) in "".join(heard.split())
-    second.type("\x04")
-    assert second.process.wait(30) == 0
+    terminal.type("\x04")
+    assert terminal.process.wait(30) == 0
+    assert (tmp_path / "prompt-history.txt").read_text() == "ab\ncd\n"
 
 
 @long

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from hornbook.model.config import ModelConfig, classic, modern
 from hornbook.model.folder import save_model
 from hornbook.model.gpt import GPT
 from hornbook.model.init import untrained
 from hornbook.text.tokenizer import TokenizerConfig, train_tokenizer
+from spread import spread
 
 PRESETS = {"classic": classic, "modern": modern}
 
@@ -23,15 +23,7 @@ def random_model() -> Callable[..., GPT]:
     """`random_model("classic", n_embd=24, ...)`: every weight drawn at random, ready to speak."""
 
     def build(shape: str | ModelConfig, **sizes: Any) -> GPT:
-        config = PRESETS[shape](**sizes) if isinstance(shape, str) else shape
-        torch.manual_seed(0)
-        model = untrained(config).eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.normal_(std=0.15)
-                if parameter.ndim == 1:
-                    parameter.add_(1.0)
-        return model
+        return spread(untrained(PRESETS[shape](**sizes) if isinstance(shape, str) else shape))
 
     return build
 

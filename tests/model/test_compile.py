@@ -19,6 +19,7 @@ from hornbook.model.gpt import GPT
 SMALL: dict[str, Any] = {"vocab_size": 32, "context": 16, "n_layer": 1, "n_head": 2, "n_embd": 16}
 
 
+@long
 def test_a_compiled_model_computes_what_the_eager_one_does(
     random_model: Callable[..., GPT], capsys: pytest.CaptureFixture[str]
 ) -> None:

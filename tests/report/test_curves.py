@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import matplotlib
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib import pyplot
 
 from hornbook.base.errors import UserError
 from hornbook.report.comparison import compare, draw_lengths
@@ -55,12 +54,9 @@ def shows_something(picture: Path) -> bool:
 WITH_A_GAP: Entries = [{**entry, "loss": float("nan")} if entry["step"] == 9 else entry for entry in trained(30)]
 RUNS = {
     "long": trained(200, 20),
-    "one step": trained(1),
     "one step, evaluated": trained(1, 1),
-    "not yet evaluated": trained(40),
     "with a step that was not finite": WITH_A_GAP,
     "with an evaluation that was not finite": [*trained(30, 10), {"step": 30, "tokens": 7680, "val_loss": math.inf}],
-    "always the same": [{"step": step, "tokens": step, "loss": 2.0} for step in range(1, 9)],
     "hopeless": [{"step": step, "tokens": step, "loss": 900.0 + step} for step in range(1, 9)],
 }
 
@@ -111,10 +107,9 @@ def test_the_curves_show_the_numbers(run_of: Callable[..., Path]) -> None:
     assert np.allclose(perplexities, np.exp(validation.get_ydata()))
 
 
-@pytest.mark.parametrize("steps", [(0,), (0, 4, 8), (1, 30), (30,), (60,)])
-@pytest.mark.parametrize("lowest", [0, -1])
+@pytest.mark.parametrize(("steps", "lowest"), [((0,), 0), ((0, 4, 8), -1), ((30,), 0), ((1, 60), -1)])
 def test_the_lowest_value_stands_inside_the_axes(
-    lowest: int, steps: tuple[int, ...], run_of: Callable[..., Path]
+    steps: tuple[int, ...], lowest: int, run_of: Callable[..., Path]
 ) -> None:
     entries = trained(60)
     entries += [
@@ -155,7 +150,7 @@ def test_the_drop_of_the_learning_rate_is_marked(run_of: Callable[..., Path], tm
 
 
 @pytest.mark.parametrize("kind", ["trapezoid", "cosine", "constant"])
-@pytest.mark.parametrize("steps", [3, 4, 7, 60])
+@pytest.mark.parametrize("steps", [3, 60])
 def test_a_learning_rate_that_falls_slowly_is_not_marked(kind: Any, steps: int, run_of: Callable[..., Path]) -> None:
     entries = scheduled(ScheduleConfig(kind=kind, warmup_steps=2), steps)
     assert dotted(loss_figure(Curves.read(run_of(entries))).axes[0]) == []
@@ -221,7 +216,7 @@ def test_one_wild_step_does_not_press_the_curve_flat(run_of: Callable[..., Path]
 
 
 def test_runs_are_compared_in_one_picture(run_of: Callable[..., Path], tmp_path: Path) -> None:
-    runs = [run_of(trained(20 + number, 5), f"run-{number}") for number in range(9)]
+    runs = [run_of(trained(20 + number, 5), f"run-{number}") for number in range(7)]
     runs.append(run_of(trained(3), "not-evaluated"))
     out = compare(runs, tmp_path / "comparison.png")
     assert out == tmp_path / "comparison.png"
@@ -268,7 +263,7 @@ def test_the_lengths_that_a_run_had_are_drawn_beside_one_another(
             draw_lengths(run, steps)
 
 
-@pytest.mark.parametrize("name", ["红楼梦 naïve", "_a$b$c $x_{", "x" * 200 + "\U0010ffff"])
+@pytest.mark.parametrize("name", ["红楼梦 _a$b$c $x_{", "x" * 200 + "\U0010ffff"])
 def test_a_run_of_any_name_is_drawn_without_a_complaint(
     name: str, run_of: Callable[..., Path], tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
@@ -294,25 +289,17 @@ def test_letters_without_a_font_are_spelt_out_and_others_find_theirs() -> None:
     assert (with_dollars, hidden) == ("a\\$b\\$", " _x")
 
 
-USERS_OWN = """
-import sys
-from pathlib import Path
-import matplotlib
-matplotlib.use("svg")
-import matplotlib.pyplot as plt
-plt.rcParams["font.size"] = 23
-figure = plt.figure()
-before, backend = dict(plt.rcParams), matplotlib.get_backend()
-from hornbook.report.comparison import compare
-from hornbook.report.curves import draw
-run = Path(sys.argv[1])
-draw(run)
-compare([run, run], run / "comparison.png")
-print(dict(plt.rcParams) == before, matplotlib.get_backend() == backend, plt.get_fignums(), plt.gcf() is figure)
-"""
-
-
 def test_the_users_own_matplotlib_is_left_alone(run_of: Callable[..., Path]) -> None:
     run = run_of(trained(20, 5))
-    done = subprocess.run([sys.executable, "-c", USERS_OWN, run], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["True", "True", "[1]", "True"]
+    plain = matplotlib.get_backend()
+    with matplotlib.rc_context({"font.size": 23}):
+        try:
+            pyplot.switch_backend("svg")
+            figure, before = pyplot.figure(), dict(matplotlib.rcParams)
+            draw(run)
+            compare([run, run], run / "comparison.png")
+            assert (dict(matplotlib.rcParams), matplotlib.get_backend()) == (before, "svg")
+            assert pyplot.get_fignums() == [figure.number]
+            assert pyplot.gcf() is figure
+        finally:
+            pyplot.switch_backend(plain)

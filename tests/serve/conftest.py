@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from serving import Running
 
 from hornbook.infer.speaker import Speaker
@@ -22,6 +21,7 @@ from hornbook.serve.models import Models
 from hornbook.serve.server import build_server
 from hornbook.serve.tally import Counts
 from hornbook.text.tokenizer import TokenizerConfig, train_tokenizer
+from spread import spread
 
 
 @pytest.fixture(scope="session")
@@ -29,13 +29,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Opinionated about every byte, for no reason; context 64."""
     folder = tmp_path_factory.mktemp("models") / "toy"
     folder.mkdir()
-    torch.manual_seed(0)
-    model = untrained(modern(vocab_size=257, n_layer=2, n_head=2, n_embd=16, context=64)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.3)
-            if parameter.ndim == 1:
-                parameter.add_(1.0)
+    model = spread(untrained(modern(vocab_size=257, n_layer=2, n_head=2, n_embd=16, context=64)), std=0.3)
     save_model(model, train_tokenizer(TokenizerConfig(kind="byte"), [], 0), folder)
     return folder
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import re
 import socket
 import threading
@@ -214,7 +213,7 @@ def test_slow_and_abusive_clients_hurt_no_good_ones(
         each.start()
     slow = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(200)]
     began = time.monotonic()
-    while time.monotonic() - began < 5:
+    while time.monotonic() - began < 3.5:
         for each in slow:
             try:
                 each.sendall(b"X" if time.monotonic() - began > 0.5 else b"GET / HTTP/1.1\r\n")
@@ -284,9 +283,3 @@ def test_connections_at_rest_make_room_for_new_ones(
 def test_loopback_is_told_from_the_rest(host: str, so: bool) -> None:
     assert is_loopback(host) is so
     assert not is_loopback("example.org")
-
-
-def test_json_of_errors_holds_what_openai_says(locked: Running) -> None:
-    with locked.client() as client:
-        error = json.loads(client.get("/v1/models").content)["error"]
-    assert set(error) == {"message", "type", "param", "code"}

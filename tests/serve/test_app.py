@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serving import Endless, Running, Slow, read_metrics
 
-from effort import LONG, long
+from effort import LONG, long, tries
 from hornbook.infer.config import SamplerConfig
 from hornbook.infer.speaker import Speaker
 from hornbook.serve import completions, connection, server
@@ -181,14 +181,14 @@ def test_what_is_not_the_right_json_is_refused(running: Running, content: bytes)
 @pytest.mark.parametrize(
     "body",
     [
-        {"prompt": [[]] * 300_000},
-        {"prompt": [True] * 150_000},
-        {"prompt": ["a"] * 240_000},
+        pytest.param({"prompt": [[]] * 300_000}, marks=long),
+        pytest.param({"prompt": [True] * 150_000}, marks=long),
+        pytest.param({"prompt": ["a"] * 240_000}, marks=long),
         {"prompt": [[1]] * 150_000},
         {"stop": [1] * 400_000},
         {str(number): 1 for number in range(80_000)},
-        {"logit_bias": {str(number): 1 for number in range(80_000)}},
-        {"stream_options": {str(number): 1 for number in range(80_000)}},
+        pytest.param({"logit_bias": {str(number): 1 for number in range(80_000)}}, marks=long),
+        pytest.param({"stream_options": {str(number): 1 for number in range(80_000)}}, marks=long),
     ],
 )
 def test_a_million_mistakes_are_told_as_soon_as_a_few(running: Running, body: dict[str, Any]) -> None:
@@ -371,7 +371,7 @@ def test_no_body_makes_the_server_fail(running: Running) -> None:
         bodies = st.fixed_dictionaries({}, optional={name: each | each | each | junk for name, each in near.items()})
         seen: Counter[int] = Counter()
 
-        @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+        @settings(max_examples=tries(40, 80), deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
         @given(bodies, st.randoms(), st.integers(0, 6))
         def ask(body: dict[str, Any], draw: random.Random, spoken: int) -> None:
             # With many fields, one is always wrong.
@@ -386,7 +386,7 @@ def test_no_body_makes_the_server_fail(running: Running) -> None:
                 events(answer.iter_lines())
 
         ask()
-    assert min(seen[200], seen[400]) > 10
+    assert min(seen[200], seen[400]) > 5
     assert running.outcomes()["failed"] == 0
     assert running.every_request_ended_once()
 
@@ -412,7 +412,7 @@ def test_whoever_leaves_frees_row_and_place(start: Callable[..., Running], toy: 
     def is_reading(connection: socket.socket) -> None:
         assert b"data: " in connection.recv(10_000) + connection.recv(10_000)
 
-    for number in range(20):
+    for number in range(leaving := tries(6, 20)):
         for body, until in ((endless, is_running), (endless | {"stream": True}, is_reading)):
             post_and_vanish(slow.port, body, until)
             assert slow.settles(lambda: engine.is_idle), number
@@ -428,7 +428,7 @@ def test_whoever_leaves_frees_row_and_place(start: Callable[..., Running], toy: 
         leave.set()
     assert slow.settles(lambda: engine.is_idle)
     assert slow.every_request_ended_once()
-    assert {name: number for name, number in slow.outcomes().items() if number} == {"cancelled": 52}
+    assert {name: number for name, number in slow.outcomes().items() if number} == {"cancelled": 2 * leaving + 12}
 
 
 def test_a_client_that_does_not_read_hurts_nobody(
@@ -522,7 +522,7 @@ def test_64_clients_of_whom_a_third_vanish(start: Callable[..., Running], toy: P
 
     def goes_on() -> bool:
         counts = Counter(status for status, _ in seen)
-        enough = not LONG and min(counts["200"], counts["429"], counts["left"]) > 30
+        enough = not LONG and min(counts["200"], counts["429"], counts["left"]) > 15
         return time.monotonic() < last and not enough
 
     def client(number: int) -> None:
@@ -542,13 +542,13 @@ def test_64_clients_of_whom_a_third_vanish(start: Callable[..., Running], toy: P
     assert busy.settles(lambda: busy.models.loaded[0][1].is_idle)
     assert busy.every_request_ended_once()
     counts, outcomes = Counter(status for status, _ in seen), busy.outcomes()
-    assert min(counts["200"], counts["429"], counts["left"]) > 20, counts
+    assert min(counts["200"], counts["429"], counts["left"]) > 10, counts
     assert outcomes["full"] >= counts["429"]  # one that left may have been refused before
     assert outcomes["complete"] >= counts["200"]
     assert outcomes["failed"] == outcomes["closing"] == 0
     assert sum(outcomes.values()) <= len(seen)  # who left while connecting never came
     assert sum(outcomes.values()) >= len(seen) - counts["left"]
-    for answer in [each for _, each in seen if each][:: max(counts["200"] // 200, 1)]:
+    for answer in [each for _, each in seen if each][:: max(counts["200"] // tries(20, 200), 1)]:
         options = {name: answer[name] for name in ("seed", "max_tokens", "temperature")}
         assert answer["text"] == toy_speaker.generate(answer["prompt"], top_p=None, **options)
     late = sizes[len(sizes) // 2 :]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from serving import Endless, Slow, read_metrics
 
+from effort import tries
 from hornbook.infer.config import SamplerConfig
 from hornbook.infer.continuation import Continuation
 from hornbook.infer.decode import Growing
@@ -84,10 +85,10 @@ def settles(is_so: Callable[[], bool]) -> bool:
 
 
 def test_texts_equal_offline_ones_however_they_came_and_went(toy_speaker: Speaker, engine: Engine) -> None:
-    """60 requests in fp32: of any length, at random moments, a third of them cancelled on the way."""
+    """Requests in fp32: of any length, at random moments, a third of them cancelled on the way."""
     draw = random.Random(7)
     asked, gone = [], []
-    for number in range(60):
+    for number in range(tries(24, 60)):
         options: dict[str, Any] = {
             "prompt": "".join(draw.choices("abcdé ", k=draw.choice([0, 3, 30, 63, 64, 65, 150]))),
             "n": draw.choice([1, 1, 2, 3]),
@@ -125,7 +126,7 @@ def test_texts_equal_offline_ones_however_they_came_and_went(toy_speaker: Speake
 
 def test_a_cancelled_text_leaves_its_row_before_the_next_token(slow_engine: Callable[..., Engine]) -> None:
     engine = slow_engine(rows=2)
-    for _ in range(50):
+    for _ in range(tries(15, 50)):
         gone, stays = (Listener(engine.speaker, max_tokens=10_000) for _ in range(2))
         for each in (gone, stays):
             engine.submit(each.job)

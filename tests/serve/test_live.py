@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +14,6 @@ import httpx2
 import pytest
 
 from effort import tries
-from hornbook.base import files
-from hornbook.runs.folder import Record, RunFolder
 from hornbook.runs.logs import read_log
 
 KNOBS = {
@@ -36,30 +32,6 @@ KNOBS = {
     "train.dtype": "float32",
     "sample.tokens": 8,
 }
-Start = Callable[..., subprocess.Popen[str]]
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    """Starts `hornbook WORDS` as a process of its own, which does not outlive the test."""
-    started: list[subprocess.Popen[str]] = []
-
-    def begin(*words: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "hornbook", *words]
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONUNBUFFERED": "1", "MPLBACKEND": "agg"},
-        )
-        started.append(process)
-        return process
-
-    yield begin
-    for process in started:
-        process.kill()
-        process.communicate()
 
 
 def address_of(server: subprocess.Popen[str]) -> str:
@@ -78,12 +50,14 @@ def wait_until(what: Callable[[], Any], seconds: float = 60) -> Any:
     return found
 
 
-def test_a_run_is_watched_and_spoken_with_while_it_trains(text_file: Path, tmp_path: Path, start: Start) -> None:
+def test_a_run_is_watched_and_spoken_with_while_it_trains(
+    text_file: Path, tmp_path: Path, child: Callable[..., subprocess.Popen[str]]
+) -> None:
     """It saves all the time and keeps one checkpoint, so that what is being loaded is often deleted meanwhile."""
     run = tmp_path / "live"
-    training = start("train", f"--data={text_file}", f"--out={run}", *(f"--{k}={v}" for k, v in KNOBS.items()))
+    training = child("train", f"--data={text_file}", f"--out={run}", *(f"--{k}={v}" for k, v in KNOBS.items()))
     wait_until((run / "run.json").exists)
-    with httpx2.Client(base_url=address_of(start("serve", str(run), "--port", "0")), timeout=60) as client:
+    with httpx2.Client(base_url=address_of(child("serve", str(run), "--port", "0")), timeout=60) as client:
 
         def curve(after: int = -1) -> dict[str, Any]:
             return client.get("/api/runs/live/curve", params={"after": after}).raise_for_status().json()
@@ -113,24 +87,3 @@ def test_a_run_is_watched_and_spoken_with_while_it_trains(text_file: Path, tmp_p
         assert (ended["training"], ended["step"]) == (False, logged[-1])
         newest = client.get("/api/models").json()[0]["points"][-1]
         assert (newest["step"], newest["kind"]) == (logged[-1], "checkpoint")
-
-
-def test_a_run_without_a_checkpoint_yet_shows_its_curve_and_says_so(tmp_path: Path, start: Start) -> None:
-    run = tmp_path / "young"
-    model = {"vocab_size": 257, "n_layer": 1, "n_head": 1, "n_embd": 8, "context": 16}
-    files.make_folder(run)
-    RunFolder(run).write(Record({"model": model, "train": {"steps": 9}}, tmp_path / "shards", "0"))
-    files.write_text(run / "metrics.jsonl", '{"step": 1, "tokens": 16, "loss": 5.5}\n{"step": 2, "tok')
-    with httpx2.Client(base_url=address_of(start("serve", str(run), "--port", "0")), timeout=60) as client:
-        (told,) = client.get("/api/models").json()
-        assert "no checkpoint yet" in told["silent"]
-        assert (told["context"], told["vocab_size"], told["points"], told["training"]) == (16, 257, [], False)
-        assert client.get("/api/runs/young/curve").json()["train"] == [[1, 5.5]]
-        assert client.get("/api/runs/young/samples").json() == []
-        answer = client.post("/v1/completions", json={"prompt": "a", "max_tokens": 1})
-        assert answer.status_code == 404
-        assert "has no checkpoint yet; ask again" in answer.json()["error"]["message"]
-        for wrong in ("/api/runs/old/curve", "/api/runs/old/samples"):
-            assert client.get(wrong).status_code == 404
-        assert client.get("/api/runs/young/samples", params={"last": 0}).status_code == 400
-        assert client.get("/api/runs/young/curve", params={"after": "x"}).status_code == 400

@@ -4,7 +4,6 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import psutil
@@ -12,11 +11,12 @@ import pytest
 import safetensors.torch
 from serving import Endless, Running, read_metrics
 
+from hornbook.base import files
 from hornbook.base.errors import UserError
 from hornbook.base.machine import free_memory_bytes
 from hornbook.infer.decode import Batch
 from hornbook.infer.speaker import Speaker
-from hornbook.runs.folder import RunFolder
+from hornbook.runs.folder import Record, RunFolder
 from hornbook.train.config import RunConfig
 from hornbook.train.start import fit
 
@@ -24,18 +24,11 @@ COMPLETIONS = "/v1/completions"
 
 
 @pytest.fixture(scope="module")
-def trained(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tiny: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with checkpoints of steps 2, 4 and 6."""
-    out = tmp_path_factory.mktemp("runs") / "tiny"
-    knobs: dict[str, Any] = {
-        "data": str(text_file),
-        "tokenizer": {"kind": "byte"},
-        "model": {"n_layer": 1, "n_head": 1, "n_embd": 16, "context": 16},
-        "train": {"steps": 6, "save_every_steps": 2, "batch_tokens": 64, "dtype": "float32", "compile": False},
-    }
-    knobs["train"] |= {"device": "cpu", "keep_checkpoints": 9}
-    fit(RunConfig.model_validate(knobs), out)
-    return out
+    model = {"n_layer": 1, "n_head": 1, "n_embd": 16, "context": 16}
+    how = {"steps": 6, "save_every_steps": 2, "batch_tokens": 64, "keep_checkpoints": 9}
+    return fit(tiny(model=model, train=how), tmp_path_factory.mktemp("runs") / "tiny").folder
 
 
 def test_each_point_of_a_run_has_an_id(start: Callable[..., Running], trained: Path, toy: Path) -> None:
@@ -261,3 +254,26 @@ def test_what_was_deleted_since_is_told_to_be(
         assert answer.status_code == 404
         assert ("checkpoints were deleted" if gone == "its checkpoints" else "folder was deleted or moved") in told
         assert client.get("/api/models").json()[0]["silent"] == told
+
+
+def test_a_run_without_a_checkpoint_yet_shows_its_curve_and_says_so(
+    start: Callable[..., Running], tmp_path: Path
+) -> None:
+    run = tmp_path / "young"
+    model = {"vocab_size": 257, "n_layer": 1, "n_head": 1, "n_embd": 8, "context": 16}
+    files.make_folder(run)
+    RunFolder(run).write(Record({"model": model, "train": {"steps": 9}}, tmp_path / "shards", "0"))
+    files.write_text(run / "metrics.jsonl", '{"step": 1, "tokens": 16, "loss": 5.5}\n{"step": 2, "tok')
+    with start(run).client() as client:
+        (told,) = client.get("/api/models").json()
+        assert "no checkpoint yet" in told["silent"]
+        assert (told["context"], told["vocab_size"], told["points"], told["training"]) == (16, 257, [], False)
+        assert client.get("/api/runs/young/curve").json()["train"] == [[1, 5.5]]
+        assert client.get("/api/runs/young/samples").json() == []
+        answer = client.post("/v1/completions", json={"prompt": "a", "max_tokens": 1})
+        assert answer.status_code == 404
+        assert "has no checkpoint yet; ask again" in answer.json()["error"]["message"]
+        for wrong in ("/api/runs/old/curve", "/api/runs/old/samples"):
+            assert client.get(wrong).status_code == 404
+        assert client.get("/api/runs/young/samples", params={"last": 0}).status_code == 400
+        assert client.get("/api/runs/young/curve", params={"after": "x"}).status_code == 400

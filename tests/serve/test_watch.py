@@ -31,17 +31,11 @@ from hornbook.train.start import fit
 
 
 @pytest.fixture(scope="module")
-def run(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("watched") / "grown"
-    knobs: dict[str, Any] = {
-        "data": str(text_file),
-        "tokenizer": {"kind": "byte"},
-        "model": {"n_layer": 1, "n_head": 1, "n_embd": 8, "context": 16},
-        "sample": {"prompts": ["a", "b"], "tokens": 4},
-        "train": {"steps": 20, "batch_tokens": 64, "eval_every_steps": 4, "save_every_steps": 5, "keep_checkpoints": 2},
-    }
-    fit(RunConfig.model_validate(knobs), run)
-    return run
+def run(tiny: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = {"n_layer": 1, "n_head": 1, "n_embd": 8, "context": 16}
+    how = {"steps": 20, "batch_tokens": 64, "eval_every_steps": 4, "save_every_steps": 5, "keep_checkpoints": 2}
+    config = tiny(model=model, sample={"prompts": ["a", "b"]}, train=how)
+    return fit(config, tmp_path_factory.mktemp("watched") / "grown").folder
 
 
 def test_points_are_what_the_run_kept_in_the_order_of_steps(run: Path) -> None:

@@ -141,7 +141,7 @@ def test_a_killed_command_goes_on_and_ends_with_the_same_hashes(some_text: str, 
     assert len(hashes(whole)) > 20
     place = tmp_path / hidden(UNFINISHED, "cut") / writing.STATE
     chance, kills, reached = random.Random(1), 0, set()
-    while kills < tries(4, 20):
+    while kills < tries(2, 20):
         process = command(pile, tmp_path / "cut")
         try:
             process.communicate(timeout=chance.uniform(0.3, 1) * seconds)
@@ -242,37 +242,39 @@ def test_preparation_stops_before_the_disk_is_full_and(
     assert hashes(prepared(texts, tmp_path / "cut")) == hashes(whole)
 
 
-@pytest.mark.parametrize(
-    "harm",
-    [
-        lambda place: os.truncate(place / "train-00000.bin", 3),
-        lambda place: (place / "train-00001.bin").unlink(),
-        lambda place: (place / "tokenizer.json").write_text("{}"),
-        lambda place: (place / writing.STATE).write_text('{"key"'),
-        lambda place: (place / writing.STATE).write_text("{}"),
-        lambda place: (place / str(Hidden("staged", writing.STATE, 1))).write_text("{}"),
-    ],
-)
-def test_work_that_was_damaged_while_it_lay_there_is_done_again(
-    harm: Callable[[Path], object], texts: Path, tmp_path: Path, small_files: None
-) -> None:
+@pytest.fixture
+def nearly_done(texts: Path, tmp_path: Path, small_files: None) -> Path:
+    """What a preparation leaves that crashed before its last step."""
+
+    def crash() -> None:
+        preparing.finish_folder = lambda *arguments: os._exit(CRASHED)
+        prepared(texts, tmp_path / "cut")
+
+    assert in_child(crash) == CRASHED
+    return tmp_path / hidden(UNFINISHED, "cut")
+
+
+HARMS: list[Callable[[Path], object]] = [
+    lambda place: os.truncate(place / "train-00000.bin", 3),
+    lambda place: (place / "train-00001.bin").unlink(),
+    lambda place: (place / "tokenizer.json").write_text("{}"),
+    lambda place: (place / writing.STATE).write_text('{"key"'),
+    lambda place: (place / writing.STATE).write_text("{}"),
+    lambda place: (place / str(Hidden("staged", writing.STATE, 1))).write_text("{}"),
+]
+
+
+def test_work_that_was_damaged_while_it_lay_there_is_done_again(nearly_done: Path, texts: Path, tmp_path: Path) -> None:
     whole = prepared(texts, tmp_path / "whole")
-
-    def crash() -> None:
-        preparing.finish_folder = lambda *arguments: os._exit(CRASHED)
-        prepared(texts, tmp_path / "cut")
-
-    assert in_child(crash) == CRASHED
-    harm(tmp_path / hidden(UNFINISHED, "cut"))
-    assert hashes(prepared(texts, tmp_path / "cut")) == hashes(whole)
+    kept = shutil.copytree(nearly_done, tmp_path / "kept")
+    for harm in HARMS:
+        harm(nearly_done)
+        assert hashes(prepared(texts, tmp_path / "cut")) == hashes(whole)
+        shutil.rmtree(tmp_path / "cut")
+        shutil.copytree(kept, nearly_done)
 
 
-def test_text_that_changed_since_is_not_gone_on_with(texts: Path, tmp_path: Path, small_files: None) -> None:
-    def crash() -> None:
-        preparing.finish_folder = lambda *arguments: os._exit(CRASHED)
-        prepared(texts, tmp_path / "cut")
-
-    assert in_child(crash) == CRASHED
+def test_text_that_changed_since_is_not_gone_on_with(nearly_done: Path, texts: Path, tmp_path: Path) -> None:
     (texts / "000.txt").write_text("other\n" * 50)
     assert hashes(prepared(texts, tmp_path / "cut")) == hashes(prepared(texts, tmp_path / "whole"))
 

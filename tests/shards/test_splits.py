@@ -193,14 +193,50 @@ def test_a_large_text_is_measured_without_reading_all_of_it(monkeypatch: pytest.
 
 
 def test_many_files_are_many_documents_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for number in range(700):
-        (tmp_path / f"{number:04}.txt").write_text(f"document {number:05}" * (number < 600))
+    for number in range(140):
+        (tmp_path / f"{number:04}.txt").write_text(f"document {number:05}" * (number < 120))
     monkeypatch.setattr(splits, "LOOK_AT_BYTES", 1_000)
     source = source_from_path(tmp_path)
-    found = measure(source, 0.01)
+    found = measure(source, 0.05)
     assert (found.whole, found.text_bytes) == (False, source.bytes_on_disk())
     assert found.documents < 100
-    assert measure(source, 0.009).whole  # of 600 too few would be held back
+    assert measure(source, 0.049).whole  # of 120 too few would be held back
+
+
+class Walked(Source):
+    """Tells how many documents were read of it, in all."""
+
+    read = 0
+
+    def documents(self, tally: Tally | None = None) -> Iterator[Document]:
+        for document in super().documents(tally):
+            type(self).read += 1
+            yield document
+
+
+@pytest.mark.parametrize(
+    ("number", "walks"),
+    [(100, [1, 1, 1]), (2_000, [1, 2, 3])],
+    ids=["a small text is read once", "of a large one the first walk goes on"],
+)
+def test_what_was_read_to_choose_by_is_not_read_again(
+    number: int, walks: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(splits, "LOOK_AT_BYTES", 5_000)
+    monkeypatch.setattr(splits, "KEPT_BYTES", 200_000)
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(f'{{"text": "document {each:05}"}}\n' for each in range(number)) + '{"te')
+    source = source_from_path(path, TextConfig(bad_records="skip"))
+    monkeypatch.setattr(Walked, "read", 0)
+    rule = SplitRule(Walked(source.name, source.parts), 0.05)
+    assert rule.measured.whole is (number == 100)
+    first = None
+    for walk in walks:
+        pieces = [piece for found in rule.split() for piece in found]
+        assert (Walked.read, rule.tally.skipped) == (walk * number, 1)
+        assert first in (None, pieces)
+        first = pieces
+    assert b"".join(sorted(piece.data for piece in pieces)).count(b"document") == number
 
 
 def test_what_is_held_back_leaves_something_to_train_on() -> None:

@@ -64,10 +64,8 @@ def end(child: subprocess.Popen[str], number: int, allowed: float, folder: Path)
 @pytest.mark.parametrize(
     ("kind", "at", "number", "code"),
     [
-        ("bpe", "learning", signal.SIGINT, 130),
         ("bpe", "learning", signal.SIGTERM, 143),
         ("wordpiece", "learning", signal.SIGHUP, 129),
-        ("char", "encoding", signal.SIGTERM, 143),
         ("char", "encoding", signal.SIGINT, 130),
     ],
 )

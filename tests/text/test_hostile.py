@@ -72,7 +72,7 @@ def fill(path: Path, pieces: Iterable[bytes]) -> None:
 
 
 BEGIN_AND_END = {"a.jsonl": (b'{"text": "', b'"}\n'), "a.json": (b'["', b'"]'), "a.csv": (b'text\n"', b'"\n')}
-PAIRS = [("a.jsonl", ".gz"), ("a.json", ".zst"), ("a.csv", ".gz")]
+PAIRS = [("a.json", ".zst")]
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,8 @@ def some_lines(text: str, megabytes: int) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize(
-    "name", ["a.jsonl.zst", "b.txt.gz", pytest.param("c.json.xz", marks=long), "d.csv", "e.parquet"]
+    "name",
+    ["a.jsonl.zst", "e.parquet", *(pytest.param(each, marks=long) for each in ("b.txt.gz", "c.json.xz", "d.csv"))],
 )
 def test_memory_is_flat_however_large_the_file(name: str, some_text: str, tmp_path: Path) -> None:
     grown = {}

@@ -134,30 +134,6 @@ def test_text_comes_without_byte_order_mark_and_with_plain_line_ends(data: bytes
     assert [each.text for each in source_from_path(tmp_path / "a.txt").documents()] == [text]
 
 
-def test_empty_files_are_no_documents(tmp_path: Path) -> None:
-    lay_out(tmp_path, {"a.txt": "", "b.txt": "b"})
-    assert names(source_from_path(tmp_path)) == ["b.txt"]
-
-
-@pytest.mark.parametrize(
-    ("data", "told"),
-    [
-        (b"plain\nna\xefve\n", "a.txt line 2"),
-        (b"\xef\xbb\xbf\n\nna\xefve", "a.txt line 3"),
-        (b"cut off \xe2\x82", "a.txt line 1"),
-        (b"\x7fELF\0\0", "binary"),
-        ("utf-16".encode("utf-16-le"), "binary"),
-        (b"", "empty"),
-    ],
-)
-def test_what_is_no_text_is_one_line_that_says_where(data: bytes, told: str, tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes(data)
-    with pytest.raises(UserError, match=told) as caught:
-        list(source_from_path(tmp_path / "a.txt").documents())
-    assert len(caught.value.mistakes) == 1
-    assert "a.txt" in str(caught.value)
-
-
 def test_a_missing_path_and_a_folder_without_text_are_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         source_from_path(tmp_path / "none")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from effort import tries
 
-LIBRARY_BYTES = tries(2_000_000, 12_000_000)
+LIBRARY_BYTES = tries(700_000, 12_000_000)
 OF_EACH = tries(100_000, 10_000_000)
 
 any_text = st.one_of(

@@ -461,31 +461,33 @@ def test_files_of_others_stay_when_their_checkpoint_is_let_go_of(
     assert capsys.readouterr().err == ""
 
 
+def resumed_on(disk: Callable[[Any], Any], run: Path, number: int, full_from: int = 10**9, below: str = "run") -> int:
+    """How often it writes below a folder, on a disk that takes no more than so much of it."""
+    done = 0
+
+    def step(kind: str, path: Path, act: Callable[[], Any]) -> Any:
+        nonlocal done
+        if kind not in REMOVALS and (below == "run" or below in path.parts):
+            done += 1
+            if done > full_from:
+                raise OSError(number, os.strerror(number))
+        return act()
+
+    disk(step)
+    resume(run)
+    return done
+
+
 @every_so_many
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
 def test_a_disk_that_fills_at_any_write_of_a_save_costs_nothing_that_was_saved(
     number: int, every: int, half_way: Path, in_peace: Path, tmp_path: Path, disk: Callable[[Any], Any]
 ) -> None:
-    def play(run: Path, full_from: int) -> int:
-        done = 0
-
-        def step(kind: str, path: Path, act: Callable[[], Any]) -> Any:
-            nonlocal done
-            if kind not in REMOVALS:
-                done += 1
-                if done > full_from:
-                    raise OSError(number, os.strerror(number))
-            return act()
-
-        disk(step)
-        resume(run)
-        return done
-
-    writes = play(shutil.copytree(half_way, tmp_path / "whole"), 10**9)
+    writes = resumed_on(disk, shutil.copytree(half_way, tmp_path / "whole"), number)
     for full_from in range(0, writes, every):
         run = shutil.copytree(half_way, tmp_path / str(full_from))
         with pytest.raises(MachineError, match="the disk is full" if number == errno.ENOSPC else "the disk fails") as e:
-            play(run, full_from)
+            resumed_on(disk, run, number, full_from)
         assert len(e.value.mistakes) == 1
         assert 3 in good_checkpoints(run) or 4 in good_checkpoints(run)
         assert leftovers(run) == []
@@ -651,27 +653,12 @@ def test_a_disk_that_takes_no_snapshot_stops_nothing(
 ) -> None:
     """At any write of it."""
 
-    def play(run: Path, full_from: int) -> int:
-        done = 0
-
-        def step(kind: str, path: Path, act: Callable[[], Any]) -> Any:
-            nonlocal done
-            if "snapshots" in path.parts and kind not in REMOVALS:
-                done += 1
-                if done > full_from:
-                    raise OSError(number, os.strerror(number))
-            return act()
-
-        disk(step)
-        resume(run)
-        return done
-
-    writes = play(shutil.copytree(half_way, tmp_path / "whole"), 10**9)
+    writes = resumed_on(disk, shutil.copytree(half_way, tmp_path / "whole"), number, below="snapshots")
     assert writes > 10
     for full_from in range(writes - 1):  # the last one only makes sure of the name, which is there by then
         run = shutil.copytree(half_way, tmp_path / str(full_from))
         capsys.readouterr()
-        play(run, full_from)
+        resumed_on(disk, run, number, full_from, "snapshots")
         (told,) = capsys.readouterr().err.splitlines()
         assert f"step-00000004: left out ([Errno {number}]" in told
         assert snapshots(run) == {step: each for step, each in snapshots(in_peace).items() if step < 4}

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from effort import long
 from hornbook.base.console import Progress
 from hornbook.base.machine import choose_machine
 from hornbook.model.config import classic, modern
@@ -125,7 +126,17 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+# Between them they have all of the parts and all of the fullest moments; the others are more of the same.
+QUICK = {
+    "small, fp32, Muon",
+    "classic, fp32, dropout",
+    "relu squared, capped, value embeddings, skips",
+    "wide and shallow, where Muon's own need is the largest",
+    "tiny, where evaluation is the fullest moment",
+}
+
+
+@pytest.mark.parametrize("case", [pytest.param(each, marks=() if each in QUICK else long) for each in CASES])
 def test_the_peak_is_what_torch_allocates(case: str, trained: Assemble, tmp_path: Path) -> None:
     knobs = CASES[case]
     if choose_machine("cpu").dtype != "bfloat16":  # emulated, it takes forty times as long: minutes for some of these

@@ -27,6 +27,7 @@ from hornbook.text.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from hornbook.train.config import RunConfig
 from hornbook.train.start import fit, resume
 
+pytestmark = pytest.mark.xdist_group("origin")  # one training
 TEN_STEPS = {"train": {"steps": 10, "batch_tokens": 64, "device": "cpu", "threads": 1, "dtype": "float32"}}
 OFTEN = {"train": {"save_every_steps": 1, "eval_every_steps": 2, "keep_checkpoints": 20}, "sample": {"tokens": 2}}
 

@@ -72,8 +72,7 @@ def test_how_many_steps_there_will_be_is_known_or_seen() -> None:
 @pytest.fixture
 def short(tiny: Callable[..., RunConfig]) -> RunConfig:
     """Of which evaluations see a part of the text."""
-    text = {"data": str(Path(__file__).parent.parent.parent / "src"), "shards": {"val_fraction": 0.2}}
-    return tiny(**text, train={"steps": 12, "batch_tokens": 128, "keep_checkpoints": 3})
+    return tiny(shards={"val_fraction": 0.2}, train={"steps": 12, "batch_tokens": 128, "keep_checkpoints": 3})
 
 
 def test_the_best_is_scored_on_all_of_the_text_at_the_end(short: RunConfig, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from hornbook.runs.logs import read_log
-from hornbook.shards.loader import Batch
+from hornbook.shards.order import Batch
 from hornbook.train import learner, recorded
 from hornbook.train.config import RunConfig
 from hornbook.train.start import fit

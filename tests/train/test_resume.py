@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,27 +27,7 @@ from hornbook.train.config import RunConfig
 from hornbook.train.start import fit
 
 STEPS = 60
-Start = Callable[..., subprocess.Popen[str]]
 ROUNDS = int(os.environ.get("HORNBOOK_SOAK", "1"))
-
-
-@pytest.fixture
-def child() -> Iterator[Start]:
-    """Starts `hornbook WORDS` as a process of its own, which does not outlive the test."""
-    started: list[subprocess.Popen[str]] = []
-
-    def start(*words: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "hornbook", *words]
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"MPLBACKEND": "agg"}
-        )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
 
 
 def wait_until(process: subprocess.Popen[str], run: Path, step: int) -> None:
@@ -69,7 +49,12 @@ def sixty_steps(text: Path, optimizer: str, dtype: str) -> RunConfig:
     [("muon", "float32"), pytest.param("adamw", "float32", marks=long), pytest.param("muon", "bfloat16", marks=long)],
 )
 def test_a_run_killed_at_random_steps_is_the_uninterrupted_run_bit_for_bit(
-    optimizer: str, dtype: str, round_: int, short_text: Path, tmp_path: Path, child: Start
+    optimizer: str,
+    dtype: str,
+    round_: int,
+    short_text: Path,
+    tmp_path: Path,
+    child: Callable[..., subprocess.Popen[str]],
 ) -> None:
     """With dropout on, over several epochs."""
     if dtype == "bfloat16" and choose_machine("cpu").dtype != "bfloat16":
@@ -101,7 +86,7 @@ def test_a_run_killed_at_random_steps_is_the_uninterrupted_run_bit_for_bit(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=long)])
 def test_a_signal_saves_the_finished_step_and_leaves(
-    number: signal.Signals, short_text: Path, tmp_path: Path, child: Start
+    number: signal.Signals, short_text: Path, tmp_path: Path, child: Callable[..., subprocess.Popen[str]]
 ) -> None:
     """A second one, while it saves, does no harm; of this model that takes a while."""
     run = tmp_path / "run"

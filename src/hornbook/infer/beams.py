@@ -14,9 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
-from hornbook.infer.cache import KVCache
 from hornbook.infer.config import SamplerConfig
-from hornbook.infer.decode import Chosen, told, window_start
+from hornbook.infer.decode import Chosen, KVCache, told, window_start
 from hornbook.infer.sampler import penalized
 from hornbook.model.gpt import GPT
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from hornbook.base.machine import is_out_of_memory
 from hornbook.model.gpt import GPT
 from hornbook.shards.format import TokenArray
-from hornbook.shards.loader import split_windows
+from hornbook.shards.order import split_windows
 
 TOKENS_AT_ONCE = 8192
 

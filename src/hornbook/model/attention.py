@@ -20,7 +20,7 @@ SHORT = 256
 
 
 class Cache(Protocol):
-    """What stands before the newest tokens, and where these stand (infer/cache.py)."""
+    """What stands before the newest tokens, and where these stand (infer/decode.py)."""
 
     places: torch.Tensor  # of the newest, (T,) or (B, T)
     mask: torch.Tensor | None  # what they may look at, (B, 1, T, S), where it is not all up to themselves

@@ -1,8 +1,10 @@
-"""Which window of the text is sample number g.
+"""Which window of the text is sample number g, and batches of such windows.
 
 In: the kind of order, a seed, the data's fingerprint, the context, and g.  Out: the place where the window starts.
 A pure function, in constant time and memory: nothing is shuffled, stored or replayed. So the data position of a run
 is one integer, resuming costs nothing, and a rank of many takes its slice of g without asking the others.
+A `Loader` takes samples g, g + 1, ... from a split: pairs of (inputs, targets), each (n, context), on the device. torch
+is imported where it is needed, so that settings know the kinds without it.
 
 - `windows`: the fixed grid of non-overlapping windows, each once an epoch, in an order of its own each epoch
 - `phased`: the same, with the grid shifted by a phase drawn for each epoch, so that epochs cut the text differently
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +27,15 @@ from pydantic import Field
 from hornbook.base.machine import mix_seed
 from hornbook.base.settings import Settings
 
+if TYPE_CHECKING:
+    import torch
+
+    from hornbook.shards.format import TokenArray
+
 ROUNDS = 6
 Places = NDArray[np.int64]
 Words = NDArray[np.uint64]
+Batch = tuple["torch.Tensor", "torch.Tensor"]
 
 
 class OrderConfig(Settings):
@@ -77,6 +85,32 @@ class SampleOrder:
             shuffled = permute(within[here], self.windows_per_epoch, mix_seed(self._key, "permutation", epoch))
             result[here] = shuffled * self.stride + phase
         return result
+
+
+class Loader:
+    """The copy to an accelerator is asynchronous, and the accelerator is still busy with the step before when the next
+    batch is asked for, so it never waits for the disk."""
+
+    def __init__(self, tokens: TokenArray, order: SampleOrder, device: torch.device) -> None:
+        self._tokens = tokens
+        self.order = order
+        self._device = device
+
+    def take(self, first_sample: int, count: int) -> Batch:
+        """Samples first_sample .. first_sample + count - 1."""
+        import torch
+
+        numbers = np.arange(first_sample, first_sample + count, dtype=np.int64)
+        windows = self._tokens.windows(self.order.places(numbers), self.order.context + 1)
+        return split_windows(torch.from_numpy(windows), self._device)
+
+
+def split_windows(windows: torch.Tensor, device: torch.device) -> Batch:
+    """(n, context + 1) ids to inputs and the targets one place on."""
+    if device.type == "cuda":
+        windows = windows.pin_memory()
+    windows = windows.to(device, non_blocking=True)
+    return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
 
 
 def permute(numbers: Places, size: int, key: int) -> Places:

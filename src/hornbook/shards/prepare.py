@@ -1,9 +1,10 @@
 """Documents become shards.
 
 In: a `Source`, and knobs.  Out: a folder of shards; the one that was made before, where text and knobs are the same.
-As much of the text is read as it takes to choose how to split it, and then to learn the vocabulary; then all of it,
-once: read, split and written here, while one thread encodes ahead. An end-of-text id follows every document. A
-preparation that is cut off goes on where its last full file ended.
+As much of the text is read as it takes to choose how to split it, and from there on it is read, split and written here,
+while one thread encodes ahead. Only where a vocabulary is to be learned of more text than is kept in memory, the walk
+goes on to learn it, and a second one writes. An end-of-text id follows every document. A preparation that is cut off
+goes on where its last full file ended.
 """
 
 from __future__ import annotations
@@ -38,7 +39,6 @@ from hornbook.text.documents import AS_IT_COMES, TextConfig
 from hornbook.text.encoder import EncoderFailed, SlowEncoder, fastest_encoder, has_gigatoken
 from hornbook.text.learning import learn
 from hornbook.text.readers import Source
-from hornbook.text.streams import Tally
 from hornbook.text.tokenizer import LEARNED, Tokenizer, TokenizerConfig, refuse_ids, train_tokenizer
 
 BATCH_CHARACTERS = 8_000_000
@@ -191,7 +191,6 @@ class _Preparation:
     place: Path
     key: str
     progress: Progress
-    _tally: Tally = field(default_factory=Tally)
     _held_back: list[bytes] = field(default_factory=list)
 
     def run(self, fast: bool) -> dict[str, Any]:
@@ -259,15 +258,15 @@ class _Preparation:
             )
         for encoded, read in waiting:
             writer.add(encoded.result(), read)
-        if self._tally.skipped:
-            warn(f"{self._tally.skipped:,} records were passed over, the first: {self._tally.first_skipped}")
+        if (tally := self.rule.tally).skipped:
+            warn(f"{tally.skipped:,} records were passed over, the first: {tally.first_skipped}")
 
     def _batches(self, have: int) -> Iterator[tuple[list[Piece], int, int]]:
         """Pieces, how many things of the source are read with them, and their bytes; without the first `have`."""
-        self._tally, self._held_back = Tally(), []
+        self._held_back = []
         batch: list[Piece] = []
         size = items = held = 0
-        for items, pieces in enumerate(self.rule.split(self._tally), start=1):
+        for items, pieces in enumerate(self.rule.split(), start=1):
             for piece in pieces:
                 if piece.split == "val" and piece.ids is None and held <= YARDSTICK_BYTES:
                     self._held_back.append(piece.data)
@@ -313,9 +312,9 @@ class _Preparation:
             **({"origins": origins} if (origins := self.source.origins) else {}),
             "split_rule": self.rule.description,
             "reading": {
-                "replaced_characters": self._tally.replaced,
-                "skipped_records": self._tally.skipped,
-                "attachments": self._tally.attachments,
+                "replaced_characters": self.rule.tally.replaced,
+                "skipped_records": self.rule.tally.skipped,
+                "attachments": self.rule.tally.attachments,
                 "left_out_files": self.source.left_out,
             },
             "report": totals

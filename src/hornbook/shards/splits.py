@@ -7,7 +7,9 @@ that is held back is not trained on: a document of the same text in a split befo
 A document that comes in pieces is known by its first one, which is a million characters or more.
 
 Before a text is split, as much of it is read as it takes to choose by (`measure`): all of it where it is small, or has
-few documents. Of what a corpus brings, that which is held back is read beforehand, too.
+few documents. What was read is kept, a few megabytes, and the first walk that follows goes on from there; a small text
+is never read again. Of what a larger corpus brings, that which is held back is read beforehand, too: what is written
+first must not be of it.
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ from __future__ import annotations
 import hashlib
 import math
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import accumulate, islice
+from itertools import accumulate, chain, islice
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
@@ -33,6 +35,9 @@ FEW_DOCUMENTS = 64
 FEW_HELD_BACK = 6
 # So much text is read to choose by; of a larger one the amount is estimated from its files' sizes.
 LOOK_AT_BYTES = 8_000_000
+# What was read is kept up to so much, beside its text what each document takes in memory.
+KEPT_BYTES = 16_000_000
+BYTES_OF_A_DOCUMENT = 500
 # Hashes that are remembered to find the same text again: about 200 MB of them.
 MOST_HASHES = 2_000_000
 BYTES_PER_ID = 4  # about, before the ids are decoded
@@ -65,6 +70,12 @@ class Measured:
     sizes: array[int] = field(default_factory=lambda: array("Q"))
     last: dict[int, int] = field(default_factory=dict)
     """The number of the last document of each hash and size."""
+    kept: list[Document] | None = field(default_factory=list)
+    """What was read, in its order; None where that was too much."""
+    rest: Iterable[Document] = ()
+    """What was not read yet."""
+    tally: Tally = field(default_factory=Tally)
+    """Of what was kept, and of the rest."""
     _digest: int | None = None
     _size: int = 0
     """Of the document that has not ended yet."""
@@ -100,10 +111,15 @@ class Measured:
 def measure(source: Source, val_fraction: float | None) -> Measured:
     """Read until it is clear how to split: a large text of many documents not to its end."""
     found = Measured()
+    found.rest = reading = source.documents(found.tally)
     estimate = source.likely_bytes_of_text()
     limits = [part.config.max_documents for part in source.parts]
-    for read, document in enumerate(source.documents(), start=1):
+    for read, document in enumerate(reading, start=1):
         found.add(document)
+        if found.kept is not None:
+            found.kept.append(document)
+            if found.text_bytes + read * BYTES_OF_A_DOCUMENT > KEPT_BYTES:
+                found.kept = None
         if found.text_bytes >= LOOK_AT_BYTES:
             most = found.text_bytes // read * sum(limit or 0 for limit in limits) if all(limits) else estimate
             likely = min(estimate, most)
@@ -126,6 +142,8 @@ class SplitRule:
     def __init__(self, source: Source, val_fraction: float | None, test_fraction: float = 0.0) -> None:
         self._source = source
         self.measured = measured = measure(source, val_fraction)
+        self.tally = measured.tally
+        """Of the walk that was begun last: what of it was passed over or replaced."""
         val = val_fraction or val_fraction_for(measured.text_bytes)
         if val + test_fraction >= 1:
             raise UserError(
@@ -134,7 +152,7 @@ class SplitRule:
         self.duplicates = 0
         self._val_below, self._test_below = int(val * 2**64), int((val + test_fraction) * 2**64)
         few = measured.whole and _are_few(measured.different, val)
-        self._held = _held_back(source, None if few else self._by_hash)
+        self._held = self._held_back(None if few else self._by_hash)
         self._copies: dict[int, str] = {}
         """Of few documents, by their number: where those belong of which another one counts."""
         self._cuts = self._hold_back_the_tail(val, test_fraction) if few else None
@@ -142,13 +160,13 @@ class SplitRule:
         shares = f"{val:.4g} for validation" + (f", {test_fraction:.4g} for testing" if test_fraction else "")
         self.description = f"{rule}, {shares}" if measured.characters else "the corpus's own"
 
-    def split(self, tally: Tally | None = None) -> Iterator[list[Piece]]:
+    def split(self) -> Iterator[list[Piece]]:
         """For each thing that the source yields, the pieces that become of it: none, one, or several."""
         self.duplicates = 0
         number = characters = 0
         begins, home = True, "train"
         unended: set[str] = set()
-        for document in self._source.documents(tally):
+        for document in self._documents():
             data = _utf8(document)
             if begins:
                 home = self._home(document, data, number)
@@ -164,6 +182,39 @@ class SplitRule:
             number += document.ends and not document.split
             unended = {piece.split for piece in pieces if not piece.ends}
             yield pieces
+
+    def _documents(self) -> Iterable[Document]:
+        """All of the source: on from where it was measured, or where that is not kept any more, from the beginning."""
+        kept = self.measured.kept
+        if kept is None:
+            self.tally = Tally()
+            return self._source.documents(self.tally)
+        if self.measured.whole:
+            return kept
+        self.measured.kept = None
+        return chain(kept, self.measured.rest)
+
+    def _held_back(self, by_hash: Callable[[int], str] | None) -> dict[int, int]:
+        """Hashes of what is held back without regard to the rest, with the place of its split in SPLITS: that of a
+        corpus, and beside a corpus that trains on what it brings, that of other documents."""
+        held: dict[int, int] = {}
+        parts = self._source.parts
+        of_others = by_hash if any(part.split == "train" for part in parts) else None
+        wanted = {*SPLITS[1:], *([""] if of_others else [])}
+        read: Iterable[Document] | None = self.measured.kept if self.measured.whole else None
+        if read is None:
+            read = chain.from_iterable(part.documents() for part in parts if part.split in wanted)
+        begins = True
+        for document in (each for each in read if each.split in wanted):
+            if len(held) >= MOST_HASHES:
+                break
+            if begins:
+                digest = _hash(document, _utf8(document))
+                place = SPLITS.index(document.split or (of_others(digest) if of_others else "train"))
+                if place:
+                    held[digest] = max(place, held.get(digest, 0))
+            begins = document.ends
+        return held
 
     def _home(self, document: Document, data: bytes, number: int) -> str:
         """Of the document, or of all its pieces, of which this is the first."""
@@ -220,25 +271,6 @@ def _sure_documents(source: Source, fraction: float) -> int:
     """How many documents there are for sure that have no split yet, counted no further than it matters."""
     files = (path for part in source.parts if not part.split for path in part.files_that_are_documents())
     return sum(1 for _ in islice(files, max(FEW_DOCUMENTS, math.ceil(FEW_HELD_BACK / fraction))))
-
-
-def _held_back(source: Source, by_hash: Callable[[int], str] | None) -> dict[int, int]:
-    """Hashes of what is held back without regard to the rest, with the place of its split in SPLITS: that of a corpus,
-    and beside a corpus that trains on what it brings, that of other documents."""
-    held: dict[int, int] = {}
-    of_others = by_hash if any(part.split == "train" for part in source.parts) else None
-    for part in source.parts:
-        begins = True
-        for document in part.documents() if part.split in SPLITS[1:] or (of_others and not part.split) else ():
-            if len(held) >= MOST_HASHES:
-                break
-            if begins:
-                digest = _hash(document, _utf8(document))
-                place = SPLITS.index(part.split or (of_others(digest) if of_others else "train"))
-                if place:
-                    held[digest] = max(place, held.get(digest, 0))
-            begins = document.ends
-    return held
 
 
 def _utf8(document: Document) -> bytes:

@@ -21,7 +21,7 @@ from hornbook.infer.score import score
 from hornbook.model.folder import load_weights
 from hornbook.runs.folder import RunFolder
 from hornbook.shards.format import Shards
-from hornbook.shards.loader import Batch, Loader
+from hornbook.shards.order import Batch, Loader
 from hornbook.train.checkpoint import TrainState, save_checkpoint, save_snapshot
 from hornbook.train.config import RunConfig
 from hornbook.train.guard import NonFiniteGuard, StopSignals

@@ -13,7 +13,7 @@ import torch
 
 from hornbook.base.machine import Machine, keep_freed_memory, share_the_cores
 from hornbook.base.world import World
-from hornbook.shards.loader import Batch
+from hornbook.shards.order import Batch
 from hornbook.train.config import RunConfig
 from hornbook.train.learner import Learner
 from hornbook.train.sizing import first_micro_batch

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 
 from hornbook.base.console import warn
-from hornbook.shards.loader import Batch
+from hornbook.shards.order import Batch
 
 Numbers = tuple[torch.Tensor, torch.Tensor]
 # Takes so many samples of the step's batch, from a first on.

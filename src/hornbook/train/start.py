@@ -27,8 +27,7 @@ from hornbook.base.world import World
 from hornbook.runs import folder as runs
 from hornbook.runs.folder import RECORD, Record, RunFolder, damage_of_model
 from hornbook.shards.format import Shards
-from hornbook.shards.loader import Loader
-from hornbook.shards.order import SampleOrder
+from hornbook.shards.order import Loader, SampleOrder
 from hornbook.shards.prepare import open_or_prepare, too_little
 from hornbook.text.datasets import pinned
 from hornbook.text.readers import STANDARD_INPUT, NothingPipedInError, name_of
