@@ -1,4 +1,5 @@
-"""How fast a 124M model speaks on two cores: hornbook beside transformers, turn by turn, in one process.
+"""How fast a 124M model speaks on two cores: hornbook beside transformers and, where it is installed, CTranslate2, turn
+by turn, in one process.
 
     python bench/generation.py [--rounds 5] [--tokens 64] [--streams 16] [--out FILE.json]
 
@@ -34,7 +35,7 @@ from typing import Any
 import torch
 import transformers
 
-from hornbook.base.machine import cpu_multiplies_int8
+from hornbook.base.machine import cpu_has_fbgemm, cpu_multiplies_int8
 from hornbook.infer.config import SamplerConfig
 from hornbook.infer.decode import Growing, grow
 from hornbook.infer.quantize import dtype_of_cache, prepare_to_speak
@@ -82,6 +83,33 @@ def by_transformers(model: Any, rules: SamplerConfig, tokens: int) -> None:
     assert out.shape[1] == len(PROMPT) + tokens, out.shape
 
 
+def ctranslate2_models(folder: Path) -> dict[str, Callable[[SamplerConfig, int], None]]:
+    """Absent, it is named and passed over."""
+    try:
+        import ctranslate2
+        from ctranslate2.converters import TransformersConverter
+    except ImportError:
+        print("passed over: CTranslate2, which is not installed", flush=True)
+        return {}
+    # It knows tokens by their names, which only the tokenizer's have; which they are costs nothing.
+    words = transformers.AutoTokenizer.from_pretrained(folder).convert_ids_to_tokens([each % 250 for each in PROMPT])
+
+    def of(number_type: str) -> Callable[[SamplerConfig, int], None]:
+        converted = folder.parent / f"ctranslate2-{number_type}"
+        TransformersConverter(str(folder)).convert(str(converted), quantization=number_type)
+        generator = ctranslate2.Generator(str(converted), compute_type=number_type, intra_threads=2)
+
+        def speak(rules: SamplerConfig, tokens: int) -> None:
+            drawn = {"sampling_topk": 0, "sampling_topp": rules.top_p, "sampling_temperature": rules.temperature}
+            end = {"max_length": tokens, "min_length": tokens, "include_prompt_in_result": False}
+            [found] = generator.generate_batch([words], **end, **(drawn if rules.temperature else {}))
+            assert len(found.sequences_ids[0]) == tokens, len(found.sequences_ids[0])
+
+        return speak
+
+    return {name: of(name) for name in ("float32", "int8")}
+
+
 def rate(work: Callable[..., None], *arguments: Any, tokens: int) -> float:
     began = time.perf_counter()
     work(*arguments)
@@ -90,7 +118,7 @@ def rate(work: Callable[..., None], *arguments: Any, tokens: int) -> float:
 
 def number_types() -> list[str]:
     """Those that this processor has instructions for; the others are named."""
-    lacking = [] if cpu_multiplies_int8() else ["int8"]
+    lacking = [] if cpu_multiplies_int8() or cpu_has_fbgemm() else ["int8"]
     for name in lacking:
         print(f"passed over: {name}, for which this processor has no instructions", flush=True)
     return [name for name in ("float32", "bfloat16", "int8") if name not in lacking]
@@ -103,6 +131,7 @@ def measure(folder: Path, number_of_rounds: int, tokens: int, streams: int) -> d
         name: transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, name)).eval()
         for name in ("float32", "bfloat16")
     }
+    third = ctranslate2_models(folder)
     with torch.inference_mode():
         logits = ours["float32"].logits(torch.tensor([PROMPT]))[0, -1] / WAYS["drawn"].temperature
     entropy = torch.distributions.Categorical(logits=logits).entropy().item()
@@ -112,6 +141,8 @@ def measure(folder: Path, number_of_rounds: int, tokens: int, streams: int) -> d
         for way, rules in WAYS.items():
             for name, model in theirs.items():
                 found[f"transformers {name} {way}"] = rate(by_transformers, model, rules, tokens, tokens=tokens)
+            for name, speak in third.items():
+                found[f"CTranslate2 {name} {way}"] = rate(speak, rules, tokens, tokens=tokens)
             for name, mine in ours.items():
                 for rows in (1, streams):
                     key = f"hornbook {name} {way}" + (f" x{rows}" if rows > 1 else "")
@@ -125,7 +156,8 @@ def measure(folder: Path, number_of_rounds: int, tokens: int, streams: int) -> d
 
 
 def summary(rounds: list[dict[str, float]], streams: int) -> dict[str, Any]:
-    """Medians of the rates, and of the ratios within a round."""
+    """Medians of the rates, and of the ratios within a round: to transformers' float32, and to the same number type of
+    CTranslate2."""
     ratios = []
     for each in rounds:
         ratio = {}
@@ -135,6 +167,9 @@ def summary(rounds: list[dict[str, float]], streams: int) -> dict[str, Any]:
                 continue
             _, way, *many = rest.split(" ")
             ratio[f"{key} / transformers float32"] = value / each[f"transformers float32 {way}"]
+            peer = f"CTranslate2 {key.split()[1]} {way}"
+            if peer in each and not many:
+                ratio[f"{key} / {peer}"] = value / each[peer]
             if many:
                 ratio[f"{key} / one stream"] = value / each[key.removesuffix(f" x{streams}")]
         ratios.append(ratio)
@@ -154,8 +189,8 @@ def main() -> None:
     torch.set_num_threads(2)
     transformers.logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as name:
-        write_model(Path(name), TokenizerConfig(kind="byte"))
-        found = measure(Path(name), given.rounds, given.tokens, given.streams)
+        write_model(Path(name) / "model", TokenizerConfig(kind="byte"))
+        found = measure(Path(name) / "model", given.rounds, given.tokens, given.streams)
     figures = {
         "machine": platform.processor() or platform.machine(),
         "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

@@ -39,9 +39,11 @@ def test_goes_on_as_it_would_have(run: Path, shards: str, monkeypatch: pytest.Mo
         shutil.rmtree(run.parent / "shards")
     assert resume(run).step == 30
     now = [each for each in read_log(run / "metrics.jsonl") if each["step"] > 20]
-    for name in ("loss", "val_loss"):  # on other processors sums differ in their last digits
+    # On other processors sums differ in their last digits; Muon has made its matrices orthogonal in other steps since.
+    near = {"modern": 2e-3, "classic": 1e-4}[run.name]
+    for name in ("loss", "val_loss"):
         expected = [each[name] for each in then if name in each]
-        assert [each[name] for each in now if name in each] == pytest.approx(expected, rel=1e-4)
+        assert [each[name] for each in now if name in each] == pytest.approx(expected, rel=near)
         assert expected
 
 

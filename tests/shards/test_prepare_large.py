@@ -281,7 +281,7 @@ def test_text_that_changed_since_is_not_gone_on_with(nearly_done: Path, texts: P
 
 def test_the_same_text_is_not_prepared_again(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = prepared(texts, tmp_path / "shards")
-    monkeypatch.setattr(preparing, "train_tokenizer", None)
+    monkeypatch.setattr("hornbook.text.learning.train_tokenizer", None)
     assert prepared(texts, tmp_path / "shards").fingerprint == first.fingerprint
     (texts / "000.txt").write_text("other")
     with pytest.raises(TypeError):

@@ -49,7 +49,8 @@ def test_the_command_tells_what_was_replaced_and_passed_over(
     assert "2 records were passed over" in told.err
     assert "a.jsonl line 52: " in told.err
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert manifest["reading"] == {"replaced_characters": 2, "skipped_records": 2, "left_out_files": {}}
+    counted = {"replaced_characters": 2, "skipped_records": 2, "attachments": 0, "left_out_files": {}}
+    assert manifest["reading"] == counted
     assert sum(facts["documents"] for facts in manifest["splits"].values()) == 80
 
 

@@ -27,6 +27,7 @@ TINIEST: dict[str, Any] = {
         "compile": False,
         "device": "cpu",
         "eval_every_steps": 2,
+        "head_start": False,
         "save_every_steps": 1,
     },
 }

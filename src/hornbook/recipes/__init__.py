@@ -77,7 +77,8 @@ def _compose(named: RunConfig | str | None, knobs: Mapping[str, Any], measured: 
     if isinstance(start_from, str):
         return _from_weights(start_from, based_on, tree, knobs, origins)
     data, text, train = knobs.get("data", tree.get("data")), _how_to_read(tree, knobs), _how_to_train(tree, knobs)
-    kind = merge({"tokenizer": {"kind": "bpe"}}, tree, knobs)["tokenizer"]["kind"]
+    tokenizer = merge({"tokenizer": {"kind": "bpe"}}, tree, knobs)["tokenizer"]
+    kind = tokenizer.get("kind") if isinstance(tokenizer, Mapping) else None
     base = _base(based_on, data, text, kind, train.get("minutes"))
     config = override(base, tree, knobs, origins=origins)
     if measured and not isinstance(named, RunConfig) and base.recipe in dial.MADE_BY_IT and _ends_by_minutes(train):
@@ -97,6 +98,8 @@ def _how_to_read(*trees: Mapping[str, Any]) -> TextConfig:
 def _how_to_train(*trees: Mapping[str, Any]) -> Mapping[str, Any]:
     """The knobs of training that are given, by which it is known how long it may take, and where."""
     given = merge({"train": {}}, *trees)["train"]
+    if not isinstance(given, Mapping):
+        return {}
     with contextlib.suppress(UserError):
         train = build(TrainConfig, {"steps": 1, **given})
         return {knob: getattr(train, knob) for knob in given}
