@@ -33,8 +33,8 @@ LEARNING = 0.93
 # How hard a text is, is what gzip makes of pieces from all over it.
 SAMPLE_BYTES, PIECE_BYTES, MOST_READ_BYTES = 1_000_000, 32_768, 64_000_000
 YARDSTICK = "gzip -9"
-# bits per byte = (A + B x gzip's) x (megabytes seen) ^ -C, fitted on seven runs of half a minute to three minutes on four
-# texts, from which it was off by up to 4 % (records/2026-11-27-zen3-2-cores-head-start).
+# bits per byte = (A + B x gzip's) x (megabytes seen) ^ -C, fitted on seven runs of up to three minutes on four texts,
+# from which it was off by up to 4 % (records/2026-11-27-zen3-2-cores-head-start).
 A, B, C, SPREAD = 0.92, 0.445, 0.115, 0.06
 MORE = 3.0
 
