@@ -237,7 +237,7 @@ TURNS = {
     "train.context": Turn(None, 8),
     # Each micro-batch has dropout of its own.
     "train.micro_batch": Turn(None, 1, losses, {"model.dropout": 0.2}),
-    "train.head_start": Turn(None, False),
+    "train.head_start": Turn(None, False, losses, {"model.init": "modern"}),
     "train.eval_every_steps": Turn(3, 2, evaluations),
     "train.eval_from_step": Turn(None, 1, evaluations),
     "train.eval_batches": Turn(None, 1, train_losses),
