@@ -90,6 +90,15 @@ def test_of_a_narrow_model_it_is_the_best_table_of_its_rank(source: SimpleNamesp
     assert error < 1.25 * least
 
 
+@pytest.mark.parametrize(
+    "ids", [[3] * 50, [3, 4] * 30, [0, 1], list(range(V))], ids=["one", "two", "pair", "each once"]
+)
+def test_a_text_without_anything_to_learn_from_makes_a_model_all_the_same(ids: list[int]) -> None:
+    for width in (2, 64):
+        model = a_model(SimpleNamespace(ids=np.array(ids)), n_embd=width, n_head=1)
+        assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
 def test_it_makes_the_same_of_the_same_text(source: SimpleNamespace) -> None:
     one, other = a_model(source), a_model(source)
     assert torch.equal(one.embedding.weight, other.embedding.weight)

@@ -47,7 +47,7 @@ def _kind_of_layer(dtype: str) -> type[Layer] | None:
         return Int7Linear if cpu_has_fbgemm() else None
     if dtype == "bfloat16" and not cpu_packs_bf16():
         return HalfLinear if cpu_has_fbgemm() else None
-    return PackedLinear if torch.backends.mkldnn.is_available() else None
+    return PackedLinear if torch.backends.mkldnn.is_available() and cpu_has_fbgemm() else None  # as on x86
 
 
 def dtype_of_cache(model: GPT, dtype: str) -> torch.dtype:

@@ -19,7 +19,7 @@ from hornbook.base.errors import UserError
 from hornbook.base.machine import choose_machine
 from hornbook.model.init import outline
 from hornbook.recipes import compose, vocabulary_of
-from hornbook.recipes.dial import bytes_of_a_token
+from hornbook.recipes.dial import LEARNING, bytes_of_a_token
 from hornbook.shards.format import Shards, is_shards
 from hornbook.text.corpora import find_corpus, find_source, is_corpus
 from hornbook.text.readers import STANDARD_INPUT, Source
@@ -28,8 +28,6 @@ from hornbook.train.memory import training_memory
 from hornbook.train.probe import seconds_a_step
 from hornbook.train.sizing import first_micro_batch
 
-# Of a run's time, what is learned in.
-LEARNING = 0.93
 # How hard a text is, is what gzip makes of pieces from all over it.
 SAMPLE_BYTES, PIECE_BYTES, MOST_READ_BYTES = 1_000_000, 32_768, 64_000_000
 YARDSTICK = "gzip -9"
@@ -85,7 +83,8 @@ def forecast(named: str | None, knobs: Mapping[str, Any], tiny: bool = False) ->
         raise UserError("plan: standard input can be read only once; keep the text in a file")
     config = compose(named, knobs, tiny, measured=True)
     text_bytes, difficulty = _of_text(config)
-    entries = vocabulary_of(config)
+    shards = Shards.open(Path(config.data)) if is_shards(Path(config.data)) else None
+    entries = shards.vocab_size if shards is not None else vocabulary_of(config)
     if entries is None:
         raise UserError(
             "plan: how many entries the vocabulary has is not known before the text is read; give "

@@ -19,8 +19,7 @@ from hornbook.shards.format import Shards, is_shards
 from hornbook.shards.prepare import PrepareConfig
 from hornbook.text.corpora import find_corpus, find_source, is_corpus
 from hornbook.text.documents import AS_IT_COMES, TextConfig
-from hornbook.text.encodings import ENCODINGS
-from hornbook.text.tokenizer import KINDS, WORDPIECE_ENTRIES
+from hornbook.text.tokenizer import KINDS
 from hornbook.train.config import STOPS, RunConfig, TrainConfig, override
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {
@@ -44,8 +43,6 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
 }
 DEFAULT = "demo"
 MOST_BYTES_TO_FIT = 100_000_000
-KNOWN_VOCABULARIES = {"byte": 257, "gpt2": 50_257, "wordpiece": WORDPIECE_ENTRIES}
-KNOWN_VOCABULARIES |= {name: encoding.entries for name, encoding in ENCODINGS.items()}
 
 
 def compose(
@@ -157,7 +154,7 @@ def _recipe(name: str) -> RunConfig:
 
 def vocabulary_of(config: RunConfig) -> int | None:
     """How many entries a run's vocabulary will have, where that is known before its text is read."""
-    return config.model.vocab_size or config.tokenizer.vocab_size or KNOWN_VOCABULARIES.get(config.tokenizer.kind)
+    return config.model.vocab_size or config.tokenizer.vocab_size or dial.KNOWN_VOCABULARIES.get(config.tokenizer.kind)
 
 
 def _is_given(knobs: Mapping[str, Any], dotted: str) -> bool:

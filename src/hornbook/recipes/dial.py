@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hornbook.model.config import ModelConfig, modern
-from hornbook.text.tokenizer import TokenizerConfig, vocab_size_for
+from hornbook.text.encodings import ENCODINGS
+from hornbook.text.tokenizer import WORDPIECE_ENTRIES, TokenizerConfig, vocab_size_for
 from hornbook.train.config import STOPS, OptimConfig, RunConfig, ScheduleConfig, TrainConfig, override
 
 
@@ -59,27 +60,31 @@ MOST_READINGS = 40.0
 MANY_READINGS = 4.0
 BYTES_OF_A_TOKEN = 3.0
 OF_SINGLE_SIGNS = ("byte", "char")
-# Entries of vocabularies whose size is not chosen, or about.
-ENTRIES = {"byte": 257, "char": 128, "gpt2": 50_257}
-# Of the time; the rest goes to looking around, and to what is not a product of matrices.
-LEARNING, EFFICIENCY = 0.9, 0.75
+# Entries of vocabularies whose size is not chosen; of characters there are about as many as here.
+KNOWN_VOCABULARIES = {"byte": 257, "gpt2": 50_257, "wordpiece": WORDPIECE_ENTRIES}
+KNOWN_VOCABULARIES |= {name: encoding.entries for name, encoding in ENCODINGS.items()}
+CHARACTERS = 128
+# Of a run's time, what is learned in; and of that speed, what a whole step comes to.
+LEARNING, EFFICIENCY = 0.93, 0.725
 
 
 def own_text(
     data: str, text_bytes: int, minutes: float | None = None, flops: float = PLAIN_CPU, kind: str = "bpe"
 ) -> RunConfig:
-    """Our settings for a text that a user brings. Without minutes, MINUTES, or as few as it
-    takes to read a short text as often as helps."""
-    vocabulary = ENTRIES.get(kind) or vocab_size_for(text_bytes)
+    """Our settings for a text that a user brings. Without minutes, MINUTES, or as few as it takes to read a short text
+    as often as helps."""
+    vocabulary = KNOWN_VOCABULARIES.get(kind) or (CHARACTERS if kind == "char" else vocab_size_for(text_bytes))
     tokens = max(text_bytes / bytes_of_a_token(kind), 1.0)
     seconds = 60 * (MINUTES if minutes is None else minutes)
     budget = seconds * LEARNING * EFFICIENCY * flops
-    size, context = LADDER[0], _context(LADDER[0], tokens)
-    for larger in LADDER:
-        each = flops_of_step(larger, vocabulary)
-        fills = larger.model(larger.context, 0.0).n_params(embeddings=False) <= MOST_PARAMETERS_A_TOKEN * tokens
-        if budget / each >= LEAST_STEPS and fills:
-            size, context = larger, _context(larger, tokens)
+    possible = [
+        size
+        for size in LADDER
+        if budget / flops_of_step(size, vocabulary) >= LEAST_STEPS
+        and size.model(size.context, 0.0).n_params(embeddings=False) <= MOST_PARAMETERS_A_TOKEN * tokens
+    ]
+    size = [LADDER[0], *possible][-1]
+    context = max(min(size.context, int(tokens) // 16), 8)
     batch = min(size.batch_tokens, max(int(tokens) // 8, context))
     readings = min(budget / flops_of_step(size, vocabulary) * batch / tokens, MOST_READINGS)
     many = readings > MANY_READINGS
@@ -111,10 +116,6 @@ def flops_of_step(size: Size, vocabulary: int) -> float:
     """Forwards, backwards and Muon's products."""
     model = size.model(size.context, 0.0).with_(vocab_size=vocabulary)
     return size.batch_tokens * model.flops_per_token() + 18.0 * size.n_embd * model.n_params(embeddings=False)
-
-
-def _context(size: Size, tokens: float) -> int:
-    return max(min(size.context, int(tokens) // 16), 8)
 
 
 def muon(weight_decay: float) -> OptimConfig:

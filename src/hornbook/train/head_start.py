@@ -87,7 +87,7 @@ def _factors(pairs: Pairs, width: int, seed: int) -> tuple[torch.Tensor, torch.T
     left, lengths, right = _leading(pairs, rank, random)
     weight = frequency.sqrt()[:, None]
     followed, follows = left * lengths.sqrt() / weight, right * lengths.sqrt() / weight
-    scale = math.sqrt(SHARE_OF_LENGTH * width / float((frequency[:, None] * followed.square()).sum()))
+    scale = math.sqrt(SHARE_OF_LENGTH * width / max(float((frequency[:, None] * followed.square()).sum()), 1e-30))
     followed, follows = followed * scale, follows / scale
     followed *= (math.sqrt(LONGEST * width) / followed.norm(dim=1, keepdim=True)).clamp(max=1)
     constant = math.sqrt(CONSTANT_SHARE * width)
