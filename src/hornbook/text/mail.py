@@ -104,7 +104,7 @@ def _letter(data: bytes, input: Input) -> str:
         text = _body(body, input) if isinstance(body, EmailMessage) else ""
     except Trouble:
         raise
-    except (RecursionError, Exception) as error:  # of which a broken message can bring any
+    except Exception as error:  # of which a broken message can bring any
         raise Trouble(f"not a sound message ({brief(error)})") from None
     written = _written(with_plain_line_ends(text))
     if not written:
