@@ -46,13 +46,12 @@ def give_head_start(model: GPT, tokens: TokenArray, seed: int) -> None:
 
 @dataclass(frozen=True)
 class Pairs:
-    """The surprise of each counted pair, beside what its tokens' frequencies would make of it, as a sparse matrix. All
-    pairs that were not seen have the same in a row, which the head cannot say of a token and need not."""
+    """The table log P(second | first) / P(second): sparse, as all pairs that were not seen have the same in a row."""
 
     first: torch.Tensor
     second: torch.Tensor
-    surprise: torch.Tensor
-    mean: torch.Tensor  # of each row, (V,), which is taken off: a softmax does not see it
+    above: torch.Tensor  # what a pair that was seen has more than others of its row
+    unseen: torch.Tensor  # what these have, (V,)
     frequency: torch.Tensor  # (V,), which sums to 1
 
     def times(self, matrix: torch.Tensor, transposed: bool = False) -> torch.Tensor:
@@ -62,9 +61,10 @@ class Pairs:
         begins = torch.searchsorted(rows[order].contiguous(), torch.arange(len(matrix)))
         weight = self.frequency.sqrt()[:, None]
         matrix = (weight * matrix).contiguous()
-        product = F.embedding_bag(columns[order], matrix, begins, mode="sum", per_sample_weights=self.surprise[order])
-        left, right = (self.frequency * 0 + 1, self.mean) if transposed else (self.mean, self.frequency * 0 + 1)
-        return weight * (product - torch.outer(left, right @ matrix))
+        product = F.embedding_bag(columns[order], matrix, begins, mode="sum", per_sample_weights=self.above[order])
+        ones = torch.ones_like(self.unseen)
+        left, right = (ones, self.unseen) if transposed else (self.unseen, ones)
+        return weight * (product + torch.outer(left, right @ matrix))
 
 
 def counted(tokens: TokenArray, vocab_size: int) -> Pairs:
@@ -73,10 +73,9 @@ def counted(tokens: TokenArray, vocab_size: int) -> Pairs:
     first, second, times = (torch.from_numpy(each) for each in (keys // vocab_size, keys % vocab_size, counts))
     of_each = torch.bincount(torch.from_numpy(ids), minlength=vocab_size) + 0.1
     frequency = (of_each / of_each.sum()).float()
-    # log P(second | first) / P(second), less what it is for pairs not seen
-    surprise = torch.log1p(times / (BELIEVED * frequency[second])).float()
-    mean = torch.zeros(vocab_size).index_add_(0, first, surprise * frequency[second])
-    return Pairs(first, second, surprise, mean, frequency)
+    above = torch.log1p(times / (BELIEVED * frequency[second])).float()
+    of_first = torch.bincount(torch.from_numpy(ids[:-1]), minlength=vocab_size)
+    return Pairs(first, second, above, -torch.log1p(of_first / BELIEVED), frequency)
 
 
 def _factors(pairs: Pairs, width: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
