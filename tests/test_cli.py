@@ -10,12 +10,13 @@ import subprocess
 import sys
 import time
 import warnings
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
 
 from hornbook import cli
+from hornbook.base.names import own_version
 from hornbook.base.output import visible
 from yardstick import within
 
@@ -53,6 +54,14 @@ def test_help_answers_at_once_and_does_not_import_torch() -> None:
     assert done.stdout.endswith("False False\n")
     # Half a second, unless Python alone takes more than the tenth of one that it takes on an idle processor.
     assert min(times) < max(0.5, 5 * min(plain)), (times, plain)
+
+
+def test_sources_that_were_not_installed_have_a_version_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("hornbook.base.names.version", unknown)
+    assert own_version() == "from its sources, not installed"
 
 
 def test_the_version_is_told_with_torch_s_and_the_device(capsys: pytest.CaptureFixture[str]) -> None:

@@ -108,9 +108,10 @@ def _run(words: list[str]) -> int:
         from importlib.metadata import version
 
         from hornbook.base.machine import choose_machine
+        from hornbook.base.names import own_version
 
         machine = choose_machine()
-        answer(f"hornbook {version('hornbook')}\n")
+        answer(f"hornbook {own_version()}\n")
         answer(f"torch {version('torch')} on {machine.device}: {machine.name}, {machine.dtype}\n")
         return 0
     if words[0] not in COMMANDS:

@@ -1,11 +1,12 @@
 """How large, how often, how fast to learn: from a text, a machine and so many minutes.
 
-In: how much text there is, how fast the machine computes, how long it may take.  Out: the RunConfig of our own settings
+In: how much text there is, how fast the machine learns, how long it may take.  Out: the RunConfig of our own settings
 in that measure. The demo is this dial at its text and three minutes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from hornbook.model.config import ModelConfig, modern
@@ -46,9 +47,8 @@ LADDER = (
     Size(8, 512, 512, 16_384),
     Size(12, 768, 1024, 131_072),
 )
-# A machine that nobody has measured: two cores without bf16. Runs that are bounded by something else than time must not
-# depend on how fast a machine is.
-PLAIN_CPU = 1.2e11
+# Seconds that a step of a size takes, with so many entries in the vocabulary.
+Pace = Callable[[Size, int], float]
 MINUTES = 10.0
 MADE_BY_IT = ("demo", "own-text")
 # Steps that a model needs to be worth its size.
@@ -64,29 +64,38 @@ OF_SINGLE_SIGNS = ("byte", "char")
 KNOWN_VOCABULARIES = {"byte": 257, "gpt2": 50_257, "wordpiece": WORDPIECE_ENTRIES}
 KNOWN_VOCABULARIES |= {name: encoding.entries for name, encoding in ENCODINGS.items()}
 CHARACTERS = 128
-# Of a run's time, what is learned in; and of that speed, what a whole step comes to.
+# Of a run's time, what is learned in; and of the speed of a large product, what a whole step comes to on a CPU.
 LEARNING, EFFICIENCY = 0.93, 0.725
 
 
+def as_fast_as_products(flops: float) -> Pace:
+    """Of a CPU, on which a step costs what its products cost."""
+    return lambda size, vocabulary: flops_of_step(size, vocabulary) / (EFFICIENCY * flops)
+
+
+# A machine that nobody has measured: two cores without bf16. Runs that are bounded by something else than time must not
+# depend on how fast a machine is.
+PLAIN_CPU = as_fast_as_products(1.2e11)
+
+
 def own_text(
-    data: str, text_bytes: int, minutes: float | None = None, flops: float = PLAIN_CPU, kind: str = "bpe"
+    data: str, text_bytes: int, minutes: float | None = None, pace: Pace = PLAIN_CPU, kind: str = "bpe"
 ) -> RunConfig:
     """Our settings for a text that a user brings. Without minutes, MINUTES, or as few as it takes to read a short text
     as often as helps."""
     vocabulary = KNOWN_VOCABULARIES.get(kind) or (CHARACTERS if kind == "char" else vocab_size_for(text_bytes))
     tokens = max(text_bytes / bytes_of_a_token(kind), 1.0)
     seconds = 60 * (MINUTES if minutes is None else minutes)
-    budget = seconds * LEARNING * EFFICIENCY * flops
-    possible = [
-        size
-        for size in LADDER
-        if budget / flops_of_step(size, vocabulary) >= LEAST_STEPS
-        and size.model(size.context, 0.0).n_params(embeddings=False) <= MOST_PARAMETERS_A_TOKEN * tokens
-    ]
-    size = [LADDER[0], *possible][-1]
+    size, step = LADDER[0], 0.0
+    for size in reversed(LADDER):
+        if size.model(size.context, 0.0).n_params(embeddings=False) <= MOST_PARAMETERS_A_TOKEN * tokens:
+            step = pace(size, vocabulary)
+            if LEAST_STEPS * step <= LEARNING * seconds:
+                break
+    step = step or pace(size, vocabulary)  # where even the smallest is too large for the text
     context = max(min(size.context, int(tokens) // 16), 8)
     batch = min(size.batch_tokens, max(int(tokens) // 8, context))
-    readings = min(budget / flops_of_step(size, vocabulary) * batch / tokens, MOST_READINGS)
+    readings = min(LEARNING * seconds / step * batch / tokens, MOST_READINGS)
     many = readings > MANY_READINGS
     return RunConfig(
         recipe="own-text",
@@ -112,9 +121,17 @@ def bytes_of_a_token(kind: str) -> float:
     return 1.0 if kind in OF_SINGLE_SIGNS else BYTES_OF_A_TOKEN
 
 
+def a_step_of(size: Size, vocabulary: int) -> RunConfig:
+    return RunConfig(
+        model=size.model(size.context, 0.0).with_(vocab_size=vocabulary),
+        optim=muon(weight_decay=0.0),
+        train=TrainConfig(steps=1, batch_tokens=size.batch_tokens),
+    )
+
+
 def flops_of_step(size: Size, vocabulary: int) -> float:
     """Forwards, backwards and Muon's products."""
-    model = size.model(size.context, 0.0).with_(vocab_size=vocabulary)
+    model = a_step_of(size, vocabulary).model
     return size.batch_tokens * model.flops_per_token() + 18.0 * size.n_embd * model.n_params(embeddings=False)
 
 
