@@ -131,6 +131,17 @@ def test_the_count_of_steps_in_a_row_outlives_an_interruption(
         resume(run, {"train": {"steps": 60}})
 
 
+def test_in_fp16_the_count_begins_when_the_scale_can_fall_no_further(
+    poisoned: Callable[..., Watched], short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hornbook.train.precision.FIRST_SCALE", 16.0)
+    watched = poisoned(set(range(1, 100)), "gradient", float("inf"))
+    told = f"step {NON_FINITE_IN_A_ROW + 4}: not finite for 10 steps in a row.* or --train.dtype float32"
+    with pytest.raises(UserError, match=told):
+        fit(tiniest(short_text, train={"steps": 50, "dtype": "float16", "eval_every_steps": 100}), tmp_path / "run")
+    assert all(unchanged for _, unchanged in watched)
+
+
 def test_a_finite_step_begins_the_count_anew(capsys: pytest.CaptureFixture[str]) -> None:
     guard = NonFiniteGuard()
     for step in range(100):

@@ -28,10 +28,10 @@ from hornbook.plan.gpus import GB, GPUS, SECONDS_OF_A_DAY, SHARE_OF_PEAK, Gpu
 from hornbook.recipes import RECIPES, compose, vocabulary_of
 from hornbook.runs.folder import RunFolder, resolve
 from hornbook.train.config import RunConfig, TrainConfig, override
+from hornbook.train.memory import NAMES as SHORT_NAMES
 from hornbook.train.memory import TrainingMemory, training_memory
 
-TORCH_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-SHORT_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+TORCH_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PILE = ("pile-13m", "pile-2b")
 BYTES_AT_REST = {"fp32": 4, "bf16": 2, "int8": 1}
 IN_BF16 = 2
@@ -80,7 +80,7 @@ class Held:
     """What a GPU holds of it."""
 
     gpu: Gpu
-    numbers: torch.dtype
+    numbers: str
     one: TrainingMemory
     batch: TrainingMemory
     generation_bytes: int
@@ -95,13 +95,13 @@ class Held:
         """The amount of text that it learns from in a day, where it holds the training."""
         if not self.trains:
             return None
-        return self.gpu.tokens_in_a_day(self.flops_per_token, self.numbers is torch.float32)
+        return self.gpu.tokens_in_a_day(self.flops_per_token, self.numbers)
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "name": self.gpu.name,
             "bytes": self.gpu.bytes,
-            "training_in": SHORT_NAMES[self.numbers],
+            "training_in": SHORT_NAMES[TORCH_TYPES[self.numbers]],
             "trains_one_sequence_at_once": self.trains,
             "trains_whole_batch_at_once": self.batch.bytes <= self.gpu.bytes,
             "generates_in_bf16": self.generation_bytes <= self.gpu.bytes,
@@ -160,11 +160,11 @@ class Sizes:
     def gpus(self) -> list[Held]:
         chosen = self.run.train.dtype
         needs = {
-            numbers: (self.memory(1, numbers), self.memory(self.at_once, numbers)) for numbers in TORCH_TYPES.values()
+            name: (self.memory(1, numbers), self.memory(self.at_once, numbers)) for name, numbers in TORCH_TYPES.items()
         }
         held = []
         for gpu in sorted(GPUS, key=lambda gpu: gpu.gigabytes):
-            numbers = TORCH_TYPES[chosen or ("bfloat16" if gpu.bf16 else "float32")]
+            numbers = chosen or gpu.numbers
             held.append(Held(gpu, numbers, *needs[numbers], self.generation_bytes, self.flops()[0]))
         return held
 

@@ -57,8 +57,9 @@ class NonFiniteGuard:
     """Steps whose loss or gradient was not finite. Their updates never reached the weights; too many in a row end the
     run."""
 
-    def __init__(self, in_a_row: int = 0) -> None:
+    def __init__(self, in_a_row: int = 0, dtype: str = "float32") -> None:
         self.in_a_row = in_a_row
+        self._or = ", or --train.dtype float32, which holds larger numbers" if dtype == "float16" else ""
 
     def saw(self, step: int, first_sample: int, sequences: int, finite: bool) -> None:
         if finite:
@@ -70,7 +71,7 @@ class NonFiniteGuard:
         if self.in_a_row >= NON_FINITE_IN_A_ROW:
             raise UserError(
                 f"step {step}: not finite for {self.in_a_row} steps in a row; lower --optim.lr and --optim.matrix-lr, "
-                "or lengthen --schedule.warmup-steps, and train again"
+                f"or lengthen --schedule.warmup-steps, and train again{self._or}"
             )
 
 

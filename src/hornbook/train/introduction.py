@@ -29,7 +29,8 @@ def introduce(run: Run, begin: Path | Origin | None) -> None:
         f"model     {count(model.n_params())} parameters: {model.n_layer} layers, {model.n_head} heads, "
         f"width {model.n_embd}, context {model.context}",
         f"training  {config.sequences * config.window:,} tokens a step ({config.sequences} x {config.window}), "
-        f"on {machine.name}, {machine.dtype}{threads}",
+        f"on {machine.name}{threads}",
+        f"numbers   {machine.dtype}: {machine.why_dtype}{in_short_numbers(run)}",
         f"run       {run.folder} (Ctrl-C stops and saves)",
     ]
     lines.insert(1, f"          {loaded(config, run.loader.order, val['tokens'])}")
@@ -49,6 +50,15 @@ def introduce(run: Run, begin: Path | Origin | None) -> None:
         run.progress.note(line)
     for line in _doubts(config):
         warn(line)
+
+
+def in_short_numbers(run: Run) -> str:
+    """What follows from them."""
+    if run.machine.dtype == "float32":
+        return ""
+    scaler = run.learner.scaler
+    scaled = f", the loss is scaled by {scaler.scale.item():,.0f}" if scaler.scales else ""
+    return f"; weights are kept in float32{scaled}"
 
 
 def loaded(config: RunConfig, order: SampleOrder, val_tokens: int) -> str:

@@ -20,7 +20,7 @@ from hornbook.model.init import untrained
 from hornbook.train.config import RunConfig
 from hornbook.train.guard import smaller_micro_batch
 from hornbook.train.optim import Optimizer, clip_gradients
-from hornbook.train.precision import WorkingCopy
+from hornbook.train.precision import LossScaler, WorkingCopy
 from hornbook.train.recorded import Numbers, StepRecorder, Take
 
 # Where a step can be launched as one (recorded.py).
@@ -37,6 +37,7 @@ class Learner:
         self.model = untrained(config.model).to(self._device).train()
         self.optimizer = Optimizer(self.model, config.optim, machine.torch_dtype)
         self._working = WorkingCopy(self.model, machine.torch_dtype)
+        self.scaler = LossScaler(machine.torch_dtype, self._device)
         self._seed = config.seed
         self._take_step: Callable[[Take, float], Numbers] = self._step
         if self._device.type in RECORDED_ON:
@@ -56,7 +57,8 @@ class Learner:
             self.micro_batch = smaller_micro_batch(self.micro_batch, self._device)
 
     def learn(self, take: Take, step: int, factor: float) -> Numbers:
-        """One step: the loss of its batch and the length of its gradients, once they have changed the weights."""
+        """One step: the loss of its batch, the length of its gradients once they have changed the weights, and by what
+        they were scaled on their way."""
         self._seed = mix_seed(self._config.seed, "step", step)
         torch.manual_seed(self._seed)
         return self._take_step(take, factor)
@@ -69,7 +71,9 @@ class Learner:
         self.weights_are_whole = self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
         self.optimizer.step(factor, skip)
         self.weights_are_whole = True
-        return loss, length
+        scale = self.scaler.scale.clone()
+        self.scaler.update(skip)
+        return loss, length, scale
 
     def gradients(self, take: Take) -> torch.Tensor:
         """The loss of a batch, its gradients left on the model. Where memory runs out, again with smaller
@@ -84,9 +88,10 @@ class Learner:
                 for first in range(0, sequences, self.micro_batch):
                     ids, targets = take(first, min(self.micro_batch, sequences - first))
                     loss = self._working.model(ids, targets) / (sequences * context)
-                    loss.backward()
+                    loss.backward(self.scaler.scale)
                     self._working.collect_gradients()
                     total += loss.detach()
+                self.scaler.unscale(self.model)
                 return self._world.sum(total)
             except RuntimeError as error:
                 if not is_out_of_memory(error):

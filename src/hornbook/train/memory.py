@@ -25,7 +25,7 @@ from hornbook.train.config import RunConfig
 from hornbook.train.optim import grouped, rule_named
 
 FP32 = 4
-NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @dataclass(frozen=True)

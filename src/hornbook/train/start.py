@@ -201,6 +201,7 @@ def _train(
     )
     if isinstance(begin, Path):
         restore(begin, learner)
+        learner.scaler.restore(state.scaler)
     elif begin is not None:
         begin.restore(learner, config)
     elif config.has_head_start:
@@ -219,7 +220,7 @@ def _train(
         loader=Loader(tokens, order, machine.torch_device),
         learner=learner,
         metrics=Metrics(folder, progress, flops, machine.peak_flops, state.logs if goes_on else None),
-        guard=NonFiniteGuard(state.not_finite_in_a_row),
+        guard=NonFiniteGuard(state.not_finite_in_a_row, machine.dtype),
         progress=progress,
         state=state,
         pauses=Pauses(config, order.samples_per_epoch, len(shards.split("val")), machine.torch_device.type),
