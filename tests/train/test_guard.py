@@ -13,7 +13,7 @@ import torch
 from trial import all_of, good_checkpoints, losses, tiniest
 
 from hornbook.base.errors import UserError
-from hornbook.base.machine import is_out_of_memory
+from hornbook.base.machine import free_cache, is_out_of_memory
 from hornbook.model.folder import load_model
 from hornbook.model.gpt import GPT
 from hornbook.runs.folder import RunFolder
@@ -22,7 +22,6 @@ from hornbook.train.guard import (
     NON_FINITE_IN_A_ROW,
     NonFiniteGuard,
     StopSignals,
-    smaller_micro_batch,
 )
 from hornbook.train.learner import Learner
 from hornbook.train.optim import Optimizer
@@ -354,5 +353,7 @@ def test_a_run_that_is_asked_to_stop_and_resumed_is_the_run_left_in_peace(
 def test_memory_that_is_freed_is_given_back_before_trying_again(monkeypatch: pytest.MonkeyPatch) -> None:
     emptied = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(1))
-    assert smaller_micro_batch(9, torch.device("cuda")) == 4
+    free_cache(torch.device("cpu"))
+    assert not emptied
+    free_cache(torch.device("cuda"))
     assert emptied

@@ -207,6 +207,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def free_cache(device: torch.device) -> None:
+    """Give back what the allocator holds for later, so that it can be cut otherwise."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def mix_seed(*parts: object) -> int:
     """A seed from anything that can be printed: the same parts always give the same seed, others give another."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode(errors="surrogatepass")).digest()

@@ -47,6 +47,7 @@ class TrainState:
     seconds: float = 0.0
     micro_batch: int = 0
     compiled: bool | None = None
+    checkpoints_activations: bool | None = None
     not_finite_in_a_row: int = 0
     scaler: dict[str, float] | None = None
     """Of the loss, where it is scaled."""

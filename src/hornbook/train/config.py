@@ -82,6 +82,9 @@ class TrainConfig(Settings):
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Numbers to compute in; when not given, bfloat16 where the machine is fast at it, float16 on GPUs that are fast at
     that alone (T4, V100, P100). Weights are kept in float32."""
+    activation_checkpointing: bool | None = None
+    """Keep of each block only what it reads, and compute it again backwards: far less memory for a third more
+    arithmetic; where one sequence would not fit otherwise, when not given."""
     compile: bool | None = None
     """Compile the model; where it pays, when not given."""
     threads: int | None = Field(None, ge=1)

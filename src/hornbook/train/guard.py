@@ -12,8 +12,6 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-import torch
-
 from hornbook.base.console import warn
 from hornbook.base.errors import UserError
 from hornbook.base.machine import BY_HAND, signals_to_end
@@ -75,12 +73,10 @@ class NonFiniteGuard:
             )
 
 
-def smaller_micro_batch(micro_batch: int, device: torch.device) -> int:
+def smaller_micro_batch(micro_batch: int) -> int:
     """Half as many sequences at once, the batch staying as it is; a UserError where one is too many."""
     if micro_batch == 1:
         raise UserError("out of memory with one sequence at a time; lower --model.context, n-layer or n-embd")
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
     warn(
         f"out of memory with {micro_batch} sequences at once; going on with {micro_batch // 2}, "
         "the batch stays as it is"

@@ -33,6 +33,8 @@ def introduce(run: Run, begin: Path | Origin | None) -> None:
         f"numbers   {machine.dtype}: {machine.why_dtype}{in_short_numbers(run)}",
         f"run       {run.folder} (Ctrl-C stops and saves)",
     ]
+    if run.learner.checkpoints_activations:
+        lines.insert(4, f"memory    {why_checkpointing(config)}")
     lines.insert(1, f"          {loaded(config, run.loader.order, val['tokens'])}")
     lines[1:1] = (f"          {each}" for each in changed_in_reading(shards.manifest))
     if isinstance(begin, Path):
@@ -59,6 +61,12 @@ def in_short_numbers(run: Run) -> str:
     scaler = run.learner.scaler
     scaled = f", the loss is scaled by {scaler.scale.item():,.0f}" if scaler.scales else ""
     return f"; weights are kept in float32{scaled}"
+
+
+def why_checkpointing(config: RunConfig) -> str:
+    asked = config.train.activation_checkpointing is not None
+    why = "as asked for" if asked else "without it, one sequence would not fit"
+    return f"activation checkpointing: {why}; a third more arithmetic"
 
 
 def loaded(config: RunConfig, order: SampleOrder, val_tokens: int) -> str:

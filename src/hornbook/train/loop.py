@@ -200,6 +200,7 @@ def save(run: Run) -> None:
     state, learner = run.state, run.learner
     state.seconds = seconds_since_beginning(run)
     state.micro_batch, state.compiled = learner.micro_batch, learner.compiled
+    state.checkpoints_activations = learner.checkpoints_activations
     state.not_finite_in_a_row, state.scaler = run.guard.in_a_row, learner.scaler.state() or state.scaler
     if run.world.is_first:
         state.logs = run.metrics.sync()
