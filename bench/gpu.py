@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import importlib.util
 import json
 import re
@@ -175,6 +176,7 @@ def measure(
     """Train it for real, and tell what it took; `then` goes on with the run up to other ends. Without `saving`, for a
     model whose checkpoints no disk at hand holds, nothing is kept."""
     on_gpu = torch.cuda.is_available()
+    gc.collect()  # what runs before it held
     if on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -198,7 +200,7 @@ def measure(
     times = [after["seconds"] - before["seconds"] for before, after in pairwise(steps[2:])]
     median = statistics.median(times or [outcome.seconds / outcome.step])
     rate = config.sequences * config.window / median
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[record["machine"]["dtype"]]
+    dtype = getattr(torch, record["machine"]["dtype"])
     predicted = training_memory(config, outline(config.model), watch.micro_batch, dtype, record["machine"]["device"])
     peak = record["machine"]["peak_flops"]
     return {
@@ -214,6 +216,8 @@ def measure(
         "waits_in_steps": dict(watch.waits),
         "losses": [round(steps[place]["loss"], 4) for place in (0, len(steps) // 4, len(steps) // 2, -1)],
         "last_losses": [each["loss"] for each in steps[-3:]],
+        "left_out": [each["step"] for each in steps if each["gradient_length"] is None],
+        "loss_scale": steps[-1].get("loss_scale"),
         "val": [
             (each["step"], round(each["val_loss"], 4), each["val_bits_per_byte"], each["seconds"]) for each in evaluated
         ],
@@ -247,6 +251,21 @@ def by_the_dial(bench: Bench, minutes: float, **knobs: Any) -> Facts:
         "chosen": f"{shape.n_layer} x {shape.n_embd}, {foretold.config.train.batch_tokens} tokens a step",
         "foretold": {"steps": foretold.steps, "bits_per_byte": foretold.bits_per_byte},
     }
+
+
+def checkpointing(bench: Bench, train: dict[str, Any]) -> Facts:
+    """The same steps with activation checkpointing and without, eager and compiled: memory beside what was predicted,
+    speed, losses."""
+    found: Facts = {}
+    for compiled in (False, True):
+        for kept in (True, False):
+            name = f"{'compiled' if compiled else 'eager'}, {'all kept' if kept else 'checkpointing'}"
+            knobs = {**train, "steps": bench.size(12, 5), "compile": compiled, "activation_checkpointing": not kept}
+            found[name] = measure(gpt2_124m(bench, **knobs))
+    for way in ("eager", "compiled"):
+        kept, again = (found[f"{way}, {which}"]["last_losses"] for which in ("all kept", "checkpointing"))
+        found[f"{way}, losses differ by"] = max(abs(one - other) for one, other in zip(kept, again, strict=True))
+    return found
 
 
 # ---- the peer
@@ -376,17 +395,19 @@ def cases(bench: Bench, out: Path | None) -> dict[str, Callable[[], Facts]]:
         found[f"demo {name}"] = lambda name=name: measure(
             override(demo(), minute, {"train": {"compile": name == "compiled"}})
         )
-    for dtype, compiled in (("float32", False), ("bfloat16", False), ("bfloat16", True)):
+    in_half = [(dtype, compiled) for dtype in ("bfloat16", "float16") for compiled in (False, True)]
+    for dtype, compiled in (("float32", False), *in_half):
         knobs = {"dtype": dtype, "compile": compiled}
         name = f"{dtype} {'compiled' if compiled else 'eager'}"
-        found[f"numbers 124m {name}"] = lambda knobs=knobs: measure(gpt2_124m(bench, **short, **knobs))
+        found[f"numbers 124m {name}"] = lambda knobs=knobs: measure(gpt2_124m(bench, **short | many, **knobs))
         found[f"numbers demo {name}"] = lambda knobs=knobs: measure(override(demo(), {"train": many | knobs}))
+    found["checkpointing"] = lambda: checkpointing(bench, short)
     half = gpt2_124m(bench, **short, compile=False).with_(train=TrainConfig(**short | {"steps": 50}, compile=False))
     found["resume"] = lambda: measure(half, then=gpt2_124m(bench, **short))
     if bench.texts is not None:
         for name in ("compiled", "eager"):
             found[f"characters {name}"] = lambda name=name: measure(characters(bench, compile=name == "compiled"))
-        for minutes in (0.02,) if bench.tiny else (0.25, 1.0):
+        for minutes in (0.02,) if bench.tiny else (0.1, 0.25, 1.0):
             found[f"dial characters {minutes}"] = lambda minutes=minutes: by_the_dial(
                 bench,
                 minutes,

@@ -125,6 +125,10 @@ def machine(run: Ended) -> dict[str, Any]:
     return {name: record.get(name) for name in ("device", "dtype", "threads")} | {"refusal": run.refusal}
 
 
+def checkpoints_activations(run: Ended) -> bool:
+    return bool(read_json(RunFolder(run.folder).checkpoints()[0] / "state.json")["checkpoints_activations"])
+
+
 def compilations(run: Ended) -> int:
     return run.compilations
 
@@ -247,6 +251,7 @@ TURNS = {
     "train.snapshots": Turn(True, False, snapshots),
     "train.device": Turn("cpu", "cuda", machine),
     "train.dtype": Turn("float32", "bfloat16"),
+    "train.activation_checkpointing": Turn(None, True, checkpoints_activations),
     "train.compile": Turn(False, True, compilations),
     "train.threads": Turn(1, 2, machine),
 }

@@ -44,7 +44,7 @@ def metrics(tmp_path: Path, shown: io.StringIO) -> Metrics:
 
 def test_a_step_is_a_line_with_these_numbers(metrics: Metrics, tmp_path: Path) -> None:
     metrics.launched(reading(3), torch.tensor(2.5), torch.tensor(0.75))
-    assert metrics.arrived() == [(reading(3), 2.5, 0.75)]
+    assert metrics.arrived() == [(reading(3), 2.5, 0.75, 1.0)]
     metrics.evaluated(3, 3000, 0.3, 0.8, Score(loss=2.0, perplexity=7.389, bits_per_byte=2.885, tokens=100), whole=True)
     metrics.sampled(3, "a", "b")
     metrics.sync()

@@ -47,7 +47,10 @@ class TrainState:
     seconds: float = 0.0
     micro_batch: int = 0
     compiled: bool | None = None
+    checkpoints_activations: bool | None = None
     not_finite_in_a_row: int = 0
+    scaler: dict[str, float] | None = None
+    """Of the loss, where it is scaled."""
     val_loss: float | None = None
     evaluated_at: int = 0
     eval_windows: int | None = None

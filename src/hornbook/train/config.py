@@ -79,9 +79,12 @@ class TrainConfig(Settings):
     """Keep the weights of steps 1, 2, 4, 8 and so on, for looking back; of a large model 1, 4, 16."""
     device: str | None = None
     """cpu, cuda, cuda:1 or mps; the fastest there is when not given."""
-    dtype: Literal["float32", "bfloat16"] | None = None
-    """Numbers to compute in; bfloat16 where the machine is fast at it, when not given. Weights are kept in
-    float32."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Numbers to compute in; when not given, bfloat16 where the machine is fast at it, float16 on GPUs that are fast at
+    that alone (T4, V100, P100). Weights are kept in float32."""
+    activation_checkpointing: bool | None = None
+    """Keep of each block only what it reads, and compute it again backwards: far less memory for a third more
+    arithmetic; where one sequence would not fit otherwise, when not given."""
     compile: bool | None = None
     """Compile the model; where it pays, when not given."""
     threads: int | None = Field(None, ge=1)

@@ -29,9 +29,12 @@ def introduce(run: Run, begin: Path | Origin | None) -> None:
         f"model     {count(model.n_params())} parameters: {model.n_layer} layers, {model.n_head} heads, "
         f"width {model.n_embd}, context {model.context}",
         f"training  {config.sequences * config.window:,} tokens a step ({config.sequences} x {config.window}), "
-        f"on {machine.name}, {machine.dtype}{threads}",
+        f"on {machine.name}{threads}",
+        f"numbers   {machine.dtype}: {machine.why_dtype}{in_short_numbers(run)}",
         f"run       {run.folder} (Ctrl-C stops and saves)",
     ]
+    if run.learner.checkpoints_activations:
+        lines.insert(4, f"memory    {why_checkpointing(config)}")
     lines.insert(1, f"          {loaded(config, run.loader.order, val['tokens'])}")
     lines[1:1] = (f"          {each}" for each in changed_in_reading(shards.manifest))
     if isinstance(begin, Path):
@@ -49,6 +52,21 @@ def introduce(run: Run, begin: Path | Origin | None) -> None:
         run.progress.note(line)
     for line in _doubts(config):
         warn(line)
+
+
+def in_short_numbers(run: Run) -> str:
+    """What follows from them."""
+    if run.machine.dtype == "float32":
+        return ""
+    scaler = run.learner.scaler
+    scaled = f", the loss is scaled by {scaler.scale.item():,.0f}" if scaler.scales else ""
+    return f"; weights are kept in float32{scaled}"
+
+
+def why_checkpointing(config: RunConfig) -> str:
+    asked = config.train.activation_checkpointing is not None
+    why = "as asked for" if asked else "without it, one sequence would not fit"
+    return f"activation checkpointing: {why}; a third more arithmetic"
 
 
 def loaded(config: RunConfig, order: SampleOrder, val_tokens: int) -> str:

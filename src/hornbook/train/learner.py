@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from hornbook.base.machine import Machine, is_out_of_memory, mix_seed
+from hornbook.base.console import warn
+from hornbook.base.machine import Machine, free_cache, is_out_of_memory, mix_seed
 from hornbook.base.world import World
 from hornbook.model.compile import compiled_or_eager
 from hornbook.model.gpt import GPT
@@ -20,7 +21,7 @@ from hornbook.model.init import untrained
 from hornbook.train.config import RunConfig
 from hornbook.train.guard import smaller_micro_batch
 from hornbook.train.optim import Optimizer, clip_gradients
-from hornbook.train.precision import WorkingCopy
+from hornbook.train.precision import LossScaler, WorkingCopy
 from hornbook.train.recorded import Numbers, StepRecorder, Take
 
 # Where a step can be launched as one (recorded.py).
@@ -28,7 +29,15 @@ RECORDED_ON = ("cuda",)
 
 
 class Learner:
-    def __init__(self, config: RunConfig, machine: Machine, world: World, micro_batch: int, compiled: bool) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        machine: Machine,
+        world: World,
+        micro_batch: int,
+        compiled: bool,
+        checkpoints_activations: bool = False,
+    ) -> None:
         self.micro_batch, self.compiled = micro_batch, compiled
         self.weights_are_whole = True  # not in the middle of an update
         self._config, self._machine, self._world = config, machine, world
@@ -37,11 +46,14 @@ class Learner:
         self.model = untrained(config.model).to(self._device).train()
         self.optimizer = Optimizer(self.model, config.optim, machine.torch_dtype)
         self._working = WorkingCopy(self.model, machine.torch_dtype)
+        self.scaler = LossScaler(machine.torch_dtype, self._device)
         self._seed = config.seed
         self._take_step: Callable[[Take, float], Numbers] = self._step
         if self._device.type in RECORDED_ON:
             flops = config.sequences * config.window * config.model.flops_per_token(config.window)
             self._take_step = StepRecorder(self._step, config.sequences, flops, self._device)
+        if checkpoints_activations:
+            self._checkpoint_activations()
 
     def prepare(self) -> None:
         """Compile what computes, where that pays."""
@@ -53,10 +65,15 @@ class Learner:
                 return
             except torch.OutOfMemoryError:
                 pass  # the error holds on to what was allocated, so go on only when it is gone
-            self.micro_batch = smaller_micro_batch(self.micro_batch, self._device)
+            self._take_less_memory()
+
+    @property
+    def checkpoints_activations(self) -> bool:
+        return self._working.model.checkpoints_activations
 
     def learn(self, take: Take, step: int, factor: float) -> Numbers:
-        """One step: the loss of its batch and the length of its gradients, once they have changed the weights."""
+        """One step: the loss of its batch, the length of its gradients once they have changed the weights, and by what
+        they were scaled on their way."""
         self._seed = mix_seed(self._config.seed, "step", step)
         torch.manual_seed(self._seed)
         return self._take_step(take, factor)
@@ -69,7 +86,9 @@ class Learner:
         self.weights_are_whole = self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
         self.optimizer.step(factor, skip)
         self.weights_are_whole = True
-        return loss, length
+        scale = self.scaler.scale.clone()
+        self.scaler.update(skip)
+        return loss, length, scale
 
     def gradients(self, take: Take) -> torch.Tensor:
         """The loss of a batch, its gradients left on the model. Where memory runs out, again with smaller
@@ -84,15 +103,30 @@ class Learner:
                 for first in range(0, sequences, self.micro_batch):
                     ids, targets = take(first, min(self.micro_batch, sequences - first))
                     loss = self._working.model(ids, targets) / (sequences * context)
-                    loss.backward()
+                    loss.backward(self.scaler.scale)
                     self._working.collect_gradients()
                     total += loss.detach()
+                self.scaler.unscale(self.model)
                 return self._world.sum(total)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-            self.micro_batch = smaller_micro_batch(self.micro_batch, self._device)
+            self._take_less_memory()
             self.prepare()
+
+    def _take_less_memory(self) -> None:
+        """Fewer sequences at once; where there is but one, less that is kept of it."""
+        free_cache(self._device)
+        if self.micro_batch > 1 or self.checkpoints_activations or self._config.train.activation_checkpointing is False:
+            self.micro_batch = smaller_micro_batch(self.micro_batch)
+        else:
+            warn("out of memory with one sequence at once; going on with activation checkpointing, more slowly")
+            self._checkpoint_activations()
+
+    def _checkpoint_activations(self) -> None:
+        self._working.model.checkpoints_activations = True
+        if self._config.model.dropout > 0:  # a step that looks at random states cannot be recorded
+            self._take_step = self._step
 
     @contextlib.contextmanager
     def at_rest(self) -> Iterator[GPT]:

@@ -28,6 +28,7 @@ from hornbook.train.guard import NonFiniteGuard, StopSignals
 from hornbook.train.learner import Learner
 from hornbook.train.metrics import MEMORY_EVERY_STEPS, Metrics, StepReading, passed
 from hornbook.train.pauses import Pauses
+from hornbook.train.precision import overflowed
 from hornbook.train.schedule import WHOLE, Extension, lr_factor, share_done
 
 INTERRUPTED = "interrupted"
@@ -82,7 +83,7 @@ def update(run: Run, share: float) -> None:
         return run.loader.take(first_sample + first, count)
 
     factor = lr_factor(config.schedule, state.step, share, run.planned)
-    loss, gradient_length = run.learner.learn(take, state.step, factor)
+    numbers = run.learner.learn(take, state.step, factor)
 
     state.step += 1
     state.sample += config.sequences
@@ -98,7 +99,7 @@ def update(run: Run, share: float) -> None:
         epochs=epochs_of(run),
         memory=memory_in_use(run.machine.device) if state.step % MEMORY_EVERY_STEPS == 1 else None,
     )
-    run.metrics.launched(reading, loss, gradient_length)
+    run.metrics.launched(reading, *numbers)
 
 
 def look_around(run: Run, before: float, asked_to_stop: bool) -> str:
@@ -132,11 +133,17 @@ def look_around(run: Run, before: float, asked_to_stop: bool) -> str:
 def read_numbers(run: Run, everything: bool) -> float | None:
     """Write down the numbers that have arrived from the device; the loss that reached the target, if one did."""
     target = run.config.train.target_loss
-    for reading, loss, gradient_length in run.metrics.arrived(everything):
+    for reading, loss, gradient_length, scale in run.metrics.arrived(everything):
         for line in passed(run.config, reading, run.loader.order.samples_per_epoch):
             run.progress.note(line)
-        finite = math.isfinite(loss) and math.isfinite(gradient_length)
-        run.guard.saw(reading.step, reading.first_sample, run.config.sequences, finite)
+        if overflowed(loss, gradient_length, scale):
+            run.progress.note(
+                f"step {reading.step}: gradients past what float16 holds, as happens; left out, the loss is scaled by "
+                f"{scale / 2:,.0f} from here on"
+            )
+        else:
+            finite = math.isfinite(loss) and math.isfinite(gradient_length)
+            run.guard.saw(reading.step, reading.first_sample, run.config.sequences, finite)
         if target is not None and loss <= target:
             run.state.reached_loss = loss
             return loss
@@ -193,7 +200,8 @@ def save(run: Run) -> None:
     state, learner = run.state, run.learner
     state.seconds = seconds_since_beginning(run)
     state.micro_batch, state.compiled = learner.micro_batch, learner.compiled
-    state.not_finite_in_a_row = run.guard.in_a_row
+    state.checkpoints_activations = learner.checkpoints_activations
+    state.not_finite_in_a_row, state.scaler = run.guard.in_a_row, learner.scaler.state() or state.scaler
     if run.world.is_first:
         state.logs = run.metrics.sync()
         save_checkpoint(run.folder, run.run_id, learner, run.shards.tokenizer, state, run.machine.facts(), run.config)

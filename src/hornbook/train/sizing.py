@@ -58,19 +58,29 @@ def refuse_without_room(config: RunConfig, machine: Machine) -> None:
         )
 
 
-def first_micro_batch(config: RunConfig, machine: Machine) -> int:
+def is_to_checkpoint_activations(config: RunConfig, machine: Machine, before: bool | None = None) -> bool:
+    """As the user says, or as the run did before, or where not even one sequence should fit otherwise."""
+    if config.train.activation_checkpointing is not None:
+        return config.train.activation_checkpointing
+    return config.train.micro_batch is None and not _fits(config, machine, 1, False) if before is None else before
+
+
+def first_micro_batch(config: RunConfig, machine: Machine, checkpoints_activations: bool = False) -> int:
     """How many sequences to compute at once: what the user says, or as many as should fit; where they do not, the
     learner halves it."""
     if config.train.micro_batch is not None:
         return min(config.train.micro_batch, config.sequences)
-    device, room = machine.torch_device.type, 0.8 * machine.memory_bytes
-    most = CPU_TOKENS // config.window if device == "cpu" else config.sequences
-    model, at_once = outline(config.model), config.sequences
-    while at_once > 1 and (
-        at_once > most or training_memory(config, model, at_once, machine.torch_dtype, device).bytes > room
-    ):
+    most = CPU_TOKENS // config.window if machine.device == "cpu" else config.sequences
+    at_once = config.sequences
+    while at_once > 1 and (at_once > most or not _fits(config, machine, at_once, checkpoints_activations)):
         at_once = (at_once + 1) // 2
     return at_once
+
+
+def _fits(config: RunConfig, machine: Machine, at_once: int, checkpoints_activations: bool) -> bool:
+    model, device = outline(config.model), machine.torch_device.type
+    needed = training_memory(config, model, at_once, machine.torch_dtype, device, checkpoints_activations)
+    return needed.bytes <= 0.8 * machine.memory_bytes
 
 
 def is_to_be_compiled(config: RunConfig, machine: Machine, samples_per_epoch: int, before: bool | None) -> bool:

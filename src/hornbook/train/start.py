@@ -52,9 +52,15 @@ from hornbook.train.metrics import Metrics
 from hornbook.train.origin import Origin
 from hornbook.train.pauses import Pauses
 from hornbook.train.schedule import Extension, planned_since
-from hornbook.train.sizing import first_micro_batch, fitted_to, is_to_be_compiled, refuse_without_room
+from hornbook.train.sizing import (
+    first_micro_batch,
+    fitted_to,
+    is_to_be_compiled,
+    is_to_checkpoint_activations,
+    refuse_without_room,
+)
 
-MAY_CHANGE = {*STOPS, "device", "threads"}
+MAY_CHANGE = {*STOPS, "device", "threads", "activation_checkpointing"}
 
 
 @dataclass(frozen=True)
@@ -192,15 +198,18 @@ def _train(
     tokens = shards.split("train")
     order = SampleOrder(config.order, config.seed, shards.fingerprint, len(tokens), config.window, config.sequences)
     state = saved_state(begin, machine.facts()) if isinstance(begin, Path) else TrainState()
+    checkpoints_activations = is_to_checkpoint_activations(config, machine, state.checkpoints_activations)
     learner = Learner(
         config,
         machine,
         world,
-        micro_batch=state.micro_batch or first_micro_batch(config, machine),
+        micro_batch=state.micro_batch or first_micro_batch(config, machine, checkpoints_activations),
         compiled=is_to_be_compiled(config, machine, order.samples_per_epoch, state.compiled),
+        checkpoints_activations=checkpoints_activations,
     )
     if isinstance(begin, Path):
         restore(begin, learner)
+        learner.scaler.restore(state.scaler)
     elif begin is not None:
         begin.restore(learner, config)
     elif config.has_head_start:
@@ -219,7 +228,7 @@ def _train(
         loader=Loader(tokens, order, machine.torch_device),
         learner=learner,
         metrics=Metrics(folder, progress, flops, machine.peak_flops, state.logs if goes_on else None),
-        guard=NonFiniteGuard(state.not_finite_in_a_row),
+        guard=NonFiniteGuard(state.not_finite_in_a_row, machine.dtype),
         progress=progress,
         state=state,
         pauses=Pauses(config, order.samples_per_epoch, len(shards.split("val")), machine.torch_device.type),
