@@ -400,7 +400,9 @@ def cases(bench: Bench, out: Path | None) -> dict[str, Callable[[], Facts]]:
         knobs = {"dtype": dtype, "compile": compiled}
         name = f"{dtype} {'compiled' if compiled else 'eager'}"
         found[f"numbers 124m {name}"] = lambda knobs=knobs: measure(gpt2_124m(bench, **short | many, **knobs))
-        found[f"numbers demo {name}"] = lambda knobs=knobs: measure(override(demo(), {"train": many | knobs}))
+        found[f"numbers demo {name}"] = lambda knobs=knobs: measure(
+            override(miniature(demo()) if bench.tiny else demo(), {"train": many | knobs})
+        )
     found["checkpointing"] = lambda: checkpointing(bench, short)
     half = gpt2_124m(bench, **short, compile=False).with_(train=TrainConfig(**short | {"steps": 50}, compile=False))
     found["resume"] = lambda: measure(half, then=gpt2_124m(bench, **short))
