@@ -135,7 +135,7 @@ def test_a_part_of_the_model_or_of_its_training_is_one_entry(copy: Copy, text_fi
     copy.add("train/optimizers.py", '    "muon": _muon_for_matrices,\n', entry)
     copy.add("train/optimizers.py", '    "muon": "hornbook', '    "lion": "hornbook.train.optim:Lion",\n')
     copy.add("train/optim.py", "@torch.no_grad()\ndef clip_gradients", LION)
-    copy.add("train/schedules.py", '    "cosine": ', '    "root": lambda config, step, done: (1 - done) ** 0.5,\n')
+    copy.add("train/schedules.py", '    "cosine": ', '    "root": lambda config, at: (1 - at.done) ** 0.5,\n')
     copy.add("infer/config.py", "    repetition_penalty: ", TOP_A)
     entry = '    "top_a": lambda likely, share: likely >= share * likely.max(),\n'
     copy.add("infer/sampler.py", '    "min_p": ', entry)

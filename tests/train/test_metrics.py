@@ -27,6 +27,7 @@ def reading(step: int, epoch_samples: int = 40, **more: Any) -> StepReading:
         lr_factor=0.5,
         seconds=step / 4,
         progress=step / 100,
+        before=(step - 1) / 100,
         epochs=4 * step / epoch_samples,
         **more,
     )
@@ -130,10 +131,14 @@ def test_the_end_of_an_epoch_and_the_drop_of_the_rate_are_told() -> None:
     assert list(passed(config, reading(2, 1), 1)) == [f"epoch {epoch} finished in step 2" for epoch in (5, 6, 7, 8)]
     assert sum(bool(list(passed(config, reading(step, 4), 4))) for step in range(1, 1001)) == 100 + 9
     dropping = config.with_(schedule={"kind": "drop", "drop_step": 20, "final_share": 0.1})
-    assert list(passed(dropping, reading(21, 1000), 1000)) == [
-        "learning rate dropped to 0.00025, 0.5 of its height, after step 20"
-    ]
-    assert [*passed(dropping, reading(20, 1000), 1000), *passed(dropping, reading(22, 1000), 1000)] == []
+    by_share = config.with_(schedule={"kind": "drop", "drop_share": 0.2, "final_share": 0.1})
+    for each in (dropping, by_share, by_share.with_(optim={"lr": 2.5e-4, "lr_scale": 2.0})):
+        told = [list(passed(each, reading(step, 1000), 1000)) for step in range(1, 101)]
+        assert {step: lines for step, lines in enumerate(told, 1) if lines} == {
+            20: ["learning rate dropped to 5e-05, 0.1 of its height, after step 20"]
+        }
+    never = config.with_(schedule={"kind": "drop", "drop_step": 100})
+    assert not any(list(passed(never, reading(step, 1000), 1000)) for step in range(1, 101))
 
 
 def test_resuming_cuts_the_logs_back_to_the_lengths_that_were_kept(metrics: Metrics, tmp_path: Path) -> None:

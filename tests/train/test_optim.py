@@ -12,7 +12,7 @@ from hornbook.model.gpt import GPT
 from hornbook.model.init import untrained
 from hornbook.model.loss import cross_entropy_sum
 from hornbook.train.config import OptimConfig
-from hornbook.train.optim import Optimizer, clip_gradients
+from hornbook.train.optim import Optimizer, clip_gradients, grouped
 from hornbook.train.optimizers import OPTIMIZERS
 
 GO, STAY = torch.zeros(()), torch.ones(())
@@ -60,6 +60,12 @@ def test_each_role_has_its_part_rate_and_decay(kind: str, name: str, expected: t
     parameter = dict(model_of(modern(**SIZES)).named_parameters())[name]
     group = OPTIMIZERS[kind](name, parameter.ndim, CONFIG)
     assert (group.rule, group.lr, group.weight_decay) == expected
+
+
+def test_one_knob_scales_every_rate() -> None:
+    model, config = model_of(modern(**SIZES)), CONFIG.with_(lr_scale=2.0)
+    doubled = CONFIG.with_(lr=0.006, embedding_lr=0.6, matrix_lr=0.04)
+    assert list(grouped(model, config)) == list(grouped(model, doubled)) != list(grouped(model, CONFIG))
 
 
 @pytest.mark.parametrize("config", [classic(**SIZES), modern(**SIZES)], ids=["classic", "modern"])

@@ -95,6 +95,7 @@ def update(run: Run, share: float) -> None:
         factor,
         state.seconds,
         progress=share_of(run),
+        before=share,
         epochs=epochs_of(run),
         memory=memory_in_use(run.machine.device) if state.step % MEMORY_EVERY_STEPS == 1 else None,
     )

@@ -44,6 +44,8 @@ class StepReading:
     progress: float
     epochs: float
     """How often the text was read, with this step."""
+    before: float = 0.0
+    """The progress before this step."""
     memory: tuple[int, int] | None = None
     """Bytes of the accelerator's that are taken, and that it has, where this step looked."""
 
@@ -204,9 +206,10 @@ def passed(config: RunConfig, reading: StepReading, samples_per_epoch: int) -> I
     for epoch in range(first, last + 1):
         if epoch <= EPOCHS_TOLD or epoch % EPOCHS_TOLD == 0:
             yield f"epoch {epoch} finished in step {reading.step}"
-    if config.schedule.kind == "drop" and reading.step - 1 == config.schedule.drop_step:
-        share, last = reading.lr_factor, reading.step - 1
-        yield f"learning rate dropped to {config.optim.lr * share:.3g}, {share:.3g} of its height, after step {last}"
+    if config.schedule.dropped_in(reading.step, reading.before, reading.progress):
+        share = config.schedule.final_share
+        lr = config.optim.lr * config.optim.lr_scale * share
+        yield f"learning rate dropped to {lr:.3g}, {share:.3g} of its height, after step {reading.step}"
 
 
 def _epoch(epochs: float) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -75,7 +76,8 @@ def rule_named(name: str) -> type[Rule]:
 def grouped(model: GPT, config: OptimConfig) -> dict[Group, Named]:
     groups: dict[Group, Named] = {}
     for name, parameter in model.named_parameters():
-        groups.setdefault(OPTIMIZERS[config.kind](name, parameter.ndim, config), {})[name] = parameter
+        group = OPTIMIZERS[config.kind](name, parameter.ndim, config)
+        groups.setdefault(replace(group, lr=group.lr * config.lr_scale), {})[name] = parameter
     return groups
 
 

@@ -70,6 +70,8 @@ class OptimConfig(Settings):
     """AdamW's learning rate for the embedding; `lr` when not given."""
     matrix_lr: float = Field(0.02, gt=0)
     """Muon's learning rate."""
+    lr_scale: float = Field(1.0, gt=0)
+    """Multiplies all learning rates."""
     momentum: float = Field(0.95, ge=0, lt=1)
     """Muon's memory of past gradients."""
     weight_decay: float = Field(0.1, ge=0)
