@@ -210,6 +210,7 @@ TURNS = {
     "optim.matrix_lr": Turn(0.02, 0.05),
     "optim.lr_scale": Turn(1.0, 2.0),
     "optim.momentum": Turn(0.95, 0.5),
+    "optim.nesterov": Turn(False, True, losses, {"optim.kind": "sgd"}),
     "optim.weight_decay": Turn(0.1, 1.0),
     "optim.beta1": Turn(0.9, 0.5),
     "optim.beta2": Turn(0.95, 0.5),

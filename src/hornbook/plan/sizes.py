@@ -29,6 +29,7 @@ from hornbook.recipes import RECIPES, compose, vocabulary_of
 from hornbook.runs.folder import RunFolder, resolve
 from hornbook.train.config import RunConfig, TrainConfig, override
 from hornbook.train.memory import TrainingMemory, training_memory
+from hornbook.train.optim import rules_of
 
 TORCH_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SHORT_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
@@ -248,7 +249,7 @@ class Sizes:
         rows += _moments_of(one, 1)
         if self.at_once > 1:
             rows += _moments_of(batch, self.at_once, one)
-        optimizer = "Muon and AdamW" if self.run.optim.kind == "muon" else "AdamW"
+        optimizer = " and ".join(rules_of(self.model, self.run.optim))
         say(
             f"\nTraining with {optimizer}, computing in {SHORT_NAMES[self.numbers]} on a GPU, "
             f"{self.run.sequences:,} x {self.run.window:,} tokens a step.\n"

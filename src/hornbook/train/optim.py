@@ -81,6 +81,12 @@ def grouped(model: GPT, config: OptimConfig) -> dict[Group, Named]:
     return groups
 
 
+def rules_of(model: GPT, config: OptimConfig) -> list[str]:
+    """By which rules a model learns, as the field calls them."""
+    used = {group.rule for group in grouped(model, config)}
+    return [rule_named(name).__name__ for name in RULES if name in used]
+
+
 class AdamW:
     """torch's, in one kernel a group. Its function rather than its class, which imports the compiler: two seconds."""
 
