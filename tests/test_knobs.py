@@ -217,6 +217,7 @@ TURNS = {
     "optim.eps": Turn(1e-8, 1e-3),
     "optim.decay": Turn("matrices", "all", losses, {"optim.weight_decay": 1.0}),
     "optim.clip": Turn(1.0, 0.01),
+    "optim.spike": Turn(0.01, None, losses, {"train.steps": 80}),
     "schedule.kind": Turn("trapezoid", "cosine"),
     "schedule.warmup_steps": Turn(0, 3),
     "schedule.decay_share": Turn(0.5, 1.0),

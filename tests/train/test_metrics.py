@@ -17,6 +17,8 @@ from hornbook.runs.folder import RunFolder
 from hornbook.train.config import RunConfig
 from hornbook.train.metrics import RATE_OVER_STEPS, SHOWN_LOSSES, Metrics, StepReading, passed
 
+NO = torch.zeros(())
+
 
 def reading(step: int, epoch_samples: int = 40, **more: Any) -> StepReading:
     """A thousand tokens each quarter of a second, a hundred steps of four samples in all."""
@@ -44,8 +46,8 @@ def metrics(tmp_path: Path, shown: io.StringIO) -> Metrics:
 
 
 def test_a_step_is_a_line_with_these_numbers(metrics: Metrics, tmp_path: Path) -> None:
-    metrics.launched(reading(3), torch.tensor(2.5), torch.tensor(0.75))
-    assert metrics.arrived() == [(reading(3), 2.5, 0.75)]
+    metrics.launched(reading(3), torch.tensor(2.5), torch.tensor(0.75), NO)
+    assert metrics.arrived() == [(reading(3), 2.5, 0.75, False)]
     metrics.evaluated(3, 3000, 0.3, 0.8, Score(loss=2.0, perplexity=7.389, bits_per_byte=2.885, tokens=100), whole=True)
     metrics.sampled(3, "a", "b")
     metrics.sync()
@@ -66,7 +68,7 @@ def test_rate_and_share_of_the_peak_follow_from_the_last_steps(metrics: Metrics)
     """4,000 tokens a second of 6,000 operations each are 24 million: a quarter of 96 million."""
     assert metrics.tokens_per_second() == 0.0
     for step in range(1, RATE_OVER_STEPS + 20):
-        metrics.launched(reading(step), torch.tensor(1.0), torch.tensor(1.0))
+        metrics.launched(reading(step), torch.tensor(1.0), torch.tensor(1.0), NO)
         metrics.arrived()
     assert metrics.tokens_per_second() == pytest.approx(4000)
     assert metrics.mfu() == pytest.approx(0.25)
@@ -81,7 +83,7 @@ def test_where_the_peak_is_not_known_there_is_no_share_of_it(tmp_path: Path) -> 
 
 def last_line(metrics: Metrics, shown: io.StringIO, losses: list[float], **more: Any) -> list[str]:
     for step, loss in enumerate(losses, 1):
-        metrics.launched(reading(step, **more), torch.tensor(loss), torch.tensor(1.0))
+        metrics.launched(reading(step, **more), torch.tensor(loss), torch.tensor(1.0), NO)
         metrics.arrived()
     return shown.getvalue().rsplit("\r", 1)[1].strip().split("  ")
 
@@ -143,14 +145,14 @@ def test_the_end_of_an_epoch_and_the_drop_of_the_rate_are_told() -> None:
 
 def test_resuming_cuts_the_logs_back_to_the_lengths_that_were_kept(metrics: Metrics, tmp_path: Path) -> None:
     for step in (1, 2):
-        metrics.launched(reading(step), torch.tensor(1.0), torch.tensor(1.0))
+        metrics.launched(reading(step), torch.tensor(1.0), torch.tensor(1.0), NO)
     metrics.arrived()
     kept = metrics.sync()
-    metrics.launched(reading(3), torch.tensor(1.0), torch.tensor(1.0))
+    metrics.launched(reading(3), torch.tensor(1.0), torch.tensor(1.0), NO)
     metrics.arrived()
     metrics.close()
     again = Metrics(RunFolder(tmp_path), Progress(io.StringIO(), live=False), 1, None, kept)
-    again.launched(reading(4), torch.tensor(1.0), torch.tensor(1.0))
+    again.launched(reading(4), torch.tensor(1.0), torch.tensor(1.0), NO)
     again.arrived()
     again.close()
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()

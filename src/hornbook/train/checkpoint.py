@@ -73,7 +73,7 @@ def save_checkpoint(
     notes = {"run_id": run_id, "step": state.step, "val_loss": evaluated}
     with files.staged_folder(run.checkpoint(state.step), notes, aside=True) as staging:
         save_model(learner.model, tokenizer, staging)
-        tensors = {name: tensor.contiguous() for name, tensor in learner.optimizer.tensors().items()}
+        tensors = {name: tensor.contiguous() for name, tensor in learner.tensors().items()}
         safetensors.torch.save_file(tensors, staging / OPTIMIZER)
         files.write_json(staging / STATE, {**asdict(state), "machine": machine, SETTINGS: learned_by(config)})
     # One of a later step was found damaged, or it would have been resumed from: it takes nobody's place.
@@ -147,7 +147,7 @@ def restore(checkpoint: Path, learner: Learner) -> None:
         )
     load_weights(model, checkpoint)
     try:
-        learner.optimizer.restore(read_tensors(checkpoint / OPTIMIZER))
+        learner.restore(read_tensors(checkpoint / OPTIMIZER))
     except (KeyError, ValueError) as error:
         raise UserError(
             f"{checkpoint / OPTIMIZER}: of another optimizer ({error}); put run.json back as it was"

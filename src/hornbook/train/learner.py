@@ -22,6 +22,7 @@ from hornbook.train.guard import smaller_micro_batch
 from hornbook.train.optim import Optimizer, clip_gradients
 from hornbook.train.precision import WorkingCopy
 from hornbook.train.recorded import Numbers, StepRecorder, Take
+from hornbook.train.spikes import Spikes
 
 # Where a step can be launched as one (recorded.py).
 RECORDED_ON = ("cuda",)
@@ -37,6 +38,7 @@ class Learner:
         self.model = untrained(config.model).to(self._device).train()
         self.optimizer = Optimizer(self.model, config.optim, machine.torch_dtype)
         self._working = WorkingCopy(self.model, machine.torch_dtype)
+        self._spikes = Spikes(config.optim.spike, self._device)
         self._seed = config.seed
         self._take_step: Callable[[Take, float], Numbers] = self._step
         if self._device.type in RECORDED_ON:
@@ -56,7 +58,8 @@ class Learner:
             self.micro_batch = smaller_micro_batch(self.micro_batch, self._device)
 
     def learn(self, take: Take, step: int, factor: float) -> Numbers:
-        """One step: the loss of its batch and the length of its gradients, once they have changed the weights."""
+        """One step: the loss of its batch and the length of its gradients, once they have changed the weights, and
+        whether they were left out as a spike."""
         self._seed = mix_seed(self._config.seed, "step", step)
         torch.manual_seed(self._seed)
         return self._take_step(take, factor)
@@ -65,11 +68,12 @@ class Learner:
         loss = self.gradients(take)
         length = clip_gradients(list(self.model.parameters()), self._config.optim.clip)
         # Decided on the device: what is not finite never reaches the weights, and nobody waits to know.
-        skip = 1 - (loss + length).isfinite().float()
+        spike = self._spikes.saw(loss, length)
+        skip = torch.maximum(1 - (loss + length).isfinite().float(), spike)
         self.weights_are_whole = self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
         self.optimizer.step(factor, skip)
         self.weights_are_whole = True
-        return loss, length
+        return loss, length, spike
 
     def gradients(self, take: Take) -> torch.Tensor:
         """The loss of a batch, its gradients left on the model. Where memory runs out, again with smaller
@@ -93,6 +97,14 @@ class Learner:
                     raise
             self.micro_batch = smaller_micro_batch(self.micro_batch, self._device)
             self.prepare()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What must be saved beside the weights for training to go on."""
+        return self.optimizer.tensors() | self._spikes.tensors()
+
+    def restore(self, saved: dict[str, torch.Tensor]) -> None:
+        self._spikes.restore(saved)
+        self.optimizer.restore(saved)
 
     @contextlib.contextmanager
     def at_rest(self) -> Iterator[GPT]:

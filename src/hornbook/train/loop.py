@@ -24,7 +24,7 @@ from hornbook.shards.format import Shards
 from hornbook.shards.order import Batch, Loader
 from hornbook.train.checkpoint import TrainState, save_checkpoint, save_snapshot
 from hornbook.train.config import RunConfig
-from hornbook.train.guard import NonFiniteGuard, StopSignals
+from hornbook.train.guard import NonFiniteGuard, StopSignals, tell_spike
 from hornbook.train.learner import Learner
 from hornbook.train.metrics import MEMORY_EVERY_STEPS, Metrics, StepReading, passed
 from hornbook.train.pauses import Pauses
@@ -82,7 +82,7 @@ def update(run: Run, share: float) -> None:
         return run.loader.take(first_sample + first, count)
 
     factor = lr_factor(config.schedule, state.step, share, run.planned)
-    loss, gradient_length = run.learner.learn(take, state.step, factor)
+    numbers = run.learner.learn(take, state.step, factor)
 
     state.step += 1
     state.sample += config.sequences
@@ -99,7 +99,7 @@ def update(run: Run, share: float) -> None:
         epochs=epochs_of(run),
         memory=memory_in_use(run.machine.device) if state.step % MEMORY_EVERY_STEPS == 1 else None,
     )
-    run.metrics.launched(reading, loss, gradient_length)
+    run.metrics.launched(reading, *numbers)
 
 
 def look_around(run: Run, before: float, asked_to_stop: bool) -> str:
@@ -133,11 +133,13 @@ def look_around(run: Run, before: float, asked_to_stop: bool) -> str:
 def read_numbers(run: Run, everything: bool) -> float | None:
     """Write down the numbers that have arrived from the device; the loss that reached the target, if one did."""
     target = run.config.train.target_loss
-    for reading, loss, gradient_length in run.metrics.arrived(everything):
+    for reading, loss, gradient_length, spike in run.metrics.arrived(everything):
         for line in passed(run.config, reading, run.loader.order.samples_per_epoch):
             run.progress.note(line)
         finite = math.isfinite(loss) and math.isfinite(gradient_length)
         run.guard.saw(reading.step, reading.first_sample, run.config.sequences, finite)
+        if spike:
+            tell_spike(reading.step, reading.first_sample, run.config.sequences, loss, gradient_length)
         if target is not None and loss <= target:
             run.state.reached_loss = loss
             return loss

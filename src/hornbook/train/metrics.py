@@ -70,21 +70,23 @@ class Metrics:
         self._memory: tuple[int, int] | None = None
         self._val_loss: float | None = None
 
-    def launched(self, reading: StepReading, loss: torch.Tensor, gradient_length: torch.Tensor) -> None:
+    def launched(
+        self, reading: StepReading, loss: torch.Tensor, gradient_length: torch.Tensor, spike: torch.Tensor
+    ) -> None:
         """A step is under way; its numbers start towards the host."""
-        numbers = torch.stack([loss.float(), gradient_length.float()])
+        numbers = torch.stack([loss.float(), gradient_length.float(), spike.float()])
         event = None
         if numbers.is_cuda:
-            numbers = torch.empty(2, pin_memory=True).copy_(numbers, non_blocking=True)
+            numbers = torch.empty(len(numbers), pin_memory=True).copy_(numbers, non_blocking=True)
             event = torch.cuda.Event()
             event.record()
         elif numbers.device.type != "cpu":
             numbers = numbers.cpu()
         self._waiting.append((reading, numbers, event))
 
-    def arrived(self, everything: bool = False) -> list[tuple[StepReading, float, float]]:
-        """Steps whose numbers are here, as (reading, loss, gradient length), now written down; on an accelerator the
-        newest is left for the next call, unless `everything` is wanted."""
+    def arrived(self, everything: bool = False) -> list[tuple[StepReading, float, float, bool]]:
+        """Steps whose numbers are here, as (reading, loss, gradient length, whether a spike), now written down; on an
+        accelerator the newest is left for the next call, unless `everything` is wanted."""
         done = []
         while self._waiting:
             reading, numbers, event = self._waiting[0]
@@ -93,9 +95,9 @@ class Metrics:
                     break
                 event.synchronize()
             self._waiting.popleft()
-            loss, length = numbers.tolist()
-            self._write_step(reading, loss, length)
-            done.append((reading, loss, length))
+            loss, length, spike = numbers.tolist()
+            self._write_step(reading, loss, length, bool(spike))
+            done.append((reading, loss, length, bool(spike)))
         return done
 
     def evaluated(
@@ -162,7 +164,7 @@ class Metrics:
         """The share of the accelerator's peak that the model's own arithmetic reaches."""
         return self.tokens_per_second() * self._flops_per_token / self._peak_flops if self._peak_flops else None
 
-    def _write_step(self, reading: StepReading, loss: float, length: float) -> None:
+    def _write_step(self, reading: StepReading, loss: float, length: float, spike: bool) -> None:
         self._recent.append((reading.seconds, reading.tokens))
         self._memory = reading.memory or self._memory
         if math.isfinite(loss):
@@ -176,6 +178,8 @@ class Metrics:
             "lr_factor": reading.lr_factor,
             "seconds": round(reading.seconds, 3),
         }
+        if spike:
+            entry["left_out"] = True
         if reading.memory is not None:
             entry |= dict(zip(("memory_bytes", "memory_total_bytes"), reading.memory, strict=True))
         self._log.write(entry)

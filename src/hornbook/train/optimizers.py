@@ -98,6 +98,8 @@ class OptimConfig(Settings):
     """Added to AdamW's root, against division by zero."""
     clip: float | None = Field(1.0, gt=0)
     """Gradients longer than this are shortened to it."""
+    spike: float | None = Field(20.0, gt=0)
+    """Leave a step out whose loss or gradient lies so many deviations above the last 65 steps; auto: none."""
 
     def mistakes(self) -> Iterator[tuple[str, str]]:
         if self.nesterov and not self.momentum:

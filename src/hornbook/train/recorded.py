@@ -14,7 +14,8 @@ import torch
 from hornbook.base.console import warn
 from hornbook.shards.order import Batch
 
-Numbers = tuple[torch.Tensor, torch.Tensor]
+# The loss of a step, the length of its gradients, and whether they were left out as a spike.
+Numbers = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 # Takes so many samples of the step's batch, from a first on.
 Take = Callable[[int, int], Batch]
 Step = Callable[[Take, "float | torch.Tensor"], Numbers]
@@ -35,7 +36,7 @@ class StepRecorder:
         self._record: _Record | None = None
 
     def __call__(self, take: Take, factor: float) -> Numbers:
-        """The loss of a step and the length of its gradients, its weights changed."""
+        """The numbers of a step, its weights changed."""
         if self._left == 0:
             self._left = None
             try:
