@@ -70,6 +70,10 @@ def last_step(run: Ended) -> int:
     return losses(run)[-1][0]
 
 
+def validation_losses(run: Ended) -> list[tuple[int, float]]:
+    return run.logged("val_loss")
+
+
 def train_losses(run: Ended) -> list[tuple[int, float]]:
     return run.logged("train_loss")
 
@@ -244,6 +248,8 @@ TURNS = {
     # Each micro-batch has dropout of its own.
     "train.micro_batch": Turn(None, 1, losses, {"model.dropout": 0.2}),
     "train.head_start": Turn(None, False, losses, {"model.init": "modern"}),
+    "train.average": Turn(None, "ema", validation_losses),
+    "train.average_share": Turn(0.1, 0.4, validation_losses, {"train.average": "ema"}),
     "train.eval_every_steps": Turn(3, 2, evaluations),
     "train.eval_from_step": Turn(None, 1, evaluations),
     "train.eval_batches": Turn(None, 1, train_losses),

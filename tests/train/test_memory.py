@@ -110,7 +110,7 @@ CASES: dict[str, dict[str, Any]] = {
         "train": {"batch_tokens": 2048, "micro_batch": 2, "dtype": "bfloat16"},
     },
     "Lion, whose updates are the largest": {
-        "model": shape(modern, n_layer=2, n_head=4, n_embd=256, context=32),
+        "model": shape(modern, n_layer=2, n_head=4, n_embd=320, context=32),
         "optim": {"kind": "lion"},
         "train": {"batch_tokens": 64, "micro_batch": 1},
     },
@@ -158,6 +158,12 @@ def test_the_peak_is_what_torch_allocates(case: str, trained: Assemble, tmp_path
     measured = max(each["Total Allocated"] for each in told) - before
     print("RATIO", case, reckoned(run).bytes / measured)
     assert reckoned(run).bytes == pytest.approx(measured, rel=0.1)
+
+
+def test_an_average_of_the_weights_is_reckoned_with(trained: Assemble) -> None:
+    held, plain = (reckoned(trained(train={"average": average})).held for average in ("ema", None))
+    (more,) = [part for part in held if part not in plain]
+    assert (more.what, more.bytes) == ("averaged weights, fp32", held[0].bytes)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -17,6 +17,7 @@ from hornbook.base.world import World
 from hornbook.model.compile import compiled_or_eager
 from hornbook.model.gpt import GPT
 from hornbook.model.init import untrained
+from hornbook.train.average import Average
 from hornbook.train.config import RunConfig
 from hornbook.train.guard import smaller_micro_batch
 from hornbook.train.optim import Optimizer, clip_gradients
@@ -39,6 +40,7 @@ class Learner:
         self.optimizer = Optimizer(self.model, config.optim, machine.torch_dtype)
         self._working = WorkingCopy(self.model, machine.torch_dtype)
         self._spikes = Spikes(config.optim.spike, self._device)
+        self._average = Average(self.model, config.train.average_share) if config.train.average else None
         self._seed = config.seed
         self._take_step: Callable[[Take, float], Numbers] = self._step
         if self._device.type in RECORDED_ON:
@@ -46,7 +48,9 @@ class Learner:
             self._take_step = StepRecorder(self._step, config.sequences, flops, self._device)
 
     def prepare(self) -> None:
-        """Compile what computes, where that pays."""
+        """Compile what computes, where that pays; average from where the weights are, if they are averaged."""
+        if self._average is not None:
+            self._average.begin()
         model = self._working.model
         while self.compiled:
             try:
@@ -72,6 +76,8 @@ class Learner:
         skip = torch.maximum(1 - (loss + length).isfinite().float(), spike)
         self.weights_are_whole = self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
         self.optimizer.step(factor, skip)
+        if self._average is not None:
+            self._average.update(skip)
         self.weights_are_whole = True
         return loss, length, spike
 
@@ -100,16 +106,26 @@ class Learner:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What must be saved beside the weights for training to go on."""
-        return self.optimizer.tensors() | self._spikes.tensors()
+        averaged = self._average.tensors() if self._average is not None else {}
+        return self.optimizer.tensors() | self._spikes.tensors() | averaged
 
     def restore(self, saved: dict[str, torch.Tensor]) -> None:
         self._spikes.restore(saved)
+        if self._average is not None:
+            self._average.restore(saved)
         self.optimizer.restore(saved)
 
     @contextlib.contextmanager
+    def kept(self) -> Iterator[GPT]:
+        """The model that is to be kept: with the newest weights, or their average."""
+        with self._average.in_place() if self._average is not None else contextlib.nullcontext():
+            yield self.model
+
+    @contextlib.contextmanager
     def at_rest(self) -> Iterator[GPT]:
-        """The model that computes, with the newest weights and without dropout."""
-        self._working.refresh()
-        self._working.model.eval()
-        yield self._working.model
-        self._working.model.train()
+        """The model that computes, with the weights that are to be kept and without dropout."""
+        with self.kept():
+            self._working.refresh()
+            self._working.model.eval()
+            yield self._working.model
+            self._working.model.train()

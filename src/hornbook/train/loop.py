@@ -122,7 +122,8 @@ def look_around(run: Run, before: float, asked_to_stop: bool) -> str:
     if due.sample or ended not in ("", INTERRUPTED):
         sample(run)
     if due.snapshot and run.world.is_first:
-        save_snapshot(run.folder, run.run_id, run.learner.model, run.shards.tokenizer, state, knobs.keep_checkpoints)
+        with run.learner.kept() as model:
+            save_snapshot(run.folder, run.run_id, model, run.shards.tokenizer, state, knobs.keep_checkpoints)
     if due.save or ended or (due.evaluate and state.best_step == state.step):
         save(run)
     if state.eval_windows and ended not in ("", INTERRUPTED):
