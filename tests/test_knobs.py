@@ -243,6 +243,9 @@ TURNS = {
     "train.tokens": Turn(100, 200, last_step, NO_STEPS),
     "train.minutes": Turn(0.00001, 0.02, trained_a_while, NO_STEPS),
     "train.target_loss": Turn(None, 100.0, last_step),
+    "train.patience": Turn(
+        None, 1, last_step, {"train.eval_every_steps": 1, "train.steps": 20, "optim.lr_scale": 99.0}
+    ),
     "train.batch_tokens": Turn(64, 32),
     "train.context": Turn(None, 8),
     # Each micro-batch has dropout of its own.

@@ -57,6 +57,8 @@ class TrainState:
     """That an evaluation sees, once it is known; 0: all."""
     best_val_loss: float | None = None
     best_step: int = 0
+    not_better_in_a_row: int = 0
+    """Evaluations since the best one."""
     reached_loss: float | None = None
     logs: dict[str, int] = field(default_factory=dict)
 

@@ -55,6 +55,8 @@ class TrainConfig(Settings):
     """Stop when so much time has passed since the first step, evaluations and saving included, compiling not."""
     target_loss: float | None = Field(None, gt=0)
     """Stop when a step's training loss is not above this."""
+    patience: int | None = Field(None, ge=1)
+    """Stop, before the end that is given otherwise, when so many evaluations in a row were no better than the best."""
     batch_tokens: int = Field(16_384, ge=1, le=2**40)
     """Tokens that each update learns from."""
     context: int | None = Field(None, ge=1)

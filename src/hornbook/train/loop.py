@@ -58,7 +58,7 @@ class Run:
 
 def train(run: Run) -> str:
     """Step until the run is done; how it ended, in a few words."""
-    if share_of(run) >= 1:
+    if share_of(run) >= 1 or out_of_patience(run):
         return "nothing left to do"
     ended = ""
     with StopSignals() as signals, attention_backend(run.machine.device), saved_if_it_fails(run):
@@ -119,6 +119,8 @@ def look_around(run: Run, before: float, asked_to_stop: bool) -> str:
         ended = INTERRUPTED
     if due.evaluate or ended not in ("", INTERRUPTED):
         evaluate(run)
+        if ended in ("", INTERRUPTED):
+            ended = out_of_patience(run) or ended
     if due.sample or ended not in ("", INTERRUPTED):
         sample(run)
     if due.snapshot and run.world.is_first:
@@ -158,10 +160,21 @@ def evaluate(run: Run) -> None:
             train_loss = score(model, run.shards.split("train"), context, 0, at_most).loss
     state.val_loss, state.evaluated_at = result.loss, state.step
     if math.isfinite(result.loss) and (state.best_val_loss is None or result.loss < state.best_val_loss):
-        state.best_val_loss, state.best_step = result.loss, state.step
+        state.best_val_loss, state.best_step, state.not_better_in_a_row = result.loss, state.step, 0
+    else:
+        state.not_better_in_a_row += 1
     run.metrics.evaluated(
         state.step, state.tokens, epochs_of(run), seconds_since_beginning(run), result, at_most is None, train_loss
     )
+
+
+def out_of_patience(run: Run) -> str:
+    """Why it is to end, where its evaluations have not become better for too long."""
+    patience, state = run.config.train.patience, run.state
+    if patience is None or state.not_better_in_a_row < patience:
+        return ""
+    best = f"{state.best_val_loss:.4f} in step {state.best_step}" if state.best_val_loss is not None else "none"
+    return f"no better validation loss in {state.not_better_in_a_row} evaluations (best: {best})"
 
 
 def evaluate_whole(run: Run) -> None:

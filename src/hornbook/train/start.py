@@ -54,7 +54,7 @@ from hornbook.train.pauses import Pauses
 from hornbook.train.schedule import Extension, planned_since
 from hornbook.train.sizing import first_micro_batch, fitted_to, is_to_be_compiled, refuse_without_room
 
-MAY_CHANGE = {*STOPS, "device", "threads"}
+MAY_CHANGE = {*STOPS, "patience", "device", "threads"}
 
 
 @dataclass(frozen=True)
