@@ -25,6 +25,7 @@ from hornbook.train.guard import (
 )
 from hornbook.train.learner import Learner
 from hornbook.train.optim import Optimizer
+from hornbook.train.optimizers import OPTIMIZERS
 from hornbook.train.start import fit, resume
 
 Watched = list[tuple[int, bool]]
@@ -73,7 +74,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Watched]:
     return poison
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize(
     ("where", "value"), [("loss", float("nan")), ("gradient", float("nan")), ("gradient", float("inf"))]
 )

@@ -19,6 +19,7 @@ from hornbook.model.init import outline
 from hornbook.train import loop
 from hornbook.train.config import RunConfig
 from hornbook.train.memory import training_memory
+from hornbook.train.optimizers import OPTIMIZERS
 from hornbook.train.start import fit
 
 Assemble = Callable[..., loop.Run]
@@ -108,6 +109,11 @@ CASES: dict[str, dict[str, Any]] = {
         "model": shape(modern, n_layer=5, n_head=4, n_kv_head=2, n_embd=256, context=512),
         "train": {"batch_tokens": 2048, "micro_batch": 2, "dtype": "bfloat16"},
     },
+    "Lion, whose updates are the largest": {
+        "model": shape(modern, n_layer=2, n_head=4, n_embd=320, context=32),
+        "optim": {"kind": "lion"},
+        "train": {"batch_tokens": 64, "micro_batch": 1},
+    },
     "small, bf16, short windows": {
         "model": shape(modern, n_layer=4, n_head=4, n_embd=128, context=128),
         "optim": ADAMW,
@@ -142,6 +148,7 @@ CASES: dict[str, dict[str, Any]] = {
 QUICK = {
     "small, fp32, Muon",
     "classic, fp32, dropout",
+    "Lion, whose updates are the largest",
     "relu squared, capped, value embeddings, skips",
     "wide and shallow, where Muon's own need is the largest",
     "activation checkpointing",
@@ -169,8 +176,14 @@ def test_the_peak_is_what_torch_allocates(case: str, trained: Assemble, tmp_path
     assert reckoned(run).bytes == pytest.approx(measured, rel=0.1)
 
 
+def test_an_average_of_the_weights_is_reckoned_with(trained: Assemble) -> None:
+    held, plain = (reckoned(trained(train={"average": average})).held for average in ("ema", None))
+    (more,) = [part for part in held if part not in plain]
+    assert (more.what, more.bytes) == ("averaged weights, fp32", held[0].bytes)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("kind", ["muon", "adamw"])
+@pytest.mark.parametrize("kind", OPTIMIZERS)
 @pytest.mark.parametrize("tied", [True, False])
 def test_what_grows_with_the_parameters_is_exact(dtype: str, kind: str, tied: bool, trained: Assemble) -> None:
     run = trained(model={"tied": tied}, optim={"kind": kind}, train={"dtype": dtype, "micro_batch": 4})
@@ -184,8 +197,9 @@ def test_what_grows_with_the_parameters_is_exact(dtype: str, kind: str, tied: bo
     remembered = run.learner.optimizer.tensors()
     assert held["weights"] == size(weights)
     assert held["gradients"] == size(weight.grad for weight in weights)
-    assert held.get("momentum of Muon", 0) == size(t for name, t in remembered.items() if name.startswith("muon."))
-    assert held["moments of AdamW"] == size(t for name, t in remembered.items() if name.startswith("adamw."))
+    for what, rule in (("momentum of Muon", "muon"), ("moments of AdamW", "adamw"), ("momentum of Lion", "lion")):
+        assert held.get(what, 0) == size(t for name, t in remembered.items() if name.startswith(f"{rule}."))
+    assert sum(bytes for what, bytes in held.items() if what.startswith("mom")) == size(remembered.values())
     copied = run.learner._working.model.parameters() if dtype != "float32" else []
     assert held.get("working copy", 0) == size(copied)
     assert all(parameter.grad is None for parameter in copied), "those of the working copy are gone after each piece"

@@ -19,7 +19,7 @@ from hornbook.train.start import fit
 
 
 def recording(act: Callable[[], recorded.Numbers]) -> tuple[Callable[[], None], recorded.Numbers]:
-    places = (torch.zeros(()), torch.zeros(()), torch.zeros(()))
+    places = recorded.Numbers(*(torch.zeros(()) for _ in range(4)))
 
     def replay() -> None:
         for place, number in zip(places, act(), strict=True):

@@ -35,6 +35,7 @@ hornbook trains GPT-style language models from scratch.
   hornbook tokenizer train TEXT --out FILE learn a vocabulary by itself; tokenizer show FILE TEXT
   hornbook import   SOURCE OUT             a model from elsewhere: GPT-2 from the hub, nanoGPT's ckpt.pt, ...
   hornbook export   runs/NAME|MODEL        for other programs: --to hf|gguf|pt
+  hornbook average  runs/NAME --out DIR    the mean of its last checkpoints, as a model
   hornbook verify   PATH                   is every byte as it was written?
   hornbook model    RECIPE|runs/NAME|MODEL its parts, sizes, FLOPs, memory, and the GPUs that hold it
   hornbook recipes                         the runs that have a name
@@ -54,6 +55,7 @@ COMMANDS = {
     "tokenizer": vocabularies.tokenizer,
     "import": models.import_foreign,
     "export": models.export,
+    "average": models.average,
     "verify": models.verify_path,
     "model": models.model,
     "recipes": models.recipes,

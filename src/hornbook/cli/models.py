@@ -85,6 +85,26 @@ def export(words: list[str]) -> int:
     return 0
 
 
+def average(words: list[str]) -> int:
+    parser = parser_of("average", "The mean of the weights of a run's newest checkpoints, as a model folder.")
+    parser.add_argument("run", type=Path, metavar="runs/NAME")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--last", type=int, metavar="N", help="of how many; of all that are kept when not given")
+    given = with_json(parser, words)
+    from hornbook.base.console import command, say
+    from hornbook.exchange.mean import average_checkpoints
+
+    if given.last is not None and given.last < 2:
+        raise UserError(f"--last {given.last}: a mean needs two checkpoints or more")
+    steps = average_checkpoints(given.run, given.out, given.last)
+    if given.json:
+        answer_json({"out": str(given.out), "steps": steps})
+        return 0
+    say(f"written {given.out}, the mean of steps {', '.join(f'{step:,}' for step in steps)}")
+    say(f"next:\n  {command('generate', given.out, '--prompt', 'Once upon a time')}")
+    return 0
+
+
 def model(words: list[str]) -> int:
     if asks_help(words):
         answer(

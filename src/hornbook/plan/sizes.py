@@ -30,6 +30,7 @@ from hornbook.runs.folder import RunFolder, resolve
 from hornbook.train.config import RunConfig, TrainConfig, override
 from hornbook.train.memory import NAMES as SHORT_NAMES
 from hornbook.train.memory import TrainingMemory, training_memory
+from hornbook.train.optim import rules_of
 
 TORCH_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PILE = ("pile-13m", "pile-2b")
@@ -263,7 +264,7 @@ class Sizes:
         rows += _moments_of(one, 1)
         if self.at_once > 1:
             rows += _moments_of(batch, self.at_once, one)
-        optimizer = "Muon and AdamW" if self.run.optim.kind == "muon" else "AdamW"
+        optimizer = " and ".join(rules_of(self.model, self.run.optim))
         say(
             f"\nTraining with {optimizer}, computing in {SHORT_NAMES[self.numbers]} on a GPU, "
             f"{self.run.sequences:,} x {self.run.window:,} tokens a step.\n"

@@ -1,7 +1,8 @@
 """A run's state on disk, so that nothing is ever lost.
 
 In: model, optimizer and the loop's own state after a step.  Out: `checkpoints/step-00001000/`, a model folder with
-`optimizer.safetensors`, `state.json` and a MANIFEST.json over all of it, whole or absent. Restoring takes the newest
+`optimizer.safetensors`, `state.json` and a MANIFEST.json over all of it, whole or absent. Where weights are averaged,
+the average is the model, and those that learn are with the optimizer's. Restoring takes the newest
 one that is as it was written. There are no random states in it: what is random in a step follows from the run's seed
 and the step's number. Of some steps the weights alone are kept for good, in `snapshots/`, for looking back.
 """
@@ -30,6 +31,8 @@ SETTINGS = "settings"
 SAME_FOR_EXACTNESS = ("device", "dtype", "name", "threads", "torch")
 # Weights and two moments in fp32.
 CHECKPOINT_BYTES_OF_A_PARAMETER = 12
+# Beside them the average, where weights are averaged.
+AVERAGE_BYTES_OF_A_PARAMETER = 4
 # Half precision with the longer fraction: a snapshot is to speak as the model did, at half the space, and weights that
 # do not fit its range belong to no model that speaks.
 SNAPSHOT_DTYPE = torch.float16
@@ -57,6 +60,8 @@ class TrainState:
     """That an evaluation sees, once it is known; 0: all."""
     best_val_loss: float | None = None
     best_step: int = 0
+    not_better_in_a_row: int = 0
+    """Evaluations since the best one."""
     reached_loss: float | None = None
     logs: dict[str, int] = field(default_factory=dict)
 
@@ -75,8 +80,9 @@ def save_checkpoint(
     evaluated = state.val_loss if state.evaluated_at == state.step else None
     notes = {"run_id": run_id, "step": state.step, "val_loss": evaluated}
     with files.staged_folder(run.checkpoint(state.step), notes, aside=True) as staging:
-        save_model(learner.model, tokenizer, staging)
-        tensors = {name: tensor.contiguous() for name, tensor in learner.optimizer.tensors().items()}
+        with learner.kept() as model:
+            save_model(model, tokenizer, staging)
+        tensors = {name: tensor.contiguous() for name, tensor in learner.tensors().items()}
         safetensors.torch.save_file(tensors, staging / OPTIMIZER)
         files.write_json(staging / STATE, {**asdict(state), "machine": machine, SETTINGS: learned_by(config)})
     # One of a later step was found damaged, or it would have been resumed from: it takes nobody's place.
@@ -150,7 +156,7 @@ def restore(checkpoint: Path, learner: Learner) -> None:
         )
     load_weights(model, checkpoint)
     try:
-        learner.optimizer.restore(read_tensors(checkpoint / OPTIMIZER))
+        learner.restore(read_tensors(checkpoint / OPTIMIZER))
     except (KeyError, ValueError) as error:
         raise UserError(
             f"{checkpoint / OPTIMIZER}: of another optimizer ({error}); put run.json back as it was"
@@ -168,10 +174,10 @@ def saved_state(checkpoint: Path, machine: dict[str, Any]) -> TrainState:
     return TrainState(**{name: value for name, value in values.items() if name in known})
 
 
-def check_room(run: RunFolder, parameters: int, keep: int) -> None:
+def check_room(run: RunFolder, parameters: int, keep: int, averaged: bool) -> None:
     """Tell before the first step that the checkpoints will not fit, rather than after an hour."""
     # The best one, those kept, and the one being written.
-    needed = CHECKPOINT_BYTES_OF_A_PARAMETER * parameters * (keep + 2)
+    needed = (CHECKPOINT_BYTES_OF_A_PARAMETER + AVERAGE_BYTES_OF_A_PARAMETER * averaged) * parameters * (keep + 2)
     free = files.free_bytes(run.path)
     if free < needed:
         raise MachineError(

@@ -25,7 +25,10 @@ from hornbook.train.schedules import ScheduleConfig as ScheduleConfig
 STOPS = ("steps", "epochs", "tokens", "minutes", "target_loss")
 # Another value of these, and the same text makes other weights.
 LEARNED_BY = ("seed", "order", "model", "optim", "schedule")
-LEARNED_BY_IN_TRAIN = ("batch_tokens", "context", "micro_batch", "dtype", "compile", "head_start")
+LEARNED_BY_IN_TRAIN = (
+    *("batch_tokens", "context", "micro_batch", "dtype", "compile", "head_start"),
+    *("average", "average_share"),
+)
 
 
 class SampleConfig(Settings):
@@ -52,6 +55,8 @@ class TrainConfig(Settings):
     """Stop when so much time has passed since the first step, evaluations and saving included, compiling not."""
     target_loss: float | None = Field(None, gt=0)
     """Stop when a step's training loss is not above this."""
+    patience: int | None = Field(None, ge=1)
+    """Stop, before the end that is given otherwise, when so many evaluations in a row were no better than the best."""
     batch_tokens: int = Field(16_384, ge=1, le=2**40)
     """Tokens that each update learns from."""
     context: int | None = Field(None, ge=1)
@@ -59,6 +64,10 @@ class TrainConfig(Settings):
     head_start: bool | None = None
     """Begin with what counted pairs of tokens tell, so that the first guesses are a table's; where blocks begin as the
     identity and the head is the model's own, when not given."""
+    average: Literal["ema"] | None = None
+    """Evaluate, sample and keep the weights' moving average in place of the newest ones."""
+    average_share: float = Field(0.1, gt=0, le=0.5)
+    """How far it reaches back: on average this share of the steps so far; 0.5 is the plain mean of them all."""
     micro_batch: int | None = Field(None, ge=1)
     """Sequences that are computed at once; what fits, when not given."""
     eval_every_steps: int | None = Field(None, ge=1)

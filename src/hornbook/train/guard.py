@@ -64,13 +64,25 @@ class NonFiniteGuard:
             self.in_a_row = 0
             return
         self.in_a_row += 1
-        samples = f"samples {first_sample} to {first_sample + sequences - 1}"
+        samples = _samples(first_sample, sequences)
         warn(f"step {step}: loss or gradient is not finite; left out ({samples}), the weights stay as they were")
         if self.in_a_row >= NON_FINITE_IN_A_ROW:
             raise UserError(
                 f"step {step}: not finite for {self.in_a_row} steps in a row; lower --optim.lr and --optim.matrix-lr, "
                 f"or lengthen --schedule.warmup-steps, and train again{self._or}"
             )
+
+
+def tell_spike(step: int, first_sample: int, sequences: int, loss: float, length: float) -> None:
+    """Of a step that was left out as one (spikes.py)."""
+    warn(
+        f"step {step}: loss {loss:.3f}, gradient {length:,.2f}, far beyond the steps before; left out "
+        f"({_samples(first_sample, sequences)}), the weights stay as they were"
+    )
+
+
+def _samples(first: int, count: int) -> str:
+    return f"samples {first} to {first + count - 1}"
 
 
 def smaller_micro_batch(micro_batch: int) -> int:

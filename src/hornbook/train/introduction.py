@@ -17,6 +17,8 @@ from hornbook.shards.prepare import changed_in_reading
 from hornbook.train.config import RunConfig
 from hornbook.train.loop import Run
 from hornbook.train.origin import Origin
+from hornbook.train.pauses import steps_in_all
+from hornbook.train.schedule import doubts_of
 
 
 def introduce(run: Run, begin: Path | Origin | None) -> None:
@@ -50,7 +52,7 @@ def introduce(run: Run, begin: Path | Origin | None) -> None:
         lines.append("weights   random; embedding and head know from counting which token follows which")
     for line in lines:
         run.progress.note(line)
-    for line in _doubts(config):
+    for line in _doubts(config, run.loader.order.samples_per_epoch):
         warn(line)
 
 
@@ -84,8 +86,10 @@ def loaded(config: RunConfig, order: SampleOrder, val_tokens: int) -> str:
     )
 
 
-def _doubts(config: RunConfig) -> Iterator[str]:
+def _doubts(config: RunConfig, samples_per_epoch: int) -> Iterator[str]:
     """What a person would hardly mean, though it was published so."""
+    if (steps := steps_in_all(config, samples_per_epoch, 0, 0.0)) is not None:
+        yield from doubts_of(config.schedule, steps)
     if (share := config.schedule.final_share) > 1 and config.schedule.kind != "constant":
         yield f"the learning rate rises to {share:g} times what it warms up to, as --schedule.final-share says"
     if (

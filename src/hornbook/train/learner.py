@@ -18,11 +18,13 @@ from hornbook.base.world import World
 from hornbook.model.compile import compiled_or_eager
 from hornbook.model.gpt import GPT
 from hornbook.model.init import untrained
+from hornbook.train.average import Average
 from hornbook.train.config import RunConfig
 from hornbook.train.guard import smaller_micro_batch
 from hornbook.train.optim import Optimizer, clip_gradients
 from hornbook.train.precision import LossScaler, WorkingCopy
 from hornbook.train.recorded import Numbers, StepRecorder, Take
+from hornbook.train.spikes import Spikes
 
 # Where a step can be launched as one (recorded.py).
 RECORDED_ON = ("cuda",)
@@ -47,6 +49,8 @@ class Learner:
         self.optimizer = Optimizer(self.model, config.optim, machine.torch_dtype)
         self._working = WorkingCopy(self.model, machine.torch_dtype)
         self.scaler = LossScaler(machine.torch_dtype, self._device)
+        self._spikes = Spikes(config.optim.spike, self._device)
+        self._average = Average(self.model, config.train.average_share) if config.train.average else None
         self._seed = config.seed
         self._take_step: Callable[[Take, float], Numbers] = self._step
         if self._device.type in RECORDED_ON:
@@ -56,7 +60,9 @@ class Learner:
             self._checkpoint_activations()
 
     def prepare(self) -> None:
-        """Compile what computes, where that pays."""
+        """Compile what computes, where that pays; average from where the weights are, if they are averaged."""
+        if self._average is not None:
+            self._average.begin()
         model = self._working.model
         while self.compiled:
             try:
@@ -72,8 +78,8 @@ class Learner:
         return self._working.model.checkpoints_activations
 
     def learn(self, take: Take, step: int, factor: float) -> Numbers:
-        """One step: the loss of its batch, the length of its gradients once they have changed the weights, and by what
-        they were scaled on their way."""
+        """One step: its loss, the length of its gradients once they have changed the weights, whether it was left out
+        as a spike, and by what its loss was scaled."""
         self._seed = mix_seed(self._config.seed, "step", step)
         torch.manual_seed(self._seed)
         return self._take_step(take, factor)
@@ -82,13 +88,16 @@ class Learner:
         loss = self.gradients(take)
         length = clip_gradients(list(self.model.parameters()), self._config.optim.clip)
         # Decided on the device: what is not finite never reaches the weights, and nobody waits to know.
-        skip = 1 - (loss + length).isfinite().float()
+        overflowed, spike = 1 - (loss + length).isfinite().float(), self._spikes.saw(loss, length)
+        skip = torch.maximum(overflowed, spike)
         self.weights_are_whole = self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
         self.optimizer.step(factor, skip)
+        if self._average is not None:
+            self._average.update(skip)
         self.weights_are_whole = True
         scale = self.scaler.scale.clone()
-        self.scaler.update(skip)
-        return loss, length, scale
+        self.scaler.update(overflowed)
+        return Numbers(loss, length, spike, scale)
 
     def gradients(self, take: Take) -> torch.Tensor:
         """The loss of a batch, its gradients left on the model. Where memory runs out, again with smaller
@@ -128,10 +137,28 @@ class Learner:
         if self._config.model.dropout > 0:  # a step that looks at random states cannot be recorded
             self._take_step = self._step
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What must be saved beside the weights for training to go on."""
+        averaged = self._average.tensors() if self._average is not None else {}
+        return self.optimizer.tensors() | self._spikes.tensors() | averaged
+
+    def restore(self, saved: dict[str, torch.Tensor]) -> None:
+        self._spikes.restore(saved)
+        if self._average is not None:
+            self._average.restore(saved)
+        self.optimizer.restore(saved)
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[GPT]:
+        """The model that is to be kept: with the newest weights, or their average."""
+        with self._average.in_place() if self._average is not None else contextlib.nullcontext():
+            yield self.model
+
     @contextlib.contextmanager
     def at_rest(self) -> Iterator[GPT]:
-        """The model that computes, with the newest weights and without dropout."""
-        self._working.refresh()
-        self._working.model.eval()
-        yield self._working.model
-        self._working.model.train()
+        """The model that computes, with the weights that are to be kept and without dropout."""
+        with self.kept():
+            self._working.refresh()
+            self._working.model.eval()
+            yield self._working.model
+            self._working.model.train()

@@ -24,11 +24,10 @@ from hornbook.shards.format import Shards
 from hornbook.shards.order import Batch, Loader
 from hornbook.train.checkpoint import TrainState, save_checkpoint, save_snapshot
 from hornbook.train.config import RunConfig
-from hornbook.train.guard import NonFiniteGuard, StopSignals
+from hornbook.train.guard import NonFiniteGuard, StopSignals, tell_spike
 from hornbook.train.learner import Learner
 from hornbook.train.metrics import MEMORY_EVERY_STEPS, Metrics, StepReading, passed
 from hornbook.train.pauses import Pauses
-from hornbook.train.precision import overflowed
 from hornbook.train.schedule import WHOLE, Extension, lr_factor, share_done
 
 INTERRUPTED = "interrupted"
@@ -59,7 +58,7 @@ class Run:
 
 def train(run: Run) -> str:
     """Step until the run is done; how it ended, in a few words."""
-    if share_of(run) >= 1:
+    if share_of(run) >= 1 or out_of_patience(run):
         return "nothing left to do"
     ended = ""
     with StopSignals() as signals, attention_backend(run.machine.device), saved_if_it_fails(run):
@@ -96,10 +95,11 @@ def update(run: Run, share: float) -> None:
         factor,
         state.seconds,
         progress=share_of(run),
+        before=share,
         epochs=epochs_of(run),
         memory=memory_in_use(run.machine.device) if state.step % MEMORY_EVERY_STEPS == 1 else None,
     )
-    run.metrics.launched(reading, *numbers)
+    run.metrics.launched(reading, numbers)
 
 
 def look_around(run: Run, before: float, asked_to_stop: bool) -> str:
@@ -119,10 +119,13 @@ def look_around(run: Run, before: float, asked_to_stop: bool) -> str:
         ended = INTERRUPTED
     if due.evaluate or ended not in ("", INTERRUPTED):
         evaluate(run)
+        if ended in ("", INTERRUPTED):
+            ended = out_of_patience(run) or ended
     if due.sample or ended not in ("", INTERRUPTED):
         sample(run)
     if due.snapshot and run.world.is_first:
-        save_snapshot(run.folder, run.run_id, run.learner.model, run.shards.tokenizer, state, knobs.keep_checkpoints)
+        with run.learner.kept() as model:
+            save_snapshot(run.folder, run.run_id, model, run.shards.tokenizer, state, knobs.keep_checkpoints)
     if due.save or ended or (due.evaluate and state.best_step == state.step):
         save(run)
     if state.eval_windows and ended not in ("", INTERRUPTED):
@@ -133,20 +136,21 @@ def look_around(run: Run, before: float, asked_to_stop: bool) -> str:
 def read_numbers(run: Run, everything: bool) -> float | None:
     """Write down the numbers that have arrived from the device; the loss that reached the target, if one did."""
     target = run.config.train.target_loss
-    for reading, loss, gradient_length, scale in run.metrics.arrived(everything):
+    for reading, told in run.metrics.arrived(everything):
         for line in passed(run.config, reading, run.loader.order.samples_per_epoch):
             run.progress.note(line)
-        if overflowed(loss, gradient_length, scale):
+        if told.overflowed:
             run.progress.note(
                 f"step {reading.step}: gradients past what float16 holds, as happens; left out, the loss is scaled by "
-                f"{scale / 2:,.0f} from here on"
+                f"{told.scale / 2:,.0f} from here on"
             )
         else:
-            finite = math.isfinite(loss) and math.isfinite(gradient_length)
-            run.guard.saw(reading.step, reading.first_sample, run.config.sequences, finite)
-        if target is not None and loss <= target:
-            run.state.reached_loss = loss
-            return loss
+            run.guard.saw(reading.step, reading.first_sample, run.config.sequences, told.finite)
+        if told.spike:
+            tell_spike(reading.step, reading.first_sample, run.config.sequences, told.loss, told.gradient_length)
+        if target is not None and told.loss <= target:
+            run.state.reached_loss = told.loss
+            return told.loss
     return None
 
 
@@ -161,10 +165,21 @@ def evaluate(run: Run) -> None:
             train_loss = score(model, run.shards.split("train"), context, 0, at_most).loss
     state.val_loss, state.evaluated_at = result.loss, state.step
     if math.isfinite(result.loss) and (state.best_val_loss is None or result.loss < state.best_val_loss):
-        state.best_val_loss, state.best_step = result.loss, state.step
+        state.best_val_loss, state.best_step, state.not_better_in_a_row = result.loss, state.step, 0
+    else:
+        state.not_better_in_a_row += 1
     run.metrics.evaluated(
         state.step, state.tokens, epochs_of(run), seconds_since_beginning(run), result, at_most is None, train_loss
     )
+
+
+def out_of_patience(run: Run) -> str:
+    """Why it is to end, where its evaluations have not become better for too long."""
+    patience, state = run.config.train.patience, run.state
+    if patience is None or state.not_better_in_a_row < patience:
+        return ""
+    best = f"{state.best_val_loss:.4f} in step {state.best_step}" if state.best_val_loss is not None else "none"
+    return f"no better validation loss in {state.not_better_in_a_row} evaluations (best: {best})"
 
 
 def evaluate_whole(run: Run) -> None:

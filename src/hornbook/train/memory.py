@@ -84,6 +84,8 @@ def training_memory(
         name = NAMES[dtype]
         held.append(Share(f"working copy, {name}", f"{count:,} x {dtype.itemsize}", dtype.itemsize * count))
     held += optimizer_parts(config, model)
+    if config.train.average:
+        held.append(Share("averaged weights, fp32", f"{count:,} x {FP32}", FP32 * count))
     gradients = Share("gradients, fp32", f"{count:,} x {FP32}", FP32 * count)
     several = at_once < config.sequences
     before = [gradients] if several else []

@@ -8,7 +8,6 @@ at 0.00000006, so there the loss is scaled before its gradients are computed, an
 from __future__ import annotations
 
 import copy
-import math
 
 import torch
 
@@ -44,11 +43,6 @@ class WorkingCopy:
             assert worker.grad is not None
             master.grad = worker.grad.float() if master.grad is None else master.grad.add_(worker.grad)
             worker.grad = None
-
-
-def overflowed(loss: float, gradient_length: float, scale: float) -> bool:
-    """Whether gradients were not finite for their scale alone, which can still fall: nothing is wrong with the run."""
-    return math.isfinite(loss) and not math.isfinite(gradient_length) and scale > LEAST_SCALE
 
 
 class LossScaler:

@@ -8,14 +8,23 @@ million parameters at 2,048 tokens a step take 19 ms on an H200 whose host is bu
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
 from hornbook.base.console import warn
 from hornbook.shards.order import Batch
 
-# The loss of a step, the length of its gradients, and by what the loss was scaled.
-Numbers = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+class Numbers(NamedTuple):
+    """Of a step, each a number on the device."""
+
+    loss: torch.Tensor
+    gradient_length: torch.Tensor
+    spike: torch.Tensor  # 1 where the step was left out as one
+    scale: torch.Tensor  # by which the loss was scaled
+
+
 # Takes so many samples of the step's batch, from a first on.
 Take = Callable[[int, int], Batch]
 Step = Callable[[Take, "float | torch.Tensor"], Numbers]

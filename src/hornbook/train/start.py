@@ -60,7 +60,7 @@ from hornbook.train.sizing import (
     refuse_without_room,
 )
 
-MAY_CHANGE = {*STOPS, "device", "threads", "activation_checkpointing"}
+MAY_CHANGE = {*STOPS, "patience", "device", "threads", "activation_checkpointing"}
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def _train(
     if machine.device == "cpu":
         keep_freed_memory()
     refuse_without_room(config, machine)
-    check_room(folder, config.model.n_params(), config.train.keep_checkpoints)
+    check_room(folder, config.model.n_params(), config.train.keep_checkpoints, config.train.average is not None)
     tokens = shards.split("train")
     order = SampleOrder(config.order, config.seed, shards.fingerprint, len(tokens), config.window, config.sequences)
     state = saved_state(begin, machine.facts()) if isinstance(begin, Path) else TrainState()
