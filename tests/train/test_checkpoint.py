@@ -13,6 +13,8 @@ import json
 import os
 import shutil
 import subprocess
+import threading
+import time
 from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
@@ -21,7 +23,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from trial import all_of, exact, good_checkpoints, knob_words, learned, leftovers, metrics, snapshots, tiniest
+from trial import all_of, exact, good_checkpoints, knob_words, learned, leftovers, metrics, settle, snapshots, tiniest
 
 from effort import long
 from hornbook.base import files, ours
@@ -45,34 +47,47 @@ class Killed(BaseException):
     """Not an Exception: nothing may catch it and carry on."""
 
 
+# Of an operation: whether it is the loop's or of the thread beside it, and its number among those.
+Operation = tuple[bool, int]
+
+
 class Disk:
-    """Stands in for files._step: counts operations, and from the one numbered `last` on, is dead."""
+    """Stands in for files._step: counts operations, and from the one called `last` on, is dead."""
 
     def __init__(
-        self, last: int | None = None, half: bool = False, after_each: Callable[[], None] | None = None
+        self, last: Operation | None = None, half: bool = False, after_each: Callable[[], None] | None = None
     ) -> None:
-        self.kinds: list[str] = []
+        self.kinds: dict[bool, list[str]] = {True: [], False: []}
         self._last = last
         self._half = half
         self._after_each = after_each
+        self._dead = False
+        self._loop, self._one_at_a_time = threading.current_thread(), threading.RLock()
 
     def __call__(self, kind: str, path: Path, act: Callable[[], Any]) -> Any:
-        number = len(self.kinds)
-        self.kinds.append(kind)
-        if self._last is not None and number >= self._last:
-            if number == self._last and self._half:
-                for file in sorted(path.rglob("*"))[:3]:
-                    file.unlink()
-            raise Killed
-        result = act()
-        if self._after_each is not None:
-            self._after_each()
-        return result
+        with self._one_at_a_time:
+            of_loop = threading.current_thread() is self._loop
+            operation = (of_loop, len(self.kinds[of_loop]))
+            self.kinds[of_loop].append(kind)
+            if not self._dead and operation == self._last:
+                self._dead = True
+                if self._half:
+                    for file in sorted(path.rglob("*"))[:3]:
+                        file.unlink()
+            if self._dead:
+                raise Killed
+            result = act()
+            if self._after_each is not None:
+                self._after_each()
+            return result
+
+    def operations(self) -> list[tuple[Operation, str]]:
+        return [((of_loop, number), kind) for of_loop, kinds in self.kinds.items() for number, kind in enumerate(kinds)]
 
 
-def chosen(whole: Disk, every: int) -> list[int]:
-    """The numbers of its removals and renamings, and of so many of the other operations."""
-    return [number for number, kind in enumerate(whole.kinds) if kind in REMOVALS or number % every == 0]
+def chosen(whole: Disk, every: int) -> list[Operation]:
+    """Its removals and renamings, and so many of the other operations."""
+    return [each for each, kind in whole.operations() if kind in REMOVALS or each[1] % every == 0]
 
 
 @pytest.fixture
@@ -80,10 +95,17 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Any]:
     """Puts a Disk in place, or takes another's."""
 
     def put(step: Any) -> Any:
+        settle()
         monkeypatch.setattr(files, "_step", step)
         return step
 
     return put
+
+
+def wait_for(run: Path, step: int) -> None:
+    """Until the checkpoint of a step, which is written beside training, is there."""
+    while not RunFolder(run).checkpoint(step).is_dir():
+        time.sleep(0.001)
 
 
 @pytest.fixture(scope="session")
@@ -100,6 +122,7 @@ def half_way(short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     def kill_in_step_four(config: ScheduleConfig, step: int, *share: Any) -> float:
         if step == 3:
+            wait_for(tmp_path / "run", step)
             raise Killed
         return lr_factor(config, step, *share)
 
@@ -107,6 +130,7 @@ def half_way(short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         patch.setattr("hornbook.train.loop.lr_factor", kill_in_step_four)
         with pytest.raises(Killed):
             fit(tiniest(short_text), tmp_path / "run")
+    settle()
     assert good_checkpoints(tmp_path / "run") == [3, 2]
     return tmp_path / "run"
 
@@ -120,10 +144,10 @@ def test_a_kill_before_any_operation_of_a_run_loses_nothing(
     open_or_prepare(config.data, config.tokenizer, config.shards)
     whole = disk(Disk())
     fit(config, tmp_path / "whole")
-    removals = [number for number, kind in enumerate(whole.kinds) if kind == "rmtree"]
-    assert len(whole.kinds) > 50
+    removals = [each for each, kind in whole.operations() if kind == "rmtree"]
+    assert min(map(len, whole.kinds.values())) > 25
     assert removals
-    for last, half in [(number, False) for number in chosen(whole, every)] + [(number, True) for number in removals]:
+    for last, half in [(each, False) for each in chosen(whole, every)] + [(each, True) for each in removals]:
         run = tmp_path / f"{last}-{half}"
         disk(Disk(last, half))
         with pytest.raises(Killed):
@@ -514,6 +538,7 @@ def test_a_disk_that_really_fills_ends_with_one_line(
 
     def fill(config: ScheduleConfig, step: int, *share: Any) -> float:
         if what_fills_it == "another program" and step == 2:
+            wait_for(run, step)
             with contextlib.suppress(OSError), open(place / "other", "wb", buffering=0) as other:
                 while True:
                     other.write(bytes(4096))

@@ -8,6 +8,7 @@ and the step's number. Of some steps the weights alone are kept for good, in `sn
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from hornbook.base import files
 from hornbook.base.console import count, warn
 from hornbook.base.errors import MachineError, UserError
-from hornbook.model.folder import load_config, load_weights, read_tensors, save_model
+from hornbook.model.folder import load_config, load_weights, read_tensors, save_model, save_weights
 from hornbook.model.gpt import GPT
 from hornbook.runs.folder import CHECKPOINTS, OPTIMIZER, SNAPSHOTS, STATE, RunFolder, step_of
 from hornbook.text.tokenizer import Tokenizer
@@ -61,22 +62,50 @@ class TrainState:
     logs: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Learned:
+    """What training changes."""
+
+    weights: dict[str, torch.Tensor]
+    moments: dict[str, torch.Tensor]
+
+    @classmethod
+    def of(cls, learner: Learner) -> Learned:
+        return cls(learner.model.state_dict(), learner.optimizer.tensors())
+
+    def copied(self) -> Learned:
+        return Learned(copied(self.weights), copied(self.moments))
+
+
+def copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As they are at this moment, in main memory; from a GPU into pinned memory, which it fills many times as fast.
+    Names of the same tensor, as of tied weights, stay so."""
+    copies: dict[tuple[int, torch.Size], torch.Tensor] = {}
+    for each in tensors.values():
+        if (place := (each.data_ptr(), each.shape)) not in copies:
+            room = torch.empty(each.shape, dtype=each.dtype, pin_memory=each.is_cuda)
+            copies[place] = room.copy_(each, non_blocking=each.is_cuda)
+    if any(each.is_cuda for each in tensors.values()):
+        torch.cuda.current_stream().synchronize()
+    return {name: copies[each.data_ptr(), each.shape] for name, each in tensors.items()}
+
+
 def save_checkpoint(
     run: RunFolder,
     run_id: str,
-    learner: Learner,
     tokenizer: Tokenizer,
-    state: TrainState,
     machine: dict[str, Any],
     config: RunConfig,
+    learned: Learned,
+    state: TrainState,
 ) -> None:
     """Write the checkpoint of this step, then let go of those that are neither newest nor best."""
     keep = config.train.keep_checkpoints
     evaluated = state.val_loss if state.evaluated_at == state.step else None
     notes = {"run_id": run_id, "step": state.step, "val_loss": evaluated}
     with files.staged_folder(run.checkpoint(state.step), notes, aside=True) as staging:
-        save_model(learner.model, tokenizer, staging)
-        tensors = {name: tensor.contiguous() for name, tensor in learner.optimizer.tensors().items()}
+        save_weights(config.model, learned.weights, tokenizer, staging)
+        tensors = {name: tensor.contiguous() for name, tensor in learned.moments.items()}
         safetensors.torch.save_file(tensors, staging / OPTIMIZER)
         files.write_json(staging / STATE, {**asdict(state), "machine": machine, SETTINGS: learned_by(config)})
     # One of a later step was found damaged, or it would have been resumed from: it takes nobody's place.

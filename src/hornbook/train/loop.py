@@ -22,13 +22,14 @@ from hornbook.model.folder import load_weights
 from hornbook.runs.folder import RunFolder
 from hornbook.shards.format import Shards
 from hornbook.shards.order import Batch, Loader
-from hornbook.train.checkpoint import TrainState, save_checkpoint, save_snapshot
+from hornbook.train.checkpoint import TrainState, save_snapshot
 from hornbook.train.config import RunConfig
 from hornbook.train.guard import NonFiniteGuard, StopSignals
 from hornbook.train.learner import Learner
 from hornbook.train.metrics import MEMORY_EVERY_STEPS, Metrics, StepReading, passed
 from hornbook.train.pauses import Pauses
 from hornbook.train.precision import overflowed
+from hornbook.train.saving import Saver
 from hornbook.train.schedule import WHOLE, Extension, lr_factor, share_done
 
 INTERRUPTED = "interrupted"
@@ -51,9 +52,9 @@ class Run:
     progress: Progress
     state: TrainState
     pauses: Pauses
+    saver: Saver
     began: float = 0.0  # when the run's clock would have been started, had the run never been interrupted
     planned: Extension = WHOLE  # since when the learning rate has followed its plan
-    saved_step: int = 0
     saved_seconds: float = 0.0
 
 
@@ -69,6 +70,7 @@ def train(run: Run) -> str:
         if run.state.step == 0 and (run.config.train.eval_from_step is not None or known_already):
             evaluate(run)
         while not ended:
+            run.saver.look()
             before = share_of(run)
             update(run, before)
             ended = look_around(run, before, run.world.any(signals.asked > 0))
@@ -125,6 +127,8 @@ def look_around(run: Run, before: float, asked_to_stop: bool) -> str:
         save_snapshot(run.folder, run.run_id, run.learner.model, run.shards.tokenizer, state, knobs.keep_checkpoints)
     if due.save or ended or (due.evaluate and state.best_step == state.step):
         save(run)
+    if ended:
+        run.saver.wait()
     if state.eval_windows and ended not in ("", INTERRUPTED):
         evaluate_whole(run)
     return ended
@@ -204,8 +208,8 @@ def save(run: Run) -> None:
     state.not_finite_in_a_row, state.scaler = run.guard.in_a_row, learner.scaler.state() or state.scaler
     if run.world.is_first:
         state.logs = run.metrics.sync()
-        save_checkpoint(run.folder, run.run_id, learner, run.shards.tokenizer, state, run.machine.facts(), run.config)
-    run.saved_step, run.saved_seconds = state.step, state.seconds
+        run.saver.begin(state)
+    run.saved_seconds = state.seconds
 
 
 def seconds_since_beginning(run: Run) -> float:
@@ -226,13 +230,22 @@ def epochs_of(run: Run) -> float:
 def saved_if_it_fails(run: Run) -> Iterator[None]:
     """Whatever goes wrong outside an update, the steps before it are kept."""
     try:
-        yield
-    except Exception:
-        if run.learner.weights_are_whole and run.state.step > run.saved_step:
-            with contextlib.suppress(Exception):
-                run.metrics.arrived(everything=True)
-                save(run)
-        raise
+        with run.saver:
+            try:
+                yield
+            except Exception:
+                save_what_is_whole(run)
+                raise
     finally:
         run.metrics.close()
         run.progress.close()
+
+
+def save_what_is_whole(run: Run) -> None:
+    with contextlib.suppress(Exception):
+        run.saver.wait()
+    if run.learner.weights_are_whole and run.state.step > run.saver.saved_step:
+        with contextlib.suppress(Exception):
+            run.metrics.arrived(everything=True)
+            save(run)
+            run.saver.wait()

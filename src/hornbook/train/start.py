@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from hornbook.train.checkpoint import (
     newest_checkpoint,
     refuse_other_settings,
     restore,
+    save_checkpoint,
     saved_state,
 )
 from hornbook.train.config import STOPS, RunConfig, override
@@ -51,6 +53,7 @@ from hornbook.train.learner import Learner
 from hornbook.train.metrics import Metrics
 from hornbook.train.origin import Origin
 from hornbook.train.pauses import Pauses
+from hornbook.train.saving import Saver
 from hornbook.train.schedule import Extension, planned_since
 from hornbook.train.sizing import (
     first_micro_batch,
@@ -218,6 +221,7 @@ def _train(
     planned = planned_since(before or config, config, state, order.samples_per_epoch, Extension.of(record.more))
     folder.write(record.with_(machine=machine.facts(), **planned.record()))
     flops = config.model.flops_per_token(config.window)
+    write_checkpoint = partial(save_checkpoint, folder, record.run_id, shards.tokenizer, machine.facts(), config)
     run = loop.Run(
         config=config,
         folder=folder,
@@ -233,7 +237,7 @@ def _train(
         state=state,
         pauses=Pauses(config, order.samples_per_epoch, len(shards.split("val")), machine.torch_device.type),
         planned=planned,
-        saved_step=state.step,
+        saver=Saver(learner, write_checkpoint, state.step),
         saved_seconds=state.seconds,
     )
     introduce(run, begin)
