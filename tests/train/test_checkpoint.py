@@ -201,6 +201,49 @@ def test_a_whole_checkpoint_exists_after_every_operation(
     assert seen[-1] == 4
 
 
+def best_models(run: Path) -> dict[str, str]:
+    return {each.name: files.sha256(each / "model.safetensors") for each in RunFolder(run).best_models()}
+
+
+@every_so_many
+def test_a_kill_while_the_best_weights_are_written_loses_nothing(
+    every: int, short_text: Path, tmp_path: Path, disk: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are of the first step, in which nothing is saved, since a learning rate far too high follows it."""
+    monkeypatch.setattr("hornbook.train.loop.lr_factor", lambda _config, step, *_: 1.0 if step < 1 else 1000.0)
+    knobs = {"steps": 4, "save_every_steps": 2, "eval_every_steps": 1, "keep_checkpoints": 1, "snapshots": False}
+    config, peace = tiniest(short_text, train=knobs), tmp_path / "peace"
+    below_best: list[Operation] = []
+
+    def look(kind: str, path: Path, act: Callable[[], Any]) -> Any:
+        result = whole(kind, path, act)
+        if "best" in path.parts and threading.current_thread() is not threading.main_thread():
+            below_best.append((False, len(whole.kinds[False]) - 1))
+        return result
+
+    whole = Disk()
+    disk(look)
+    fit(config, peace)
+    assert best_models(peace).keys() == {"step-00000001"}
+    assert resolve(peace) == RunFolder(peace).best_model(1)
+    assert verify(peace)[resolve(peace)] is None
+    losses = {each["step"]: each["val_loss"] for each in metrics(peace) if "val_loss" in each}
+    assert files.manifest_notes(resolve(peace))["val_loss"] == losses[1] == min(losses.values())
+    assert len(below_best) > 10
+    for last in sorted({*below_best[::every], *below_best[-2:]}):  # the last ones give it its name
+        run = tmp_path / str(last[1])
+        disk(Disk(last))
+        with pytest.raises(Killed):
+            fit(config, run)
+        disk(Disk())
+        if RunFolder(run).checkpoints():
+            resume(run)
+        else:
+            fit(config, run)
+        assert (all_of(run), best_models(run)) == (all_of(peace), best_models(peace)), f"killed before {last}"
+        assert leftovers(run) == []
+
+
 def flip_a_bit(folder: Path) -> None:
     path = folder / "model.safetensors"
     data = bytearray(path.read_bytes())
@@ -591,12 +634,13 @@ def test_too_little_room_is_told_before_the_first_step(
 def test_the_room_asked_for_is_what_checkpoints_really_take(
     room: str, short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two that are kept, the best one, and the one being written."""
+    """Two that are kept, the best one, and the one being written with a better one's weights."""
     config = tiniest(short_text, optim={"kind": "adamw"})
     fit(config, tmp_path / "before")
     newest = resolve(tmp_path / "before", "newest")
     tensors = [safetensors.torch.load_file(newest / f"{each}.safetensors") for each in ("model", "optimizer")]
-    taken = 4 * sum(tensor.nbytes for each in tensors for tensor in each.values())
+    model, optimizer = (sum(tensor.nbytes for tensor in each.values()) for each in tensors)
+    taken = 4 * (model + optimizer) + model
     monkeypatch.setattr(files, "free_bytes", lambda _: int(taken * (1.05 if room == "enough" else 0.95)))
     with pytest.raises(MachineError, match="make room") if room == "too little" else contextlib.nullcontext():
         fit(config, tmp_path / "run")

@@ -169,3 +169,40 @@ def test_memory_that_runs_out_for_the_copy_costs_nothing_but_time(
         saver.begin(TrainState(step=1))
         assert saver.saved_step == 1
     assert writer.written[0][2] is threading.current_thread()
+
+
+def test_the_best_weights_go_with_the_next_checkpoint_unless_it_is_better_itself(learner: Any, writer: Writer) -> None:
+    weight = learner.model.embedding.weight.detach()
+    writer.may.set()
+    with Saver(learner, writer, 0) as saver:
+        assert saver.remember_best(TrainState(step=2, val_loss=1.5))
+        before = weight.clone()
+        weight += 1
+        saver.begin(TrainState(step=3, best_step=2))
+        saver.begin(TrainState(step=4, best_step=2))
+        assert saver.remember_best(TrainState(step=5, val_loss=1.4))
+        saver.begin(TrainState(step=6, best_step=6))
+    first, second, third = (learned.best for learned, _, _ in writer.written)
+    assert first is not None
+    assert (first.step, first.val_loss) == (2, 1.5)
+    assert torch.equal(first.weights["embedding.weight"], before)
+    assert second is third is None
+
+
+def test_best_weights_that_could_not_be_written_are_tried_again_and_newer_ones_take_their_place(
+    learner: Any, writer: Writer
+) -> None:
+    writer.error = MachineError("the disk is full")
+    with Saver(learner, writer, 0) as saver:
+        saver.remember_best(TrainState(step=1))
+        saver.begin(TrainState(step=2, best_step=1))
+        writer.may.set()
+        with pytest.raises(MachineError):
+            saver.wait()
+        writer.error = None
+        writer.may.clear()
+        saver.begin(TrainState(step=3, best_step=1))
+        saver.remember_best(TrainState(step=4))  # while the one before is being written
+        writer.may.set()
+        saver.begin(TrainState(step=5, best_step=4))
+    assert [each.best and each.best.step for each, _, _ in writer.written] == [1, 4]

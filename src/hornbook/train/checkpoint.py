@@ -9,7 +9,7 @@ and the step's number. Of some steps the weights alone are kept for good, in `sn
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from hornbook.base.console import count, warn
 from hornbook.base.errors import MachineError, UserError
 from hornbook.model.folder import load_config, load_weights, read_tensors, save_model, save_weights
 from hornbook.model.gpt import GPT
-from hornbook.runs.folder import CHECKPOINTS, OPTIMIZER, SNAPSHOTS, STATE, RunFolder, step_of
+from hornbook.runs.folder import BEST, CHECKPOINTS, OPTIMIZER, SNAPSHOTS, STATE, RunFolder, step_of
 from hornbook.text.tokenizer import Tokenizer
 from hornbook.train.config import RunConfig, learned_by
 from hornbook.train.learner import Learner
@@ -29,7 +29,8 @@ from hornbook.train.learner import Learner
 SETTINGS = "settings"
 # What must be equal for a resumed run to be the same bit for bit.
 SAME_FOR_EXACTNESS = ("device", "dtype", "name", "threads", "torch")
-# Weights and two moments in fp32.
+# Weights in fp32, and with two moments.
+WEIGHT_BYTES_OF_A_PARAMETER = 4
 CHECKPOINT_BYTES_OF_A_PARAMETER = 12
 # Half precision with the longer fraction: a snapshot is to speak as the model did, at half the space, and weights that
 # do not fit its range belong to no model that speaks.
@@ -63,18 +64,28 @@ class TrainState:
 
 
 @dataclass(frozen=True)
+class Best:
+    """What is to be come back to of the best evaluation: nobody trains on from there, so without moments."""
+
+    step: int
+    val_loss: float | None
+    weights: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
 class Learned:
-    """What training changes."""
+    """What training changes, and the best of what it was, where that is not on the disk yet."""
 
     weights: dict[str, torch.Tensor]
     moments: dict[str, torch.Tensor]
+    best: Best | None = None
 
     @classmethod
     def of(cls, learner: Learner) -> Learned:
         return cls(learner.model.state_dict(), learner.optimizer.tensors())
 
     def copied(self) -> Learned:
-        return Learned(copied(self.weights), copied(self.moments))
+        return replace(self, weights=copied(self.weights), moments=copied(self.moments))
 
 
 def copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -99,8 +110,13 @@ def save_checkpoint(
     learned: Learned,
     state: TrainState,
 ) -> None:
-    """Write the checkpoint of this step, then let go of those that are neither newest nor best."""
+    """Write the checkpoint of this step, then let go of those that are neither newest nor best. The best weights, where
+    they are of another step, come first: no state on the disk speaks of a best model that is not there."""
     keep = config.train.keep_checkpoints
+    if (best := learned.best) is not None:
+        notes = {"run_id": run_id, "step": best.step, "val_loss": best.val_loss}
+        with files.staged_folder(run.best_model(best.step), notes, aside=True) as staging:
+            save_weights(config.model, best.weights, tokenizer, staging)
     evaluated = state.val_loss if state.evaluated_at == state.step else None
     notes = {"run_id": run_id, "step": state.step, "val_loss": evaluated}
     with files.staged_folder(run.checkpoint(state.step), notes, aside=True) as staging:
@@ -110,6 +126,9 @@ def save_checkpoint(
         files.write_json(staging / STATE, {**asdict(state), "machine": machine, SETTINGS: learned_by(config)})
     # One of a later step was found damaged, or it would have been resumed from: it takes nobody's place.
     for old in [each for each in run.checkpoints() if step_of(each) <= state.step][keep:]:
+        if step_of(old) != state.best_step:
+            files.remove_sealed(old)
+    for old in run.best_models():
         if step_of(old) != state.best_step:
             files.remove_sealed(old)
 
@@ -142,13 +161,14 @@ def save_snapshot(
 
 def clear_leftovers(run: RunFolder) -> None:
     """Delete what a crash left half done."""
-    for folder in (run.path, run.path / CHECKPOINTS, run.path / SNAPSHOTS):
+    for folder in (run.path, run.path / CHECKPOINTS, run.path / BEST, run.path / SNAPSHOTS):
         files.remove_leftovers(folder)
 
 
-def forget_snapshots_after(run: RunFolder, step: int) -> None:
-    """Those of steps that are still to be taken, or taken again, perhaps by another run under this name."""
-    for folder in run.snapshots():
+def forget_models_after(run: RunFolder, step: int) -> None:
+    """Snapshots, and a best model, of steps that are still to be taken, or taken again, perhaps by another run under
+    this name."""
+    for folder in [*run.snapshots(), *run.best_models()]:
         if step_of(folder) > step:
             files.remove_sealed(folder)
 
@@ -199,8 +219,8 @@ def saved_state(checkpoint: Path, machine: dict[str, Any]) -> TrainState:
 
 def check_room(run: RunFolder, parameters: int, keep: int) -> None:
     """Tell before the first step that the checkpoints will not fit, rather than after an hour."""
-    # The best one, those kept, and the one being written.
-    needed = CHECKPOINT_BYTES_OF_A_PARAMETER * parameters * (keep + 2)
+    # The best one, those kept, and the one being written, with which comes a better one.
+    needed = (CHECKPOINT_BYTES_OF_A_PARAMETER * (keep + 2) + WEIGHT_BYTES_OF_A_PARAMETER) * parameters
     free = files.free_bytes(run.path)
     if free < needed:
         raise MachineError(

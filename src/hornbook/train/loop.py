@@ -125,7 +125,7 @@ def look_around(run: Run, before: float, asked_to_stop: bool) -> str:
         sample(run)
     if due.snapshot and run.world.is_first:
         save_snapshot(run.folder, run.run_id, run.learner.model, run.shards.tokenizer, state, knobs.keep_checkpoints)
-    if due.save or ended or (due.evaluate and state.best_step == state.step):
+    if due.save or ended or (due.evaluate and state.best_step == state.step and not remembered_as_best(run)):
         save(run)
     if ended:
         run.saver.wait()
@@ -173,11 +173,12 @@ def evaluate(run: Run) -> None:
 
 def evaluate_whole(run: Run) -> None:
     """The best model, which evaluations on a part of the validation set have found, on all of it."""
-    state, best = run.state, run.folder.checkpoint(run.state.best_step)
-    there = state.best_step != state.step and best.is_dir()
+    state, folder = run.state, run.folder
+    places = [each(state.best_step) for each in (folder.checkpoint, folder.best_model)]
+    there = [each for each in places if state.best_step != state.step and each.is_dir()]
     with run.learner.at_rest() as model:
         if there:  # in place of the newest weights, which are saved, so that it takes no more memory
-            load_weights(model, best)
+            load_weights(model, there[0])
         result = score(model, run.shards.split("val"), run.config.window, run.shards.bytes_of_text("val"))
     run.metrics.evaluated_whole(state.best_step if there else state.step, result)
 
@@ -210,6 +211,11 @@ def save(run: Run) -> None:
         state.logs = run.metrics.sync()
         run.saver.begin(state)
     run.saved_seconds = state.seconds
+
+
+def remembered_as_best(run: Run) -> bool:
+    """Whether the next checkpoint will take along the weights of this step."""
+    return not run.world.is_first or run.saver.remember_best(run.state)
 
 
 def seconds_since_beginning(run: Run) -> float:

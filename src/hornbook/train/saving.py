@@ -2,8 +2,9 @@
 
 In: a learner, and the loop's state after a step.  Out: the checkpoint of that step, some steps later.
 The weights and moments are copied at once; to lay them out, write, hash and rename them, and to let go of older ones,
-is the work of a thread, one checkpoint at a time. What goes wrong in it is raised at the next step. Where main memory
-has no room for the copy, training waits until the checkpoint is written.
+is the work of a thread, one checkpoint at a time. What goes wrong in it is raised at the next step. The weights of the
+best evaluation are kept in memory until the next checkpoint takes them along. Where main memory has no room for copies,
+training waits until all is written.
 """
 
 from __future__ import annotations
@@ -12,18 +13,28 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from hornbook.base.background import Background
 from hornbook.base.console import warn
 from hornbook.base.machine import free_memory_bytes, is_out_of_memory
-from hornbook.train.checkpoint import CHECKPOINT_BYTES_OF_A_PARAMETER, Learned, TrainState
+from hornbook.train.checkpoint import (
+    CHECKPOINT_BYTES_OF_A_PARAMETER,
+    WEIGHT_BYTES_OF_A_PARAMETER,
+    Best,
+    Learned,
+    TrainState,
+    copied,
+)
 from hornbook.train.learner import Learner
 
 # Of the memory that is free, for the copy; another program may want some meanwhile.
 SHARE_OF_FREE_MEMORY = 0.8
 # Pinned memory comes in powers of two.
 PINNED_ROUNDED_UP = 2
+
+
+T = TypeVar("T")
 
 
 class Saver:
@@ -36,6 +47,8 @@ class Saver:
         self._beside: bool | None = None
         self._thread = Background()
         self._writing: Future[None] | None = None
+        self._best: Best | None = None
+        self._best_on_its_way: Best | None = None
 
     def __enter__(self) -> Self:
         self._thread.__enter__()
@@ -51,18 +64,22 @@ class Saver:
     def begin(self, state: TrainState) -> None:
         """Copy what was learned, and have it written."""
         self.wait()
-        learned, state = Learned.of(self._learner), replace(state, logs=dict(state.logs))
-        if self._may_copy():
-            try:
-                learned = learned.copied()
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                self._beside = False
-        if self._beside:
-            self._writing = self._thread.submit(self._save, learned, state)
+        if self._best is not None and self._best.step != state.best_step:
+            self._best = None  # the checkpoint itself is better
+        learned = replace(Learned.of(self._learner), best=self._best)
+        self._best_on_its_way, state = self._best, replace(state, logs=dict(state.logs))
+        if (copy := self._copied(learned.copied)) is not None:
+            self._writing = self._thread.submit(self._save, copy, state)
         else:
             self._save(learned, state)
+            self._best = None
+
+    def remember_best(self, state: TrainState) -> bool:
+        """Have the weights of this step written with the next checkpoint; False where memory has no room for them."""
+        weights = self._copied(lambda: copied(self._learner.model.state_dict()))
+        if weights is not None:
+            self._best = Best(state.step, state.val_loss, weights)
+        return weights is not None
 
     def look(self) -> None:
         """Raise what went wrong since the last look."""
@@ -74,16 +91,28 @@ class Saver:
         if self._writing is not None:
             writing, self._writing = self._writing, None
             writing.result()
+            if self._best is self._best_on_its_way:
+                self._best = None
 
     def _save(self, learned: Learned, state: TrainState) -> None:
         self._write(learned, state)
         self.saved_step = state.step
 
+    def _copied(self, copy: Callable[[], T]) -> T | None:
+        try:
+            return copy() if self._may_copy() else None
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            self._beside = False
+            return None
+
     def _may_copy(self) -> bool:
-        """Decided by what is free before the first copy, which later ones take the place of."""
+        """Decided by what is free before the first copy, which later ones take the place of: a checkpoint's, of best
+        weights that go with it, and of better ones."""
         if self._beside is None:
             model = self._learner.model
-            needed = CHECKPOINT_BYTES_OF_A_PARAMETER * model.config.n_params()
+            needed = (CHECKPOINT_BYTES_OF_A_PARAMETER + 2 * WEIGHT_BYTES_OF_A_PARAMETER) * model.config.n_params()
             needed *= PINNED_ROUNDED_UP if model.embedding.weight.is_cuda else 1
             free = free_memory_bytes("cpu")
             self._beside = free is not None and needed <= SHARE_OF_FREE_MEMORY * free

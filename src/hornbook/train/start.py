@@ -38,7 +38,7 @@ from hornbook.train.checkpoint import (
     TrainState,
     check_room,
     clear_leftovers,
-    forget_snapshots_after,
+    forget_models_after,
     newest_checkpoint,
     refuse_other_settings,
     restore,
@@ -217,7 +217,7 @@ def _train(
         begin.restore(learner, config)
     elif config.has_head_start:
         give_head_start(learner.model, tokens, config.seed)
-    forget_snapshots_after(folder, state.step)
+    forget_models_after(folder, state.step)
     planned = planned_since(before or config, config, state, order.samples_per_epoch, Extension.of(record.more))
     folder.write(record.with_(machine=machine.facts(), **planned.record()))
     flops = config.model.flops_per_token(config.window)
