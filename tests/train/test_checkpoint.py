@@ -33,7 +33,7 @@ from hornbook.report.verify import verify
 from hornbook.runs.folder import RunFolder, resolve, step_of
 from hornbook.shards.prepare import open_or_prepare
 from hornbook.train.checkpoint import has_snapshot
-from hornbook.train.config import ScheduleConfig
+from hornbook.train.config import RunConfig, ScheduleConfig
 from hornbook.train.schedule import lr_factor
 from hornbook.train.start import fit, resume
 
@@ -116,23 +116,48 @@ def in_peace(short_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return run
 
 
-@pytest.fixture
-def half_way(short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The same run, killed in step 4, with the checkpoints of steps 2 and 3."""
+def killed_in_step_four(config: RunConfig, run: Path) -> Path:
+    """Of whose steps 2 and 3 there are checkpoints."""
 
     def kill_in_step_four(config: ScheduleConfig, step: int, *share: Any) -> float:
         if step == 3:
-            wait_for(tmp_path / "run", step)
+            wait_for(run, step)
             raise Killed
         return lr_factor(config, step, *share)
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hornbook.train.loop.lr_factor", kill_in_step_four)
         with pytest.raises(Killed):
-            fit(tiniest(short_text), tmp_path / "run")
+            fit(config, run)
     settle()
-    assert good_checkpoints(tmp_path / "run") == [3, 2]
-    return tmp_path / "run"
+    assert good_checkpoints(run) == [3, 2]
+    return run
+
+
+@pytest.fixture
+def half_way(short_text: Path, tmp_path: Path) -> Path:
+    """The same run, killed in step 4."""
+    return killed_in_step_four(tiniest(short_text), tmp_path / "run")
+
+
+def test_a_run_that_was_copied_away_and_one_that_was_renamed_go_on(half_way: Path, in_peace: Path) -> None:
+    copy = shutil.copytree(half_way, half_way.parent / "away" / "copy")
+    renamed = half_way.rename(half_way.with_name("renamed"))
+    for run in (copy, renamed):
+        resume(run)
+        assert all_of(run) == all_of(in_peace)
+        assert set(verify(run).values()) == {None}
+
+
+def test_a_run_that_was_moved_together_with_its_shards_goes_on(in_peace: Path, tmp_path: Path) -> None:
+    here, away = tmp_path / "here", tmp_path / "away"
+    shards = shutil.copytree(RunFolder(in_peace).record().shards, here / "shards")
+    fit(tiniest(shards), here / "peace")
+    killed_in_step_four(tiniest(shards), here / "runs" / "run")
+    here.rename(away)
+    resume(away / "runs" / "run")
+    assert all_of(away / "runs" / "run") == all_of(away / "peace")
+    assert RunFolder(away / "runs" / "run").record().shards == away / "shards"
 
 
 @every_so_many

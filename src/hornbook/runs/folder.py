@@ -13,7 +13,9 @@ In: a path.  Out: these, and of a name where a model is meant the model folder. 
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterable
@@ -100,7 +102,7 @@ class RunFolder:
             more = {name: each for name, each in value.items() if name not in KNOWN}
             return Record(
                 config=dict(value["config"]),
-                shards=Path(value["data"]["folder"]),
+                shards=self._where_shards_are(value["data"]),
                 fingerprint=str(value["data"]["fingerprint"]),
                 run_id=str(value["run_id"]),
                 created=str(value.get("created", "")),
@@ -110,8 +112,16 @@ class RunFolder:
         except (KeyError, TypeError, ValueError):
             raise UserError(f"{self.record_file}: damaged; train again into another --out") from None
 
+    def _where_shards_are(self, data: dict[str, Any]) -> Path:
+        """Where they were, or as far from here as they were then: somebody may have moved all of it together."""
+        there, from_here = Path(data["folder"]), self.path / data.get("from_run", "nowhere")
+        return from_here.resolve() if from_here.is_dir() and not there.is_dir() else there
+
     def write(self, record: Record) -> None:
-        files.write_json(self.record_file, ours.with_own_hash(record.as_dict()))
+        value = record.as_dict()
+        with contextlib.suppress(ValueError):  # on another of Windows' drives
+            value["data"]["from_run"] = os.path.relpath(record.shards.resolve(), self.path.resolve())
+        files.write_json(self.record_file, ours.with_own_hash(value))
 
     def model(self) -> ModelConfig:
         """What the run trains, which it knows before its first checkpoint."""
