@@ -37,6 +37,7 @@ hornbook trains GPT-style language models from scratch.
   hornbook export   runs/NAME|MODEL        for other programs: --to hf|gguf|pt
   hornbook verify   PATH                   is every byte as it was written?
   hornbook model    RECIPE|runs/NAME|MODEL its parts, sizes, FLOPs, memory, and the GPUs that hold it
+  hornbook runs     [FOLDER]               the runs there are, how each stands, and who is at work
   hornbook recipes                         the runs that have a name
   hornbook corpora                         the texts that have a name
 
@@ -56,6 +57,7 @@ COMMANDS = {
     "export": models.export,
     "verify": models.verify_path,
     "model": models.model,
+    "runs": models.runs,
     "recipes": models.recipes,
     "corpora": texts.corpora,
 }

@@ -127,6 +127,28 @@ def verify_path(words: list[str]) -> int:
     return 1 if any(found.values()) else 0
 
 
+def runs(words: list[str]) -> int:
+    parser = parser_of(
+        "runs", "The runs in a folder: which of them are at work or done, how far they came, their size."
+    )
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("runs"), metavar="FOLDER")
+    given = with_json(parser, words)
+    from hornbook.base.console import command, say
+    from hornbook.report.listing import show, standings
+
+    found = standings(given.folder)
+    if given.json:
+        answer_json([each.as_dict() for each in found])
+    elif found:
+        show(found)
+        stopped = [each for each in found if each.state in ("interrupted", "failed")]
+        if stopped:
+            say(f"\nnext:\n  {command('resume', stopped[0].run)}")
+    else:
+        say(f"{given.folder}: no runs in it")
+    return 0
+
+
 def recipes(words: list[str]) -> int:
     given = with_json(parser_of("recipes", "The runs that have a name."), words)
     from hornbook.base.console import count, table

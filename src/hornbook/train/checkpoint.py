@@ -60,6 +60,8 @@ class TrainState:
     best_val_loss: float | None = None
     best_step: int = 0
     reached_loss: float | None = None
+    ended: str = ""
+    """How, in the last checkpoint of a run that was not killed: in a few words of the loop's, or "failed"."""
     logs: dict[str, int] = field(default_factory=dict)
 
 
@@ -213,7 +215,7 @@ def saved_state(checkpoint: Path, machine: dict[str, Any]) -> TrainState:
         before, now = values["machine"].get(name), machine.get(name)
         if before != now:
             warn(f"{name} was {before}, now it is {now}: the run goes on, but not bit for bit as it would have")
-    known = {each.name for each in fields(TrainState)}
+    known = {each.name for each in fields(TrainState)} - {"ended"}
     return TrainState(**{name: value for name, value in values.items() if name in known})
 
 

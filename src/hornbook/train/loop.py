@@ -32,7 +32,7 @@ from hornbook.train.precision import overflowed
 from hornbook.train.saving import Saver
 from hornbook.train.schedule import WHOLE, Extension, lr_factor, share_done
 
-INTERRUPTED = "interrupted"
+INTERRUPTED, FAILED = "interrupted", "failed"
 
 
 @dataclass
@@ -125,6 +125,7 @@ def look_around(run: Run, before: float, asked_to_stop: bool) -> str:
         sample(run)
     if due.snapshot and run.world.is_first:
         save_snapshot(run.folder, run.run_id, run.learner.model, run.shards.tokenizer, state, knobs.keep_checkpoints)
+    state.ended = ended
     if due.save or ended or (due.evaluate and state.best_step == state.step and not remembered_as_best(run)):
         save(run)
     if ended:
@@ -253,5 +254,6 @@ def save_what_is_whole(run: Run) -> None:
     if run.learner.weights_are_whole and run.state.step > run.saver.saved_step:
         with contextlib.suppress(Exception):
             run.metrics.arrived(everything=True)
+            run.state.ended = FAILED
             save(run)
             run.saver.wait()
