@@ -35,7 +35,7 @@ hornbook trains GPT-style language models from scratch.
   hornbook tokenizer train TEXT --out FILE learn a vocabulary by itself; tokenizer show FILE TEXT
   hornbook import   SOURCE OUT             a model from elsewhere: GPT-2 from the hub, nanoGPT's ckpt.pt, ...
   hornbook export   runs/NAME|MODEL        for other programs: --to hf|gguf|pt
-  hornbook verify   PATH                   is every byte as it was written?
+  hornbook verify   PATH                   is every byte as it was written? --replay: does a run continue exactly?
   hornbook model    RECIPE|runs/NAME|MODEL its parts, sizes, FLOPs, memory, and the GPUs that hold it
   hornbook runs     [FOLDER]               the runs there are, how each stands, and who is at work
   hornbook recipes                         the runs that have a name

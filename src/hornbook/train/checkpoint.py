@@ -180,6 +180,11 @@ def newest_checkpoint(run: RunFolder, run_id: str) -> Path:
     return run.first_good(run.checkpoints(), lambda each: files.damage(each) or _strangeness(each, run_id))
 
 
+def good_checkpoints(run: RunFolder, run_id: str) -> list[Path]:
+    """All of these, newest first."""
+    return [each for each in run.checkpoints() if not (files.damage(each) or _strangeness(each, run_id))]
+
+
 def refuse_other_settings(checkpoint: Path, config: RunConfig) -> None:
     """Somebody may have edited run.json; what a run learns by is in its checkpoints too, save in old ones."""
     saved, now = files.read_json(checkpoint / STATE).get(SETTINGS, {}), learned_by(config)
@@ -208,15 +213,18 @@ def restore(checkpoint: Path, learner: Learner) -> None:
         ) from None
 
 
-def saved_state(checkpoint: Path, machine: dict[str, Any]) -> TrainState:
-    """Where a run was, and a warning of each thing by which this machine computes otherwise than the one before."""
+def saved_state(checkpoint: Path) -> TrainState:
+    """Where a run was."""
     values = files.read_json(checkpoint / STATE)
-    for name in SAME_FOR_EXACTNESS:
-        before, now = values["machine"].get(name), machine.get(name)
-        if before != now:
-            warn(f"{name} was {before}, now it is {now}: the run goes on, but not bit for bit as it would have")
     known = {each.name for each in fields(TrainState)} - {"ended"}
     return TrainState(**{name: value for name, value in values.items() if name in known})
+
+
+def differences(checkpoint: Path, machine: dict[str, Any]) -> list[str]:
+    """The things by which this machine computes otherwise than the one before."""
+    before = files.read_json(checkpoint / STATE)["machine"]
+    named = [(name, before.get(name), machine.get(name)) for name in SAME_FOR_EXACTNESS]
+    return [f"{name} was {was}, now it is {now}" for name, was, now in named if was != now]
 
 
 def check_room(run: RunFolder, parameters: int, keep: int) -> None:

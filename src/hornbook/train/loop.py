@@ -29,6 +29,7 @@ from hornbook.train.learner import Learner
 from hornbook.train.metrics import MEMORY_EVERY_STEPS, Metrics, StepReading, passed
 from hornbook.train.pauses import Pauses
 from hornbook.train.precision import overflowed
+from hornbook.train.proof import Proof
 from hornbook.train.saving import Saver
 from hornbook.train.schedule import WHOLE, Extension, lr_factor, share_done
 
@@ -53,6 +54,7 @@ class Run:
     state: TrainState
     pauses: Pauses
     saver: Saver
+    proof: Proof | None = None
     began: float = 0.0  # when the run's clock would have been started, had the run never been interrupted
     planned: Extension = WHOLE  # since when the learning rate has followed its plan
     saved_seconds: float = 0.0
@@ -141,6 +143,8 @@ def read_numbers(run: Run, everything: bool) -> float | None:
     for reading, loss, gradient_length, scale in run.metrics.arrived(everything):
         for line in passed(run.config, reading, run.loader.order.samples_per_epoch):
             run.progress.note(line)
+        if run.proof is not None and (verdict := run.proof.saw(reading.step, loss, gradient_length, reading.lr_factor)):
+            run.progress.note(verdict)
         if overflowed(loss, gradient_length, scale):
             run.progress.note(
                 f"step {reading.step}: gradients past what float16 holds, as happens; left out, the loss is scaled by "
