@@ -98,8 +98,8 @@ def copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if (place := (each.data_ptr(), each.shape)) not in copies:
             room = torch.empty(each.shape, dtype=each.dtype, pin_memory=each.is_cuda)
             copies[place] = room.copy_(each, non_blocking=each.is_cuda)
-    if any(each.is_cuda for each in tensors.values()):
-        torch.cuda.current_stream().synchronize()
+    for device in {each.device for each in tensors.values() if each.is_cuda}:
+        torch.cuda.current_stream(device).synchronize()
     return {name: copies[each.data_ptr(), each.shape] for name, each in tensors.items()}
 
 

@@ -102,7 +102,7 @@ class Saver:
         try:
             return copy() if self._may_copy() else None
         except RuntimeError as error:
-            if not is_out_of_memory(error):
+            if not is_out_of_memory(error) and "out of memory" not in str(error):  # so CUDA says it of pinned memory
                 raise
             self._beside = False
             return None
