@@ -32,8 +32,6 @@ from hornbook.train.learner import Learner
 SHARE_OF_FREE_MEMORY = 0.8
 # Pinned memory comes in powers of two.
 PINNED_ROUNDED_UP = 2
-
-
 T = TypeVar("T")
 
 
