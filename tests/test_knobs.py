@@ -261,6 +261,9 @@ TURNS = {
     "train.eval_from_step": Turn(None, 1, evaluations),
     "train.eval_batches": Turn(None, 1, train_losses),
     "train.save_every_steps": Turn(1, 2, checkpoints, {"train.keep_checkpoints": 9}),
+    "train.save_every_minutes": Turn(
+        None, 1e-9, checkpoints, {"train.save_every_steps": 1000, "train.keep_checkpoints": 9}
+    ),
     "train.sample_every_steps": Turn(None, 2, sampled_at),
     "train.keep_checkpoints": Turn(2, 9, checkpoints),
     "train.snapshots": Turn(True, False, snapshots),

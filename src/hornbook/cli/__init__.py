@@ -36,8 +36,9 @@ hornbook trains GPT-style language models from scratch.
   hornbook import   SOURCE OUT             a model from elsewhere: GPT-2 from the hub, nanoGPT's ckpt.pt, ...
   hornbook export   runs/NAME|MODEL        for other programs: --to hf|gguf|pt
   hornbook average  runs/NAME --out DIR    the mean of its last checkpoints, as a model
-  hornbook verify   PATH                   is every byte as it was written?
+  hornbook verify   PATH                   is every byte as it was written? --replay: does a run continue exactly?
   hornbook model    RECIPE|runs/NAME|MODEL its parts, sizes, FLOPs, memory, and the GPUs that hold it
+  hornbook runs     [FOLDER]               the runs there are, how each stands, and who is at work
   hornbook recipes                         the runs that have a name
   hornbook corpora                         the texts that have a name
 
@@ -58,6 +59,7 @@ COMMANDS = {
     "average": models.average,
     "verify": models.verify_path,
     "model": models.model,
+    "runs": models.runs,
     "recipes": models.recipes,
     "corpora": texts.corpora,
 }

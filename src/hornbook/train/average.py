@@ -11,7 +11,7 @@ on the device.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 
@@ -43,6 +43,11 @@ class Average:
         towards = -torch.expm1(self._power * torch.log1p(-1 / self._steps.clamp(min=1).float())) * (1 - skip)
         for name, mean in self._means.items():
             mean.lerp_(self._weights[name], towards)
+
+    def of(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A model's state with the average in the place of the weights, under all of their names."""
+        means = {each.data_ptr(): self._means[name] for name, each in self._weights.items()}
+        return {name: means.get(each.data_ptr(), each) for name, each in state.items()}
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:

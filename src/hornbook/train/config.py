@@ -79,7 +79,10 @@ class TrainConfig(Settings):
     not given, on all of the validation text alone, or where eval_every_steps is not given either, on as much of it as a
     twentieth of the run allows, and at the end on all of it."""
     save_every_steps: int | None = Field(None, ge=1)
-    """Save every so many steps; every five minutes when not given. Each best evaluation so far is saved as well."""
+    """Save every so many steps."""
+    save_every_minutes: float | None = Field(None, gt=0)
+    """Save every so many minutes; five when save_every_steps is not given either. The weights of the best evaluation
+    so far are saved with the next checkpoint."""
     sample_every_steps: int | None = Field(None, ge=1)
     """Sample every so many steps; with each evaluation when not given, or as often as takes little of the run."""
     keep_checkpoints: int = Field(2, ge=1)

@@ -148,6 +148,11 @@ class Learner:
             self._average.restore(saved)
         self.optimizer.restore(saved)
 
+    def kept_weights(self) -> dict[str, torch.Tensor]:
+        """Of the model that is to be kept: the newest, or their average."""
+        newest = self.model.state_dict()
+        return newest if self._average is None else self._average.of(newest)
+
     @contextlib.contextmanager
     def kept(self) -> Iterator[GPT]:
         """The model that is to be kept: with the newest weights, or their average."""

@@ -22,15 +22,17 @@ from hornbook.model.folder import load_weights
 from hornbook.runs.folder import RunFolder
 from hornbook.shards.format import Shards
 from hornbook.shards.order import Batch, Loader
-from hornbook.train.checkpoint import TrainState, save_checkpoint, save_snapshot
+from hornbook.train.checkpoint import TrainState, save_snapshot
 from hornbook.train.config import RunConfig
 from hornbook.train.guard import NonFiniteGuard, StopSignals, tell_spike
 from hornbook.train.learner import Learner
 from hornbook.train.metrics import MEMORY_EVERY_STEPS, Metrics, StepReading, passed
 from hornbook.train.pauses import Pauses
+from hornbook.train.proof import Proof
+from hornbook.train.saving import Saver
 from hornbook.train.schedule import WHOLE, Extension, lr_factor, share_done
 
-INTERRUPTED = "interrupted"
+INTERRUPTED, FAILED = "interrupted", "failed"
 
 
 @dataclass
@@ -50,9 +52,10 @@ class Run:
     progress: Progress
     state: TrainState
     pauses: Pauses
+    saver: Saver
+    proof: Proof | None = None
     began: float = 0.0  # when the run's clock would have been started, had the run never been interrupted
     planned: Extension = WHOLE  # since when the learning rate has followed its plan
-    saved_step: int = 0
     saved_seconds: float = 0.0
 
 
@@ -68,6 +71,7 @@ def train(run: Run) -> str:
         if run.state.step == 0 and (run.config.train.eval_from_step is not None or known_already):
             evaluate(run)
         while not ended:
+            run.saver.look()
             before = share_of(run)
             update(run, before)
             ended = look_around(run, before, run.world.any(signals.asked > 0))
@@ -126,8 +130,11 @@ def look_around(run: Run, before: float, asked_to_stop: bool) -> str:
     if due.snapshot and run.world.is_first:
         with run.learner.kept() as model:
             save_snapshot(run.folder, run.run_id, model, run.shards.tokenizer, state, knobs.keep_checkpoints)
-    if due.save or ended or (due.evaluate and state.best_step == state.step):
+    state.ended = ended
+    if due.save or ended or (due.evaluate and state.best_step == state.step and not remembered_as_best(run)):
         save(run)
+    if ended:
+        run.saver.wait()
     if state.eval_windows and ended not in ("", INTERRUPTED):
         evaluate_whole(run)
     return ended
@@ -139,6 +146,9 @@ def read_numbers(run: Run, everything: bool) -> float | None:
     for reading, told in run.metrics.arrived(everything):
         for line in passed(run.config, reading, run.loader.order.samples_per_epoch):
             run.progress.note(line)
+        numbers = (told.loss, told.gradient_length, reading.lr_factor)
+        if run.proof is not None and (verdict := run.proof.saw(reading.step, *numbers)):
+            run.progress.note(verdict)
         if told.overflowed:
             run.progress.note(
                 f"step {reading.step}: gradients past what float16 holds, as happens; left out, the loss is scaled by "
@@ -184,11 +194,12 @@ def out_of_patience(run: Run) -> str:
 
 def evaluate_whole(run: Run) -> None:
     """The best model, which evaluations on a part of the validation set have found, on all of it."""
-    state, best = run.state, run.folder.checkpoint(run.state.best_step)
-    there = state.best_step != state.step and best.is_dir()
+    state, folder = run.state, run.folder
+    places = [each(state.best_step) for each in (folder.checkpoint, folder.best_model)]
+    there = [each for each in places if state.best_step != state.step and each.is_dir()]
     with run.learner.at_rest() as model:
         if there:  # in place of the newest weights, which are saved, so that it takes no more memory
-            load_weights(model, best)
+            load_weights(model, there[0])
         result = score(model, run.shards.split("val"), run.config.window, run.shards.bytes_of_text("val"))
     run.metrics.evaluated_whole(state.best_step if there else state.step, result)
 
@@ -219,8 +230,13 @@ def save(run: Run) -> None:
     state.not_finite_in_a_row, state.scaler = run.guard.in_a_row, learner.scaler.state() or state.scaler
     if run.world.is_first:
         state.logs = run.metrics.sync()
-        save_checkpoint(run.folder, run.run_id, learner, run.shards.tokenizer, state, run.machine.facts(), run.config)
-    run.saved_step, run.saved_seconds = state.step, state.seconds
+        run.saver.begin(state)
+    run.saved_seconds = state.seconds
+
+
+def remembered_as_best(run: Run) -> bool:
+    """Whether the next checkpoint will take along the weights of this step."""
+    return not run.world.is_first or run.saver.remember_best(run.state)
 
 
 def seconds_since_beginning(run: Run) -> float:
@@ -241,13 +257,23 @@ def epochs_of(run: Run) -> float:
 def saved_if_it_fails(run: Run) -> Iterator[None]:
     """Whatever goes wrong outside an update, the steps before it are kept."""
     try:
-        yield
-    except Exception:
-        if run.learner.weights_are_whole and run.state.step > run.saved_step:
-            with contextlib.suppress(Exception):
-                run.metrics.arrived(everything=True)
-                save(run)
-        raise
+        with run.saver:
+            try:
+                yield
+            except Exception:
+                save_what_is_whole(run)
+                raise
     finally:
         run.metrics.close()
         run.progress.close()
+
+
+def save_what_is_whole(run: Run) -> None:
+    with contextlib.suppress(Exception):
+        run.saver.wait()
+    if run.learner.weights_are_whole and run.state.step > run.saver.saved_step:
+        with contextlib.suppress(Exception):
+            run.metrics.arrived(everything=True)
+            run.state.ended = FAILED
+            save(run)
+            run.saver.wait()

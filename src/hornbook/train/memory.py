@@ -2,8 +2,8 @@
 
 In: a run's config, its model (also one on the meta device), how many sequences are computed at once, and in which
 numbers.  Out: `TrainingMemory`: every part with the arithmetic that it comes from. What is held throughout is exact;
-activations are those of the eager model, of which compiling keeps less. Saving goes through main memory, and is left
-out.
+activations are those of the eager model, of which compiling keeps less. Saving copies into main memory what of it is
+free, or nothing (saving.py), and is left out.
 """
 
 from __future__ import annotations
