@@ -84,7 +84,7 @@ def fit(
 ) -> TrainedRun:
     """Train a model from nothing.
 
-    `config` is a recipe's name or a RunConfig; with `data=PATH` and no recipe, sizes are chosen from the amount of
+    `config` is a recipe's name, a text or a RunConfig; with a text and no recipe, sizes are chosen from the amount of
     text. Knobs are nested as in a file: `fit("demo", seed=2, model={"n_layer": 2}, train={"minutes": 1})`.
     With `tiny`, the run's miniature: seconds on a laptop.
     """

@@ -77,6 +77,28 @@ def test_an_unknown_recipe_is_told_the_nearest() -> None:
         compose("qqq", {})
 
 
+def test_a_recipe_may_be_named_as_a_knob(toml: Path) -> None:
+    assert compose(None, {"recipe": "gpt2", "seed": 3}) == compose("gpt2", {"seed": 3})
+    assert compose(str(toml), {"recipe": "demo"}).model == compose("demo", {"model": {"n_layer": 2}}).model
+    assert compose("demo", {"recipe": "demo"}) == compose("demo", {})
+    with pytest.raises(UserError, match=r"demo is named as well; name one recipe: hornbook train gpt2"):
+        compose("demo", {"recipe": "gpt2"})
+    with pytest.raises(UserError, match="gtp2: no such recipe; did you mean gpt2"):
+        compose(None, {"recipe": "gtp2"})
+
+
+def test_a_text_or_a_corpus_may_stand_where_a_recipe_does(text_file: Path, tmp_path: Path) -> None:
+    assert compose(str(text_file), {}) == compose(None, {"data": str(text_file)})
+    assert compose(str(text_file.parent / "*.txt"), {}).recipe == "own-text"
+    assert compose("shakespeare", {"seed": 2}) == compose(None, {"data": "shakespeare", "seed": 2})
+    assert compose(str(text_file), {"recipe": "gpt2"}) == compose("gpt2", {"data": str(text_file)})
+    with pytest.raises(UserError, match="--data names another"):
+        compose(str(text_file), {"data": "shakespeare"})
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(UserError, match=r"a run, not a text; go on with it: .*resume"):
+        compose(str(tmp_path), {})
+
+
 @pytest.fixture
 def toml(tmp_path: Path) -> Path:
     path = tmp_path / "mine.toml"

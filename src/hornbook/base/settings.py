@@ -125,7 +125,7 @@ def from_file(path: Path) -> tuple[Tree, dict[str, str]]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: {error}") from None
     if not isinstance(tree, dict):
-        raise UserError(f"{path}: should hold a table of settings")
+        raise UserError(f"{path}: should hold a table of settings; a text in JSON is named with --data")
     if not _is_within(tree, DEEPEST):
         raise UserError(f"{path}: nested too deeply; knobs are written section.knob")
     lines = _lines_of_json(text) if path.suffix == ".json" else _lines_of_toml(text)

@@ -54,7 +54,7 @@ def train(words: list[str]) -> int:
 def plan(words: list[str]) -> int:
     if asks_help(words):
         answer(
-            "hornbook plan [RECIPE | FILE.toml] [--data CORPUS|PATH] [--minutes N] [--json] [--any.knob VALUE ...]\n\n"
+            "hornbook plan [RECIPE | TEXT | FILE.toml] [--minutes N] [--json] [--any.knob VALUE ...]\n\n"
             "What `hornbook train` would choose for the same words, and come to: when it ends, how much memory it\n"
             "takes, and about which loss it reaches. A few steps are timed on this machine; nothing is trained.\n"
         )
@@ -163,7 +163,7 @@ def _print_knobs() -> None:
     from hornbook.train.config import RunConfig
 
     answer(
-        "hornbook train [RECIPE | FILE.toml] [--data CORPUS|PATH] [--minutes N] [--out runs/NAME] [--tiny] [--json]\n"
+        "hornbook train [RECIPE | TEXT | FILE.toml] [--minutes N] [--out runs/NAME] [--tiny] [--json]\n"
         "               [--from MODEL|runs/NAME] [--any.knob VALUE ...]\n\n"
         "With no recipe: the demo's. With --data PATH and no recipe: sizes for the text, the machine and the minutes;\n"
         "ten at most when not given. `hornbook plan` with the same words tells what comes of it.\n"
