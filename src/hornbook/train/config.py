@@ -29,14 +29,15 @@ LEARNED_BY_IN_TRAIN = ("batch_tokens", "context", "micro_batch", "dtype", "compi
 
 
 class SampleConfig(Settings):
-    prompts: tuple[str, ...] = Field(("",), strict=False)
-    """What the model continues while it trains; the empty prompt begins a document."""
+    prompts: tuple[str, ...] | None = Field(None, strict=False)
+    """What the model continues while it trains; words of text that is held back, when not given. The empty prompt
+    begins a document."""
     tokens: int = Field(64, ge=1)
     """Length of a sample."""
     rules: SamplerConfig = SamplerConfig()
 
     def mistakes(self) -> Iterator[tuple[str, str]]:
-        for prompt in self.prompts:
+        for prompt in self.prompts or ():
             if not is_utf8(prompt):
                 yield "prompts", f"{prompt[:40]}: not UTF-8, so no text begins with it"
 

@@ -175,7 +175,7 @@ def sample(run: Run) -> None:
     """What the model says now."""
     knobs, tokenizer = run.config.sample, run.shards.tokenizer
     with run.learner.at_rest() as model:
-        for prompt in knobs.prompts:
+        for prompt in knobs.prompts or ():
             new = generate(
                 model,
                 tokenizer.encode_prompt(prompt),

@@ -139,6 +139,8 @@ class Metrics:
 
     def sampled(self, step: int, prompt: str, text: str) -> None:
         self._samples.write({"step": step, "prompt": prompt, "text": text})
+        if prompt:
+            self._progress.note(f"  from {prompt!r}:")
         for line in (prompt + text).strip().splitlines()[:SAMPLE_LINES]:
             self._progress.note(f"  | {line[:SAMPLE_WIDTH]}")
 
