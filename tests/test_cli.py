@@ -17,6 +17,8 @@ import pytest
 
 from hornbook import cli
 from hornbook.base.output import visible
+from hornbook.base.settings import knobs
+from hornbook.train.config import ALSO_CALLED, RunConfig
 from yardstick import within
 
 pytestmark = pytest.mark.xdist_group("cli")  # one training
@@ -136,6 +138,38 @@ def test_generate_eval_verify_and_report_on_a_run(trained: Path, capsys: pytest.
     assert capsys.readouterr().out.count("good") >= 2
     assert cli.main(["report", str(trained)]) == 0
     assert str(trained / "loss.png") in capsys.readouterr().out
+
+
+def test_a_prompt_may_stand_behind_the_model(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def said(*words: str) -> str:
+        assert cli.main(["generate", *words, "--json"]) == 0
+        return capsys.readouterr().out
+
+    for prompt in ("def ", "some/thing and more", "class"):
+        expected = said(str(trained), "--prompt", prompt, "--max-tokens", "3")
+        assert said(str(trained), prompt, "--max-tokens", "3") == expected
+        assert said(str(trained), "--max-tokens", "3", prompt) == expected
+    assert cli.main(["generate", str(trained), str(trained.parent / "missing")]) == 2
+    assert "no such model or run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("knob", "said"),
+    [
+        ("--learning-rate", "did you mean --optim.lr?"),
+        ("--batch-size", "did you mean --train.batch-tokens?"),
+        ("--train.max-iters", "did you mean --train.steps?"),
+        ("--foo", "see hornbook train --help.all"),
+    ],
+)
+def test_a_knob_of_other_programs_is_told_ours(knob: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", knob, "3"]) == 2
+    assert capsys.readouterr().err == f"error: {knob}: no such knob; {said}\n"
+
+
+def test_every_name_of_other_programs_stands_for_a_knob() -> None:
+    assert set(ALSO_CALLED.values()) <= set(knobs(RunConfig))
+    assert not set(ALSO_CALLED) & {knob.rpartition(".")[2] for knob in knobs(RunConfig)}
 
 
 def test_prepare_then_train_on_the_shards(

@@ -34,6 +34,8 @@ class Settings(BaseModel):
     )
     renamed: ClassVar[Mapping[str, str]] = {}
     """What its knobs were called in earlier versions, whose files are still read (base/stored.py)."""
+    also_called: ClassVar[Mapping[str, str]] = {}
+    """What other programs call its knobs, to be named where somebody tries these."""
     every_knob_counts: ClassVar[bool] = False
     """Whether nothing can be done without a knob that is gone."""
 
@@ -201,8 +203,9 @@ def _explain(kind: type[Settings], path: Sequence[str], mistake: Mapping[str, An
         while isinstance(inside, Mapping) and inside:  # a misspelt group: what was meant shows in the knob inside it
             path = (*path, str(next(iter(inside))))
             inside = inside[path[-1]]
-        near = nearest(".".join(path), list(knobs(kind)))
-        return "no such knob" + (f"; did you mean {spoken(near)}?" if near else "; see docs/knobs.md")
+        known = kind.also_called.get(path[-1].lower())
+        near = known or nearest(".".join(path), list(knobs(kind)))
+        return "no such knob" + (f"; did you mean {spoken(near)}?" if near else "; see hornbook train --help.all")
     if mistake["type"] == "model_type":
         return f"a group of knobs, not a value; for example {spoken(next(_below(kind, path)))}"
     if mistake["type"] == "missing":

@@ -37,6 +37,17 @@ def evaluate_text(words: list[str]) -> int:
     return 0
 
 
+def prompt_last(models: list[str]) -> tuple[list[str], list[str] | None]:
+    """`generate RUN "Once upon a time"`: a last word that names nothing, and looks like no path, is the prompt."""
+    from hornbook.runs.folder import did_you_mean
+
+    *others, last = models
+    is_words = any(each.isspace() for each in last)
+    if not others or (not is_words and ("/" in last or Path(last).exists() or did_you_mean(Path(last)))):
+        return models, None
+    return others, [last]
+
+
 def generate(words: list[str]) -> int:
     from hornbook.base.settings import described
     from hornbook.infer.config import SamplerConfig
@@ -46,7 +57,7 @@ def generate(words: list[str]) -> int:
         "Let a model continue prompts: those given, what is piped in, or, at a terminal, what you type; several models "
         "beside one another.",
     )
-    parser.add_argument("models", type=Path, nargs="+", metavar="runs/NAME|MODEL")
+    parser.add_argument("models", nargs="+", metavar="runs/NAME|MODEL")
     parser.add_argument(
         "--prompt", action="append", metavar="TEXT", help='what to continue; "" begins a document; may be repeated'
     )
@@ -73,7 +84,9 @@ def generate(words: list[str]) -> int:
     for (rule, default, about), name in zip(described(SamplerConfig), rules, strict=True):
         whole = f"{about} ({default.replace('auto', 'off')} when not given)"
         parser.add_argument(rule, type=int if name == "top_k" else float, metavar="X", help=whole)
-    given = with_model_options(parser, words)
+    given = with_model_options(parser, words, intermixed=True)
+    if given.prompt is None and given.prompts is None:
+        given.models, given.prompt = prompt_last(given.models)
     for name, least in (("max_tokens", 1), ("n", 1), ("beams", 1), ("logprobs", 0)):
         if (value := getattr(given, name)) is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')}: should be at least {least}, not {value}")
@@ -90,7 +103,7 @@ def generate(words: list[str]) -> int:
     if given.beams is None:
         options.setdefault("seed", 0)
     prompts = [*(given.prompt or []), *(read_prompts(given.prompts) if given.prompts else [])]
-    speaker, *others = [load_speaker(model, given.at, given.device, given.dtype) for model in given.models]
+    speaker, *others = [load_speaker(Path(model), given.at, given.device, given.dtype) for model in given.models]
     if not prompts:
         piped = piped_prompt()
         if piped is None and given.json:
@@ -102,7 +115,7 @@ def generate(words: list[str]) -> int:
             return 0
         prompts = [piped]
     if others:
-        speak_side_by_side([speaker, *others], [str(model) for model in given.models], prompts, options, given.json)
+        speak_side_by_side([speaker, *others], given.models, prompts, options, given.json)
     else:
         speak(speaker, prompts, options, given.json)
     return 0

@@ -41,16 +41,16 @@ def parse(parser: Parser, words: list[str]) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def with_json(parser: Parser, words: list[str]) -> argparse.Namespace:
+def with_json(parser: Parser, words: list[str], intermixed: bool = False) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print JSON, for a script to read")
-    return parse(parser, words)
+    return parser.parse_intermixed_args(words) if intermixed else parse(parser, words)
 
 
-def with_model_options(parser: Parser, words: list[str]) -> argparse.Namespace:
+def with_model_options(parser: Parser, words: list[str], intermixed: bool = False) -> argparse.Namespace:
     parser.add_argument("--at", default="best", help="which checkpoint of a run: best, newest, or a step")
     parser.add_argument("--device", help="cpu, cuda, mps; the fastest there is when not given")
     parser.add_argument("--dtype", help="float32, exact, when not given; bfloat16 or, on a CPU, int8 are faster")
-    return with_json(parser, words)
+    return with_json(parser, words, intermixed)
 
 
 def asks_help(words: list[str]) -> bool:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from hornbook.base import files
 from hornbook.base.console import warn
 from hornbook.base.errors import UserError
-from hornbook.runs.folder import RunFolder
+from hornbook.runs.folder import RunFolder, did_you_mean
 from hornbook.runs.logs import read_log
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ class Curves:
         memory = ("memory_bytes", "memory_total_bytes")
         looked = [each for each in entries if all(_is_finite(each.get(name)) for name in memory)]
         if not trained:
-            raise UserError(f"{run}: no metrics to draw yet; is it the folder of a run?")
+            hint = "" if run.is_dir() else did_you_mean(run)
+            raise UserError(f"{run}: no metrics to draw yet" + (hint or "; is it the folder of a run?"))
         return cls(
             name=run.name,
             steps=[each["step"] for each in trained],
