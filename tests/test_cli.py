@@ -18,6 +18,7 @@ import pytest
 from hornbook import cli
 from hornbook.base.output import visible
 from hornbook.base.settings import knobs
+from hornbook.runs.folder import resolve
 from hornbook.train.config import ALSO_CALLED, RunConfig
 from yardstick import within
 
@@ -138,6 +139,24 @@ def test_generate_eval_verify_and_report_on_a_run(trained: Path, capsys: pytest.
     assert capsys.readouterr().out.count("good") >= 2
     assert cli.main(["report", str(trained)]) == 0
     assert str(trained / "loss.png") in capsys.readouterr().out
+
+
+def test_several_models_are_scored_beside_one_another(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = sorted((trained / "snapshots").iterdir())[0]
+    (tmp_path / "text.txt").write_text("def f(x):\n    return x\n" * 20)
+    words = ["eval", str(trained), str(first), "--data", str(tmp_path / "text.txt")]
+    assert cli.main([*words, "--json"]) == 0
+    scored = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [each["model"] for each in scored] == [str(resolve(trained)), str(first)]
+    assert scored[0]["loss"] != scored[1]["loss"]
+    assert cli.main(words) == 0
+    shown = capsys.readouterr()
+    for each in scored:
+        assert f"{each['bits_per_byte']:.4f}" in shown.out
+    assert "different texts" not in shown.err
+    assert cli.main(["eval", str(trained), str(first)]) == 2  # of a model that is no run, the text is to be named
 
 
 def test_a_prompt_may_stand_behind_the_model(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

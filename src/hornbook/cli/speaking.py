@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from hornbook.base.errors import UserError
 from hornbook.base.output import answer_json
@@ -10,8 +11,8 @@ from hornbook.cli.words import DROPS, parser_of, with_model_options
 
 
 def evaluate_text(words: list[str]) -> int:
-    parser = parser_of("eval", "Loss, perplexity and bits per byte of a text under a model.")
-    parser.add_argument("model", type=Path, metavar="runs/NAME|MODEL")
+    parser = parser_of("eval", "Loss, perplexity and bits per byte of a text under a model, or under several.")
+    parser.add_argument("models", type=Path, nargs="+", metavar="runs/NAME|MODEL")
     parser.add_argument("--data", help="a corpus, a text, or shards; a run's own validation text when not given")
     parser.add_argument(
         "--split",
@@ -23,10 +24,15 @@ def evaluate_text(words: list[str]) -> int:
     from hornbook.base.console import say
     from hornbook.infer.evaluate import evaluate
 
-    result = evaluate(given.model, given.data, given.at, given.device, given.dtype, given.split)
+    results = [evaluate(model, given.data, given.at, given.device, given.dtype, given.split) for model in given.models]
     if given.json:
-        answer_json(result)
+        for result in results:
+            answer_json(result)
         return 0
+    if len(results) > 1:
+        _show_beside(results)
+        return 0
+    [result] = results
     say(f"text           {result['text']}")
     say(f"model          {result['model']}")
     if result.get("looked_before"):
@@ -35,6 +41,25 @@ def evaluate_text(words: list[str]) -> int:
     say(f"perplexity     {result['perplexity']:.2f}")
     say(f"bits per byte  {result['bits_per_byte']:.4f}" + ("" if result["keeps_text"] else DROPS))
     return 0
+
+
+def _show_beside(results: list[dict[str, Any]]) -> None:
+    """The fewer bits per byte, the better; losses and perplexities are of tokens, which may be others."""
+    from hornbook.base.console import note, table
+
+    rows = [
+        [
+            each["model"],
+            f"{each['loss']:.4f}",
+            f"{each['perplexity']:.2f}",
+            f"{each['bits_per_byte']:.4f}",
+            each["text"],
+        ]
+        for each in results
+    ]
+    table(["model", "loss", "perplexity", "bits per byte", "text"], rows, right={1, 2, 3})
+    if len({each["text"] for each in results}) > 1:
+        note("these are different texts; --data TEXT scores all on the same")
 
 
 def prompt_last(models: list[str]) -> tuple[list[str], list[str] | None]:
