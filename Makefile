@@ -2,6 +2,7 @@
 # make test    set up, check style and types, run the tests
 # make test-long     the tests that take long by nature, and all others with more examples; PART=long: the former alone
 # make test-plain    the tests of what is computed, on this processor as if it were a plain one: AVX2, no bf16, no int8
+# make knobs    write docs/knobs.md anew
 # make test-space    start the app of a Space, with gradio in an environment of its own
 #
 # PYTHON=python3.12        another Python (3.11 or newer)
@@ -23,7 +24,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 # What is compiled of Python is kept, or every child of the tests would compile all of it again.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test test-long test-plain test-space check clean
+.PHONY: demo test test-long test-plain test-space check knobs clean
 
 demo: .venv/ready-to-run
 	$(BIN)/hornbook train demo
@@ -62,6 +63,9 @@ check: .venv/ready-to-test
 .venv/ready-to-test: .venv/ready-to-run
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test]'
 	@touch $@
+
+knobs: .venv/ready-to-run
+	$(BIN)/python -c 'from hornbook.cli.knobs import markdown; print(markdown(), end="")' > docs/knobs.md
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

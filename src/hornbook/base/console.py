@@ -11,6 +11,7 @@ import re
 import shlex
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -70,6 +71,21 @@ def _quoted(word: str) -> str:
         return "".join(f"\\{byte:03o}" for byte in os.fsencode(found[0]))
 
     return "$'" + re.sub(r"[^!-&(-\[\]-~]|[\\']", spelt, word) + "'"
+
+
+WIDEST = 100
+
+
+def width() -> int:
+    """Characters that a line of text may have."""
+    return min(shutil.get_terminal_size((WIDEST, 24)).columns - 1, WIDEST)
+
+
+def paragraphs(text: str, indent: int = 0) -> None:
+    """Lines of text, each wrapped between words, as wide as the terminal and no wider than is read well."""
+    for line in visible(text).splitlines():
+        blank = " " * (indent + len(line) - len(line.lstrip()))
+        say(textwrap.fill(line.strip(), width(), initial_indent=blank, subsequent_indent=blank, break_on_hyphens=False))
 
 
 class Progress:

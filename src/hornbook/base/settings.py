@@ -159,6 +159,14 @@ def described(kind: type[Settings], prefix: str = "") -> Iterator[tuple[str, str
             yield spoken(prefix + name), default, " ".join((field.description or "").split())
 
 
+def choices(kind: type[Settings], dotted: str) -> list[str]:
+    """What a knob may be, where that is one of a few words; of a knob that takes several, any of them."""
+    allowed = _union(knob_type(kind, dotted.split(".")))
+    inside = [inner for each in allowed if typing.get_origin(each) is tuple for inner in typing.get_args(each)]
+    lists = [each for each in (*allowed, *inside) if typing.get_origin(each) is typing.Literal]
+    return [str(word) for each in lists for word in typing.get_args(each)]
+
+
 def knob_type(kind: type[Settings], path: Sequence[str]) -> Any:
     """The annotation of a knob, or None where there is no such knob."""
     current: type[Settings] | None = kind

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from hornbook.base.errors import UserError
 from hornbook.base.output import answer, answer_json, going_on
 from hornbook.cli.conclusion import conclude
+from hornbook.cli.knobs import help_asked, show_help
 from hornbook.cli.words import (
     asks_help,
     long_forms,
     parse,
     parser_of,
-    print_described,
     take_flag,
     told_apart,
 )
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 @going_on()
 def train(words: list[str]) -> int:
-    if asks_help(words):
-        _print_knobs()
+    if (group := help_asked(words)) is not None:
+        show_help(words, group)
         return 0
     as_json, tiny = take_flag(words, "--json"), take_flag(words, "--tiny")
     named = words.pop(0) if words and not words[0].startswith("-") else None
@@ -118,21 +118,6 @@ def resume(words: list[str]) -> int:
     with told_apart(as_json):
         outcome = resume(Path(words[0]), from_words(RunConfig, long_forms(words[1:])))
     return conclude(outcome, as_json)
-
-
-def _print_knobs() -> None:
-    from hornbook.train.config import RunConfig
-
-    answer(
-        "hornbook train [RECIPE | TEXT | FILE.toml] [--minutes N] [--out runs/NAME] [--tiny] [--json]\n"
-        "               [--from MODEL|runs/NAME] [--any.knob VALUE ...]\n\n"
-        "With no recipe: the demo's. With --data PATH and no recipe: sizes for the text, the machine and the minutes;\n"
-        "ten at most when not given. `hornbook plan` with the same words tells what comes of it.\n"
-        "With --from MODEL|runs/NAME: from its weights rather than from nothing, with its sizes and its tokenizer.\n"
-        "With --tiny: the run's miniature, which takes seconds.\n"
-        "Every knob, and its default where no recipe sets it:\n\n"
-    )
-    print_described(RunConfig)
 
 
 def report(words: list[str]) -> int:

@@ -11,10 +11,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from hornbook.base.errors import UserError
-from hornbook.base.output import answer
 
 if TYPE_CHECKING:
-    from hornbook.base.settings import Settings
+    pass
 
 INTERRUPTED = 130
 DROPS = " (without what the tokenizer drops, such as blanks and accents: lower than of the whole text)"
@@ -68,13 +67,6 @@ def long_forms(words: list[str]) -> list[str]:
     """The knobs that have a short name."""
     pairs = [word.partition("=") for word in words]
     return [SHORT.get(name, name) + equals + value for name, equals, value in pairs]
-
-
-def print_described(config: type[Settings]) -> None:
-    from hornbook.base.settings import described
-
-    for knob, default, about in described(config):
-        answer(f"  {knob} ({default})\n      {about}\n")
 
 
 def told_apart(as_json: bool) -> contextlib.AbstractContextManager[Any]:
