@@ -132,7 +132,7 @@ def report(words: list[str]) -> int:
     from hornbook.report.curves import draw
 
     for run in given.runs:
-        for picture in draw(run):
+        for picture in draw(run, everything=True):
             say(str(picture))
         if given.at:
             say(str(draw_lengths(run, given.at)))

@@ -27,6 +27,7 @@ from hornbook.train.config import RunConfig
 from hornbook.train.guard import NonFiniteGuard, StopSignals
 from hornbook.train.learner import Learner
 from hornbook.train.metrics import MEMORY_EVERY_STEPS, Metrics, StepReading, passed
+from hornbook.train.optimizers import learning_rates
 from hornbook.train.pauses import Pauses
 from hornbook.train.schedule import WHOLE, Extension, lr_factor, share_done
 
@@ -96,6 +97,7 @@ def update(run: Run, share: float) -> None:
         state.seconds,
         progress=share_of(run),
         epochs=epochs_of(run),
+        rates=learning_rates(config.optim, factor),
         memory=memory_in_use(run.machine.device) if state.step % MEMORY_EVERY_STEPS == 1 else None,
     )
     run.metrics.launched(reading, loss, gradient_length)

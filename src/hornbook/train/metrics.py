@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -44,6 +44,8 @@ class StepReading:
     progress: float
     epochs: float
     """How often the text was read, with this step."""
+    rates: Mapping[str, float] = field(default_factory=dict)
+    """The learning rates of this step, by what learns at them."""
     memory: tuple[int, int] | None = None
     """Bytes of the accelerator's that are taken, and that it has, where this step looked."""
 
@@ -172,8 +174,8 @@ class Metrics:
             "tokens": reading.tokens,
             "epochs": _rounded(reading.epochs),
             "loss": _or_null(loss),
-            "gradient_length": _or_null(length),
-            "lr_factor": reading.lr_factor,
+            "grad_norm": _or_null(length),
+            **reading.rates,
             "seconds": round(reading.seconds, 3),
         }
         if reading.memory is not None:
