@@ -5,11 +5,12 @@ In: the outcome of a training.  Out: lines, or JSON; and the exit code.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from hornbook.base.console import command, duration, say
-from hornbook.base.output import answer_json, put, visible
+from hornbook.base.output import Flowing, answer_json, put, visible
 from hornbook.cli.words import DROPS, INTERRUPTED
 
 if TYPE_CHECKING:
@@ -115,10 +116,11 @@ def _speak(outcome: Outcome, record: Record, shards: Shards) -> list[str]:
     for number in range(CONTINUATIONS):
         prompt = prompts[number % len(prompts)]
         say(f"\n--- continuation {number + 1} of {CONTINUATIONS}, from {prompt!r}")
-        put(visible(prompt))
+        flowing = Flowing(sys.stdout)
+        put(flowing.feed(visible(prompt)))
         for piece in speaker.stream(prompt, max_tokens=96, seed=number):
-            put(visible(piece))
-        say()
+            put(flowing.feed(visible(piece)))
+        put(flowing.end() + "\n")
     return prompts
 
 
