@@ -58,6 +58,11 @@ def test_help_answers_at_once_and_does_not_import_torch() -> None:
     assert min(times) < max(0.5, 5 * min(plain)), (times, plain)
 
 
+def test_the_module_answers_as_the_command_does() -> None:
+    done = run("--help")
+    assert (done.returncode, done.stdout, done.stderr) == (0, cli.ABOUT, "")
+
+
 def test_the_version_is_told_with_torch_s_and_the_device(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--version"]) == 0
     told = capsys.readouterr().out.splitlines()

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hornbook.base.errors import UserError
+from hornbook.cli import main
 from hornbook.model.config import ModelConfig
 from hornbook.model.gpt import GPT
 from hornbook.recipes import DEFAULT, RECIPES, compose
@@ -68,6 +69,14 @@ def test_knobs_are_turned_on_top_of_a_recipe() -> None:
     assert config.model == compose("demo-classic", {}).model.with_(n_layer=2)
     assert (config.train.steps, config.train.minutes) == (5, None)
     assert compose(config, {"seed": 9}) == override(config, {"seed": 9})
+
+
+def test_a_recipe_of_characters_is_listed_though_their_number_is_not_known(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(RECIPES, "mine", lambda: override(RECIPES["demo"](), {"tokenizer": {"kind": "char"}}))
+    assert main(["recipes"]) == 0
+    assert "mine" in capsys.readouterr().out
 
 
 def test_an_unknown_recipe_is_told_the_nearest() -> None:
