@@ -1,7 +1,9 @@
 # make demo    set up, train for three minutes, look at the result
 # make test    set up, check style and types, run the tests
+# make quick    style, and the tests that find most in a minute: while you work
 # make test-long     the tests that take long by nature, and all others with more examples; PART=long: the former alone
 # make test-plain    the tests of what is computed, on this processor as if it were a plain one: AVX2, no bf16, no int8
+# make knobs    write docs/knobs.md anew
 # make test-space    start the app of a Space, with gradio in an environment of its own
 #
 # PYTHON=python3.12        another Python (3.11 or newer)
@@ -9,6 +11,8 @@
 
 PYTHON ?= python3
 TORCH_INDEX ?=
+OS_NAME := $(shell uname -s)
+NVIDIA_DRIVER ?= /proc/driver/nvidia/version
 PART ?=
 BIN := .venv/bin
 
@@ -17,19 +21,26 @@ NUMBERS := tests/model tests/base/test_machine.py \
 	$(addprefix tests/train/test_,accumulation.py loop.py muon.py optim.py precision.py) \
 	$(addprefix tests/infer/test_,beams.py decode.py evaluate.py quantize.py sampler.py score.py) \
 	$(addprefix tests/exchange/test_,gguf.py hub_models.py references.py systems.py transformers.py with_code.py)
+QUICK := tests/test_house.py tests/test_help.py tests/base/test_settings.py tests/base/test_errors.py tests/runs \
+	tests/model/test_gpt.py tests/model/test_loss.py tests/infer/test_sampler.py tests/recipes/test_recipes.py \
+	$(addprefix tests/train/test_,metrics.py muon.py optim.py schedule.py loop.py)
 PLAIN := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
 # What is compiled of Python is kept, or every child of the tests would compile all of it again.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test test-long test-plain test-space check clean
+.PHONY: demo test quick test-long test-plain test-space check size knobs clean
 
 demo: .venv/ready-to-run
 	$(BIN)/hornbook train demo
 
 test: check
 	OMP_NUM_THREADS=1 $(PYTEST)
+
+quick: .venv/ready-to-test
+	$(BIN)/ruff check .
+	OMP_NUM_THREADS=1 $(PYTEST) $(QUICK)
 
 test-long: .venv/ready-to-test
 	OMP_NUM_THREADS=1 HORNBOOK_LONG=1 $(PYTEST) -m "$(PART)" --timeout 1800
@@ -50,7 +61,16 @@ check: .venv/ready-to-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# torch for Linux brings CUDA with it, driver or not.
+size:
+	@if [ -n "$(TORCH_INDEX)" ]; then echo "torch is taken from TORCH_INDEX; a build for CPUs takes about 1 GB of disk"; \
+	elif [ "$(OS_NAME)" != Linux ]; then echo "about 1 GB of disk will be taken"; \
+	elif [ -e "$(NVIDIA_DRIVER)" ]; then echo "torch with CUDA will take about 6 GB of disk"; \
+	else echo "no NVIDIA driver here, and torch with CUDA would take about 6 GB of disk: its build for CPUs takes 1 GB;"; \
+		echo "stop with Ctrl-C, and: make demo TORCH_INDEX=URL  (PyTorch's installation page names the URL for CPUs)"; fi
+
 .venv/ready-to-run: pyproject.toml constraints.txt
+	@$(MAKE) -s size
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "hornbook needs Python 3.11 or newer: make PYTHON=python3.12"; exit 2; }
 	@$(PYTHON) -m venv .venv || \
@@ -62,6 +82,9 @@ check: .venv/ready-to-test
 .venv/ready-to-test: .venv/ready-to-run
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test]'
 	@touch $@
+
+knobs: .venv/ready-to-run
+	$(BIN)/python -c 'from hornbook.cli.knobs import markdown; print(markdown(), end="")' > docs/knobs.md
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

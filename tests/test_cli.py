@@ -18,6 +18,9 @@ import pytest
 from hornbook import cli
 from hornbook.base.names import own_version
 from hornbook.base.output import visible
+from hornbook.base.settings import knobs
+from hornbook.runs.folder import resolve
+from hornbook.train.config import ALSO_CALLED, RunConfig
 from yardstick import within
 
 pytestmark = pytest.mark.xdist_group("cli")  # one training
@@ -54,6 +57,11 @@ def test_help_answers_at_once_and_does_not_import_torch() -> None:
     assert done.stdout.endswith("False False\n")
     # Half a second, unless Python alone takes more than the tenth of one that it takes on an idle processor.
     assert min(times) < max(0.5, 5 * min(plain)), (times, plain)
+
+
+def test_the_module_answers_as_the_command_does() -> None:
+    done = run("--help")
+    assert (done.returncode, done.stdout, done.stderr) == (0, cli.ABOUT, "")
 
 
 def test_sources_that_were_not_installed_have_a_version_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,6 +153,56 @@ def test_generate_eval_verify_and_report_on_a_run(trained: Path, capsys: pytest.
     assert capsys.readouterr().out.count("good") >= 2
     assert cli.main(["report", str(trained)]) == 0
     assert str(trained / "loss.png") in capsys.readouterr().out
+
+
+def test_several_models_are_scored_beside_one_another(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = sorted((trained / "snapshots").iterdir())[0]
+    (tmp_path / "text.txt").write_text("def f(x):\n    return x\n" * 20)
+    words = ["eval", str(trained), str(first), "--data", str(tmp_path / "text.txt")]
+    assert cli.main([*words, "--json"]) == 0
+    scored = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [each["model"] for each in scored] == [str(resolve(trained)), str(first)]
+    assert scored[0]["loss"] != scored[1]["loss"]
+    assert cli.main(words) == 0
+    shown = capsys.readouterr()
+    for each in scored:
+        assert f"{each['bits_per_byte']:.4f}" in shown.out
+    assert "different texts" not in shown.err
+    assert cli.main(["eval", str(trained), str(first)]) == 2  # of a model that is no run, the text is to be named
+
+
+def test_a_prompt_may_stand_behind_the_model(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def said(*words: str) -> str:
+        assert cli.main(["generate", *words, "--json"]) == 0
+        return capsys.readouterr().out
+
+    for prompt in ("def ", "some/thing and more", "class"):
+        expected = said(str(trained), "--prompt", prompt, "--max-tokens", "3")
+        assert said(str(trained), prompt, "--max-tokens", "3") == expected
+        assert said(str(trained), "--max-tokens", "3", prompt) == expected
+    assert cli.main(["generate", str(trained), str(trained.parent / "missing")]) == 2
+    assert "no such model or run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("knob", "said"),
+    [
+        ("--learning-rate", "did you mean --optim.lr?"),
+        ("--batch-size", "did you mean --train.batch-tokens?"),
+        ("--train.max-iters", "did you mean --train.steps?"),
+        ("--foo", "see hornbook train --help.all"),
+    ],
+)
+def test_a_knob_of_other_programs_is_told_ours(knob: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", knob, "3"]) == 2
+    assert capsys.readouterr().err == f"error: {knob}: no such knob; {said}\n"
+
+
+def test_every_name_of_other_programs_stands_for_a_knob() -> None:
+    assert set(ALSO_CALLED.values()) <= set(knobs(RunConfig))
+    assert not set(ALSO_CALLED) & {knob.rpartition(".")[2] for knob in knobs(RunConfig)}
 
 
 def test_prepare_then_train_on_the_shards(

@@ -16,6 +16,7 @@ import pytest
 from effort import long
 from hornbook.base.settings import described
 from hornbook.cli import COMMANDS, main
+from hornbook.cli.knobs import markdown
 from hornbook.runs.logs import read_log
 from hornbook.train.config import RunConfig
 
@@ -68,10 +69,12 @@ def test_the_notebook_for_a_free_gpu_goes_on_after_a_disconnect(tmp_path: Path) 
     assert trained == json.loads((tmp_path / "before.json").read_text())
 
 
-def test_every_knob_is_documented_with_its_default() -> None:
+def test_every_knob_is_documented_with_its_default_and_choices() -> None:
     text = (ROOT / "docs" / "knobs.md").read_text()
+    assert text == markdown(), "make knobs writes docs/knobs.md anew"
     for knob, default, about in described(RunConfig):
-        assert f"| `{knob}` | `{default}` | {about} |" in text, f"{knob}: renew docs/knobs.md (see its first lines)"
+        assert f"| `{knob}` | `{default}` | {about}" in text
+    assert "How text is cut into tokens. One of: bpe, " in text
 
 
 def test_documents_name_only_commands_and_files_that_exist() -> None:

@@ -52,6 +52,20 @@ def test_speaks_and_is_whole(run: Path) -> None:
     assert set(verify(run).values()) == {None}
 
 
+def test_its_numbers_are_read_beside_those_of_today(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run.parent)
+    resume(run)
+    opened = hornbook.open_run(run)
+    steps = [each for each in opened.metrics() if "loss" in each]
+    assert [each["step"] for each in steps if each["grad_norm"] > 0] == list(range(1, 31))
+    assert ["lr" in each for each in steps] == [each["step"] > 20 for each in steps]
+    assert ["matrix_lr" in each for each in steps] == [each["step"] > 20 for each in steps]
+    curves = opened.curves()
+    assert curves.drops == []
+    assert [step for step, _ in curves.grad_norms] == list(range(1, 31))
+    assert [step for step, _ in curves.rates["lr"]] == list(range(21, 31))
+
+
 def test_leaves_for_other_programs(run: Path, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     assert main(["export", str(run), "--to", "hf", "--out", str(tmp_path / "hf")]) == 0

@@ -2,6 +2,7 @@
 
     run = hornbook.fit("demo", train={"minutes": 1})   # or data="my-text.txt"
     run.loss_curve()                                   # shown in a notebook
+    run = hornbook.open_run("runs/demo")               # also one of the command line
     model = run.model()                                # or hornbook.load("runs/demo")
     print(model.generate("def "))
 
@@ -19,12 +20,14 @@ from hornbook.base.output import going_on
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from pandas import DataFrame
 
     from hornbook.infer.speaker import Speaker
+    from hornbook.report.curves import Curves
     from hornbook.shards.format import Shards
     from hornbook.train.config import RunConfig
 
-__all__ = ["Picture", "TrainedRun", "fit", "load", "prepare_text"]
+__all__ = ["Picture", "TrainedRun", "fit", "load", "open_run", "prepare_text"]
 
 
 @dataclass(frozen=True)
@@ -46,18 +49,36 @@ class TrainedRun:
     """A run folder, and how the run in it ended."""
 
     folder: Path
-    ended: str
+    ended: str = ""
+    """Of a run that was opened, nothing: its metrics tell how far it came."""
 
     def model(self, at: str = "best") -> Speaker:
         """The trained model; `at` names its checkpoint: best, newest, or a step."""
         return load(self.folder, at)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Every step and every evaluation, as written."""
+        """Every step and every evaluation, as written (docs/metrics.md)."""
         from hornbook.runs.folder import RunFolder
         from hornbook.runs.logs import read_log
 
         return read_log(RunFolder(self.folder).metrics)
+
+    def frame(self) -> DataFrame:
+        """The metrics as pandas has them, a row a step with what was evaluated after it."""
+        from hornbook.base.errors import UserError
+        from hornbook.runs.logs import by_step
+
+        try:
+            import pandas
+        except ImportError:
+            raise UserError("frame: needs pandas (pip install pandas); metrics() is the same as a list") from None
+        return pandas.DataFrame(by_step(self.metrics()))
+
+    def curves(self) -> Curves:
+        """The losses and rates as columns, from which pictures are drawn."""
+        from hornbook.report.curves import Curves
+
+        return Curves.read(self.folder)
 
     def loss_curve(self) -> Picture:
         """Training and validation loss over steps and tokens."""
@@ -69,6 +90,12 @@ class TrainedRun:
         from hornbook.report.curves import Curves, perplexity_figure
 
         return Picture(perplexity_figure(Curves.read(self.folder)))
+
+    def gradient_curve(self) -> Picture:
+        """The gradients' norm, and the learning rates."""
+        from hornbook.report.curves import Curves, gradient_figure
+
+        return Picture(gradient_figure(Curves.read(self.folder)))
 
     @going_on()
     def resume(self, **train: Any) -> TrainedRun:
@@ -84,7 +111,7 @@ def fit(
 ) -> TrainedRun:
     """Train a model from nothing.
 
-    `config` is a recipe's name or a RunConfig; with `data=PATH` and no recipe, sizes are chosen from the amount of
+    `config` is a recipe's name, a text or a RunConfig; with a text and no recipe, sizes are chosen from the amount of
     text. Knobs are nested as in a file: `fit("demo", seed=2, model={"n_layer": 2}, train={"minutes": 1})`.
     With `tiny`, the run's miniature: seconds on a laptop.
     """
@@ -96,6 +123,16 @@ def fit(
     composed = compose(config, knobs, tiny, measured=True)
     folder = Path(out) if out is not None else free_folder(composed)
     return TrainedRun(folder, fit_run(composed, folder).reason)
+
+
+def open_run(path: str | Path) -> TrainedRun:
+    """A run that lies there, also of the command line: `open_run("runs/demo").metrics()`, `.model()`, `.curves()`."""
+    from hornbook.base.errors import UserError
+    from hornbook.runs.folder import RECORD, RunFolder, did_you_mean
+
+    if not RunFolder(Path(path)).has_record():
+        raise UserError(f"{path}: no run (no {RECORD})" + did_you_mean(Path(path)))
+    return TrainedRun(Path(path))
 
 
 def load(path: str | Path, at: str = "best", device: str | None = None) -> Speaker:

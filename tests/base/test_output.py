@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
@@ -14,7 +15,19 @@ import pytest
 
 from hornbook.base import output
 from hornbook.base.console import Progress, say, warn
-from hornbook.base.output import OutputLostError, answer, answer_json, going_on, put, settle, tell, visible
+from hornbook.base.output import (
+    Flowing,
+    OutputLostError,
+    answer,
+    answer_json,
+    going_on,
+    laid_out,
+    painted,
+    put,
+    settle,
+    tell,
+    visible,
+)
 
 
 class Lost(io.RawIOBase):
@@ -129,3 +142,52 @@ def test_a_line_that_was_begun_ends_before_an_error(capsys: pytest.CaptureFixtur
     tell("error: no")
     tell("error: nor this")
     assert capsys.readouterr() == ("hi\n", "error: no\nerror: nor this\n")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+LONG = "data      my-text: 137k tokens to train on, 16.2k to validate, a vocabulary of 512 entries"
+
+
+def test_a_terminal_gets_lines_broken_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    broken = laid_out(f"{LONG}\nshort", Terminal())
+    lines = broken.splitlines()
+    assert max(map(len, lines)) < 40
+    assert broken.split() == f"{LONG} short".split()
+    assert all(line.startswith(" " * 10) for line in lines[1:-1])
+    command = "  hornbook resume runs/a-run-with-a-long-name --train.minutes 20"
+    path = f"picture   {'x' * 60}"
+    assert laid_out(command, Terminal()) == command  # to be copied
+    assert laid_out(path, Terminal()).split() == path.split()
+    assert laid_out(LONG, io.StringIO()) == LONG
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_a_text_that_comes_in_pieces_is_broken_between_words(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    text = "Once upon a time there was a very small model.\n\nIt read little, " + "and " * 20 + "長" * 60
+    flowing, plain = Flowing(Terminal()), Flowing(io.StringIO())
+    pieces = [text[place : place + size] for place in range(0, len(text), size)]
+    shown = "".join([*map(flowing.feed, pieces), flowing.end()])
+    lines = shown.partition("長")[0].splitlines()
+    assert max(map(len, lines)) <= 30
+    assert shown.partition("長")[0].split() == text.partition("長")[0].split()
+    assert shown.count("長") == 60
+    assert "".join([*map(plain.feed, pieces), plain.end()]) == text
+
+
+def test_a_terminal_gets_colours_unless_somebody_wants_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    red = painted("error: no such file", Terminal())
+    assert re.fullmatch("\x1b\\[1;31merror:\x1b\\[0m no such file", red)
+    assert painted("loss 3.2 error: x", Terminal()) == "loss 3.2 error: x"
+    assert painted("error: no such file", io.StringIO()) == "error: no such file"
+    for name, value in (("NO_COLOR", "1"), ("TERM", "dumb")):
+        with monkeypatch.context() as patched:
+            patched.setenv(name, value)
+            assert painted("error: no such file", Terminal()) == "error: no such file"

@@ -222,7 +222,7 @@ def test_models_answer_the_same_prompts_beside_one_another(
     assert cli.main(words) == 0
     expected = "".join(f"--- {name}, seed 0\n{prompt}{text}\n" for (name, prompt), text in alone.items())
     assert capsys.readouterr().out == expected
-    monkeypatch.setattr("hornbook.base.console._is_terminal", lambda stream: True)
+    monkeypatch.setattr("hornbook.base.console.is_terminal", lambda stream: True)
     monkeypatch.setenv("COLUMNS", "60")
     columns(["[b]left", "right"], ["one two " * 9, "[i]three " * 9])
     drawn = capsys.readouterr().out.splitlines()

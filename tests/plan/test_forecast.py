@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from hornbook import cli
 from hornbook.base.errors import UserError
 from hornbook.plan import forecast as plan
 from hornbook.plan.forecast import forecast
+from hornbook.train.loop import INTERRUPTED
+from hornbook.train.start import Outcome
 
 
 @pytest.fixture
@@ -79,6 +82,36 @@ def test_it_is_told_and_nothing_is_written(
     assert facts["config"]["train"]["minutes"] == 2
     assert facts["memory_bytes"] > 4 * 4 * 100_000
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("minutes", "end"), [(2.0, "twice the time (--minutes 4) would bring about"), (600.0, "only learn it by heart")]
+)
+def test_it_is_told_in_a_line_before_the_training(text: str, minutes: float, end: str) -> None:
+    found = forecast(None, {"data": text, "train": {"minutes": minutes}})
+    told = found.in_a_line()
+    assert f"after {found.steps:,} steps and" in told
+    assert end in told
+    if (more := found.with_more(2)) is not None:
+        assert found.between is not None
+        assert f"at {found.between[0]:.2f} to {found.between[1]:.2f} bits per byte" in told
+        assert found.bits_per_byte is not None
+        assert 0.8 * found.bits_per_byte < more < found.bits_per_byte
+
+
+def test_training_for_minutes_begins_with_what_is_expected(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a text alone, ten minutes are meant."""
+    monkeypatch.setattr("hornbook.train.start.fit", lambda config, out: Outcome(out, INTERRUPTED, 0, 0, 0, None, 0))
+    monkeypatch.setattr("hornbook.report.curves.draw", lambda run: [])
+    for words, minutes in (([], "10"), (["--minutes", "3"], "3"), (["--train.steps", "2"], None)):
+        assert cli.main(["train", text, *words, "--out", str(tmp_path / "run"), "--train.device", "cpu"]) == 130
+        told = capsys.readouterr().out
+        assert told.startswith("sizes chosen for the text, this machine and its time")
+        found = re.search(r"(\d+) minutes; --minutes", told)
+        assert (found and found[1]) == minutes
+        assert ("expected: done in" in told) == (minutes is not None)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from hornbook.base.errors import UserError
 from hornbook.base.machine import Machine, choose_machine
+from hornbook.cli import main
 from hornbook.model.config import ModelConfig
 from hornbook.model.gpt import GPT
 from hornbook.recipes import DEFAULT, RECIPES, compose
@@ -72,11 +73,41 @@ def test_knobs_are_turned_on_top_of_a_recipe() -> None:
     assert compose(config, {"seed": 9}) == override(config, {"seed": 9})
 
 
+def test_a_recipe_of_characters_is_listed_though_their_number_is_not_known(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(RECIPES, "mine", lambda: override(RECIPES["demo"](), {"tokenizer": {"kind": "char"}}))
+    assert main(["recipes"]) == 0
+    assert "mine" in capsys.readouterr().out
+
+
 def test_an_unknown_recipe_is_told_the_nearest() -> None:
     with pytest.raises(UserError, match="dmo: no such recipe; did you mean demo"):
         compose("dmo", {})
     with pytest.raises(UserError, match="see: hornbook recipes"):
         compose("qqq", {})
+
+
+def test_a_recipe_may_be_named_as_a_knob(toml: Path) -> None:
+    assert compose(None, {"recipe": "gpt2", "seed": 3}) == compose("gpt2", {"seed": 3})
+    assert compose(str(toml), {"recipe": "demo"}).model == compose("demo", {"model": {"n_layer": 2}}).model
+    assert compose("demo", {"recipe": "demo"}) == compose("demo", {})
+    with pytest.raises(UserError, match=r"demo is named as well; name one recipe: hornbook train gpt2"):
+        compose("demo", {"recipe": "gpt2"})
+    with pytest.raises(UserError, match="gtp2: no such recipe; did you mean gpt2"):
+        compose(None, {"recipe": "gtp2"})
+
+
+def test_a_text_or_a_corpus_may_stand_where_a_recipe_does(text_file: Path, tmp_path: Path) -> None:
+    assert compose(str(text_file), {}) == compose(None, {"data": str(text_file)})
+    assert compose(str(text_file.parent / "*.txt"), {}).recipe == "own-text"
+    assert compose("shakespeare", {"seed": 2}) == compose(None, {"data": "shakespeare", "seed": 2})
+    assert compose(str(text_file), {"recipe": "gpt2"}) == compose("gpt2", {"data": str(text_file)})
+    with pytest.raises(UserError, match="--data names another"):
+        compose(str(text_file), {"data": "shakespeare"})
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(UserError, match=r"a run, not a text; go on with it: .*resume"):
+        compose(str(tmp_path), {})
 
 
 @pytest.fixture

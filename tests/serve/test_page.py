@@ -220,6 +220,66 @@ def test_the_request_carries_what_the_sliders_say(open_page: Open) -> None:
     assert "top_k" not in asked[1]
 
 
+def test_each_press_of_write_draws_a_new_seed_and_shows_it_unless_it_is_pinned(site: str, open_page: Open) -> None:
+    page = open_page(address="/#model=grown&max_tokens=30&seed=5&temperature=1")
+    asked = requests_of(page)
+    texts = [write(page, PROMPT), write(page)]
+    expect(page.locator("#state")).to_contain_text(f"seed {asked[1]['seed']}")
+    assert asked[0]["seed"] == 5 != asked[1]["seed"]  # that of the address is for its first text
+    page.get_by_role("button", name="Pin").click()
+    texts += [write(page), write(page)]
+    assert texts[1] == texts[2] == texts[3]
+    page.wait_for_url(f"**seed={asked[1]['seed']}&pinned=true")
+    expect(open_page(address=page.url).get_by_role("button", name="Pin")).to_have_attribute("aria-pressed", "true")
+
+    # Another model is asked for the same seed; the text stays in sight meanwhile.
+    page.get_by_role("button", name="Pin").click()
+    page.get_by_label("Model", exact=True).select_option("plain")
+    assert answer(page) == texts[3]
+    expect(page.locator("#answer")).to_have_class(re.compile("stale"))
+    write(page)
+    assert asked[-1]["seed"] == asked[-2]["seed"]
+    assert asked[-1]["model"] == "plain"
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_a_thing_is_can_be_asked(size: str, open_page: Open) -> None:
+    page = open_page(size)
+    if size == "phone":
+        page.get_by_role("button", name="Settings").click()
+    for name, words in {
+        "Temperature": "How bold",
+        "Top-k": "k likeliest",
+        "Top-p": "together have this probability",
+        "Seed": "draws a new one",
+        "loss": "natural logarithm",
+        "a snapshot": "as they were",
+    }.items():
+        button, told = page.get_by_role("button", name=f"What is {name}?"), page.get_by_text(words)
+        expect(told).to_be_hidden()
+        button.click()
+        expect(told).to_be_visible()
+        expect(button).to_have_attribute("aria-expanded", "true")
+    assert violations(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_a_point_lies_where_it_was_measured_or_on_the_training_curve(site: str, open_page: Open) -> None:
+    run = httpx2.get(f"{site}/api/models").json()[0]
+    page = open_page()
+    page.locator("#curve .point").first.wait_for()
+    drawn = dict(httpx2.get(f"{site}/api/runs/{run['name']}/curve").json()["train"])
+    measured = [(each["val_loss"] or drawn[each["step"]]) for each in run["points"]]
+    assert None in [each["val_loss"] for each in run["points"]]
+    heights = page.locator("#curve .point").evaluate_all("all => all.map((each) => Number(each.getAttribute('cy')))")
+    by_loss = [height for _, height in sorted(zip(measured, heights, strict=True), reverse=True)]
+    assert by_loss == sorted(heights)
+    ends = sorted(zip(measured, heights, strict=True))
+    (least, low), (most, high) = ends[0], ends[-1]
+    for loss, height in ends:
+        assert height == pytest.approx(low + (high - low) * (loss - least) / (most - least), abs=0.5)
+
+
 def test_a_token_tells_what_else_the_model_considered(site: str, open_page: Open) -> None:
     page = open_page()
     asked = requests_of(page)

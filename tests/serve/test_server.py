@@ -17,6 +17,7 @@ import httpx2
 import pytest
 
 from hornbook.cli import main
+from hornbook.serve.server import show_in_browser
 
 ENDLESS = {"prompt": "ab", "max_tokens": 4096, "temperature": 0, "repetition_penalty": 2.0, "stream": True}
 # A model that takes its time, behind the real command.
@@ -142,3 +143,20 @@ def test_what_is_wrong_is_one_line(
     errors = capsys.readouterr().err
     assert errors.count("\n") == 1
     assert message in errors
+
+
+@pytest.mark.parametrize("screen", [True, False])
+def test_the_page_is_shown_where_there_is_a_screen(
+    screen: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("hornbook.serve.server.sys.platform", "linux")
+    monkeypatch.setattr("hornbook.serve.server.webbrowser.open", opened.append)
+    for name in ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY", "WSL_DISTRO_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    if screen:
+        monkeypatch.setenv("DISPLAY", ":0")
+    if showing := show_in_browser("http://127.0.0.1:8000/"):
+        showing.join(10)
+    assert opened == (["http://127.0.0.1:8000/"] if screen else [])
+    assert ("no screen here" in capsys.readouterr().err) is not screen

@@ -49,14 +49,15 @@ def metrics(tmp_path: Path, shown: io.StringIO) -> Metrics:
 
 
 def test_a_step_is_a_line_with_these_numbers(metrics: Metrics, tmp_path: Path) -> None:
-    metrics.launched(reading(3), numbers(2.5, 0.75))
-    assert metrics.arrived() == [(reading(3), Told(2.5, 0.75, spike=0, scale=1))]
+    third = reading(3, rates={"lr": 0.002})
+    metrics.launched(third, numbers(2.5, 0.75))
+    assert metrics.arrived() == [(third, Told(2.5, 0.75, spike=0, scale=1))]
     metrics.evaluated(3, 3000, 0.3, 0.8, Score(loss=2.0, perplexity=7.389, bits_per_byte=2.885, tokens=100), whole=True)
     metrics.sampled(3, "a", "b")
     metrics.sync()
     assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [
         {
-            "step": 3, "tokens": 3000, "epochs": 0.3, "loss": 2.5, "gradient_length": 0.75, "lr_factor": 0.5,
+            "step": 3, "tokens": 3000, "epochs": 0.3, "loss": 2.5, "grad_norm": 0.75, "lr_factor": 1.0, "lr": 0.002,
             "seconds": 0.75,
         },
         {

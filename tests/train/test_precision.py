@@ -113,7 +113,7 @@ def test_gradients_too_large_for_fp16_cost_steps_and_nothing_else(
     config = tiniest(short_text, schedule={"kind": "constant"}, train={"steps": 40, "dtype": "float16"} | SELDOM)
     fit(config, tmp_path / "run")
     steps = [entry for entry in metrics(tmp_path / "run") if "loss" in entry]
-    overflows = [entry["step"] for entry in steps if entry["gradient_length"] is None]
+    overflows = [entry["step"] for entry in steps if entry["grad_norm"] is None]
     assert overflows == list(range(1, len(overflows) + 1))
     assert NON_FINITE_IN_A_ROW < len(overflows) < 30
     assert [entry["loss_scale"] for entry in steps] == [2.0 ** (40 - min(each, len(overflows))) for each in range(40)]

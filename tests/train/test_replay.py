@@ -66,13 +66,13 @@ def test_a_run_that_is_trained_again_is_the_same_and_stays_as_it_was(
 
 def test_the_first_step_with_other_numbers_is_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     was = metrics(run)
-    (length,) = [each["gradient_length"] for each in was if each["step"] == 4 and "loss" in each]
-    told_otherwise(run, 4, gradient_length=length * (1 + 2**-52))
+    (length,) = [each["grad_norm"] for each in was if each["step"] == 4 and "loss" in each]
+    told_otherwise(run, 4, grad_norm=length * (1 + 2**-52))
     capsys.readouterr()
     assert main(["verify", str(run), "--replay", "--json"]) == 1
     told = json.loads(capsys.readouterr().out)["replay"]
     assert told.startswith(
-        f"does not continue exactly: step 4 had gradient length {length * (1 + 2**-52)}, now {length};"
+        f"does not continue exactly: step 4 had grad norm {length * (1 + 2**-52)}, now {length};"
     )
     assert told.endswith("the machine, torch and the threads are the same as then")
 
@@ -155,7 +155,7 @@ def test_a_resumed_run_that_does_not_says_what_differs(
 def test_a_step_after_another_rate_is_not_compared() -> None:
     """As of a run by the clock, or one whose end was moved."""
     entries: list[dict[str, Any]] = [
-        {"step": step, "loss": 2.0, "gradient_length": 1.0, "lr_factor": 0.5} for step in (3, 4, 5)
+        {"step": step, "loss": 2.0, "grad_norm": 1.0, "lr_factor": 0.5} for step in (3, 4, 5)
     ]
     proof = Proof(entries, 2, ())
     told = proof.saw(3, 2.0, 1.0, 0.25)

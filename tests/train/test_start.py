@@ -321,7 +321,7 @@ def test_an_end_that_is_moved_makes_the_same_run_wherever_it_is_cut(
             assert good_checkpoints(tmp_path / "cut")[0] == saved
     resume(tmp_path / "cut")
     assert all_of(tmp_path / "cut") == all_of(tmp_path / "peace")
-    factors = [each["lr_factor"] for each in metrics(tmp_path / "peace") if "lr_factor" in each]
+    factors = [each["lr"] / config.optim.lr for each in metrics(tmp_path / "peace") if "lr" in each]
     assert factors[6:10] == pytest.approx([1 / 3, 2 / 3, 1, 1])
     assert factors[-1] < 0.1
 

@@ -11,6 +11,7 @@ import re
 import shlex
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -18,14 +19,16 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from hornbook.base.errors import folded
-from hornbook.base.output import answer, fresh_line, is_going_on, put, tell, visible
+from hornbook.base.output import answer, fresh_line, is_going_on, is_terminal, laid_out, painted, put, tell, visible
 
 PLAIN_EVERY_SECONDS = 10.0
 LIVE_EVERY_SECONDS = 0.1
 
 
 def say(text: str = "") -> None:
-    (put if is_going_on() else answer)(visible(text) + "\n")
+    """Lines, fit for the terminal where there is one."""
+    lines = (painted(line, sys.stdout) for line in laid_out(visible(text), sys.stdout).split("\n"))
+    (put if is_going_on() else answer)("\n".join(lines) + "\n")
 
 
 def warn(text: str) -> None:
@@ -72,6 +75,21 @@ def _quoted(word: str) -> str:
     return "$'" + re.sub(r"[^!-&(-\[\]-~]|[\\']", spelt, word) + "'"
 
 
+WIDEST = 100
+
+
+def width() -> int:
+    """Characters that a line of text may have."""
+    return min(shutil.get_terminal_size((WIDEST, 24)).columns - 1, WIDEST)
+
+
+def paragraphs(text: str, indent: int = 0) -> None:
+    """Lines of text, each wrapped between words, as wide as the terminal and no wider than is read well."""
+    for line in visible(text).splitlines():
+        blank = " " * (indent + len(line) - len(line.lstrip()))
+        say(textwrap.fill(line.strip(), width(), initial_indent=blank, subsequent_indent=blank, break_on_hyphens=False))
+
+
 class Progress:
     """One line that tells how far the work is. `update` may be called as often as one likes; `note` prints above
     it."""
@@ -79,7 +97,7 @@ class Progress:
     def __init__(self, stream: TextIO | None = None, live: bool | None = None) -> None:
         self._stream = stream or sys.stdout
         self._notebook = live is None and in_notebook()
-        self._live = _is_terminal(self._stream) if live is None else live
+        self._live = is_terminal(self._stream) if live is None else live
         self._width = 0
         self._shown_at = 0.0
         self._latest = ""
@@ -108,7 +126,7 @@ class Progress:
         if self._live:
             put("\r" + " " * self._width + "\r", self._stream)
             self._width = 0
-        put(visible(text) + "\n", self._stream)
+        put(painted(laid_out(visible(text), self._stream), self._stream) + "\n", self._stream)
 
     def close(self) -> None:
         if self._latest != self._shown:
@@ -135,15 +153,10 @@ class Progress:
             put(text + "\n", self._stream)
 
 
-def _is_terminal(stream: TextIO | None) -> bool:
-    """Also of one that was closed, or never there."""
-    return stream is not None and not stream.closed and stream.isatty()
-
-
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Collection[int] = ()) -> None:
     """A table: drawn on a terminal, columns set apart by two blanks elsewhere. Columns of numbers go to the `right`."""
     cells = [list(headings), *[list(row) for row in rows]]
-    if _is_terminal(sys.stdout):
+    if is_terminal(sys.stdout):
         from rich import box
         from rich.console import Console
         from rich.table import Table
@@ -172,7 +185,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Collect
 
 def columns(headings: Sequence[str], texts: Sequence[str]) -> None:
     """Texts beside one another on a terminal, each under its heading; elsewhere below one another."""
-    if _is_terminal(sys.stdout):
+    if is_terminal(sys.stdout):
         from rich import box
         from rich.console import Console
         from rich.table import Table

@@ -10,7 +10,10 @@ import contextlib
 import errno
 import json
 import os
+import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
 from typing import Any, TextIO
 
@@ -18,6 +21,9 @@ from typing import Any, TextIO
 STEERING = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 # Those that JSON lets stand.
 STEERING_IN_JSON = {code: f"\\u{code:04x}" for code in range(127, 160)}
+# By the word with which a line begins, as terminals know colours.
+COLORS = {"error:": "1;31", "warning:": "1;33", "note:": "36", "next:": "1;32", "expected:": "36", "---": "2"}
+LONGEST_WORD = 24
 # The reader went away, as `head` does, or the terminal was closed.
 GONE = {errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO}
 
@@ -85,7 +91,78 @@ def answer_json(value: Any) -> None:
 def tell(text: str) -> None:
     """A line beside the output. One that was begun there ends first."""
     fresh_line()
-    put(visible(text) + "\n", sys.stderr)
+    put(painted(laid_out(visible(text), sys.stderr), sys.stderr) + "\n", sys.stderr)
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Also of one that was closed, or never there."""
+    return stream is not None and not stream.closed and stream.isatty()
+
+
+def laid_out(text: str, stream: TextIO | None) -> str:
+    """Lines that are longer than a terminal is wide are broken between words, and go on below where they began; one
+    that is a command stays whole, to be copied. Elsewhere nothing is broken."""
+    if not is_terminal(stream):
+        return text
+    width = shutil.get_terminal_size().columns
+    lines = text.split("\n")
+    return "\n".join(line if len(line) <= width or _is_command(line) else _wrapped(line, width) for line in lines)
+
+
+def _wrapped(line: str, width: int) -> str:
+    label = re.match(r"\s*\S+\s{2,}|\s*", line)  # of a row such as `data      my-text.txt`
+    indent = " " * min(len(label[0]) if label else 0, width // 3)
+    return textwrap.fill(
+        line,
+        max(width - 1, 20),
+        subsequent_indent=indent or "  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+        replace_whitespace=False,
+        drop_whitespace=True,
+    )
+
+
+class Flowing:
+    """A text that comes in pieces, broken between words where a terminal ends; a word is shown when it is whole."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._width = shutil.get_terminal_size().columns if is_terminal(stream) else 0
+        self._column, self._word = 0, ""
+
+    def feed(self, text: str) -> str:
+        if not self._width:
+            return text
+        shown = ""
+        for part in re.findall(r"\s|\S+", text):
+            if part.isspace():
+                shown += self.end() + part
+                self._column = 0 if part == "\n" else self._column + 1
+            else:
+                self._word += part
+                if len(self._word) > LONGEST_WORD:  # there are scripts without blanks
+                    shown += self.end()
+        return shown
+
+    def end(self) -> str:
+        word, self._word = self._word, ""
+        if self._column > 0 and self._column + len(word) >= self._width:
+            self._column = len(word)
+            return "\n" + word
+        self._column += len(word)
+        return word
+
+
+def _is_command(line: str) -> bool:
+    return re.match(r"\s+(\S*/)?hornbook ", line) is not None
+
+
+def painted(text: str, stream: TextIO | None) -> str:
+    """What a line is, in colour, where there is a terminal that has some and nobody asked for none (NO_COLOR)."""
+    kind = text.partition(" ")[0]
+    if kind not in COLORS or not is_terminal(stream) or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return text
+    return f"\x1b[{COLORS[kind]}m{kind}\x1b[0m{text.removeprefix(kind)}"
 
 
 def fresh_line() -> None:

@@ -34,6 +34,8 @@ class Settings(BaseModel):
     )
     renamed: ClassVar[Mapping[str, str]] = {}
     """What its knobs were called in earlier versions, whose files are still read (base/stored.py)."""
+    also_called: ClassVar[Mapping[str, str]] = {}
+    """What other programs call its knobs, to be named where somebody tries these."""
     every_knob_counts: ClassVar[bool] = False
     """Whether nothing can be done without a knob that is gone."""
 
@@ -125,7 +127,7 @@ def from_file(path: Path) -> tuple[Tree, dict[str, str]]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: {error}") from None
     if not isinstance(tree, dict):
-        raise UserError(f"{path}: should hold a table of settings")
+        raise UserError(f"{path}: should hold a table of settings; a text in JSON is named with --data")
     if not _is_within(tree, DEEPEST):
         raise UserError(f"{path}: nested too deeply; knobs are written section.knob")
     lines = _lines_of_json(text) if path.suffix == ".json" else _lines_of_toml(text)
@@ -155,6 +157,14 @@ def described(kind: type[Settings], prefix: str = "") -> Iterator[tuple[str, str
         else:
             default = "auto" if field.default is None else json.dumps(field.default)
             yield spoken(prefix + name), default, " ".join((field.description or "").split())
+
+
+def choices(kind: type[Settings], dotted: str) -> list[str]:
+    """What a knob may be, where that is one of a few words; of a knob that takes several, any of them."""
+    allowed = _union(knob_type(kind, dotted.split(".")))
+    inside = [inner for each in allowed if typing.get_origin(each) is tuple for inner in typing.get_args(each)]
+    lists = [each for each in (*allowed, *inside) if typing.get_origin(each) is typing.Literal]
+    return [str(word) for each in lists for word in typing.get_args(each)]
 
 
 def knob_type(kind: type[Settings], path: Sequence[str]) -> Any:
@@ -201,8 +211,9 @@ def _explain(kind: type[Settings], path: Sequence[str], mistake: Mapping[str, An
         while isinstance(inside, Mapping) and inside:  # a misspelt group: what was meant shows in the knob inside it
             path = (*path, str(next(iter(inside))))
             inside = inside[path[-1]]
-        near = nearest(".".join(path), list(knobs(kind)))
-        return "no such knob" + (f"; did you mean {spoken(near)}?" if near else "; see docs/knobs.md")
+        known = kind.also_called.get(path[-1].lower())
+        near = known or nearest(".".join(path), list(knobs(kind)))
+        return "no such knob" + (f"; did you mean {spoken(near)}?" if near else "; see hornbook train --help.all")
     if mistake["type"] == "model_type":
         return f"a group of knobs, not a value; for example {spoken(next(_below(kind, path)))}"
     if mistake["type"] == "missing":

@@ -24,7 +24,7 @@ from hornbook.cli.words import INTERRUPTED
 ABOUT = """\
 hornbook trains GPT-style language models from scratch.
 
-  hornbook train [RECIPE | FILE.toml] [--data CORPUS|PATH] [--minutes N] [--out runs/NAME] [--any.knob VALUE ...]
+  hornbook train [RECIPE | TEXT | FILE.toml] [--minutes N] [--out runs/NAME] [--any.knob VALUE ...]
   hornbook plan  ...                       with the same words: what would be chosen, when it ends, which loss
   hornbook resume   runs/NAME              go on with a run that was stopped
   hornbook generate runs/NAME|MODEL        let a model speak: --prompt "Once upon a time"; with none, a prompt line

@@ -19,6 +19,7 @@ def serve(words: list[str]) -> int:
     parser.add_argument("models", type=Path, nargs="+", metavar="runs/NAME|MODEL")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for every address of this machine: with --key")
     parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--open", action="store_true", help="show the page in a browser")
     parser.add_argument("--key", help="asked of everyone; rather HORNBOOK_KEY, as others see a command's words")
     parser.add_argument(
         "--name", action="append", default=[], help="another name by which it is reached, such as a proxy's"
@@ -45,5 +46,6 @@ def serve(words: list[str]) -> int:
         device=given.device,
         dtype=given.dtype,
         config=config,
+        to_open=given.open,
     )
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from hornbook.base.errors import UserError
 from hornbook.base.output import answer_json
@@ -10,8 +11,8 @@ from hornbook.cli.words import DROPS, parser_of, with_model_options
 
 
 def evaluate_text(words: list[str]) -> int:
-    parser = parser_of("eval", "Loss, perplexity and bits per byte of a text under a model.")
-    parser.add_argument("model", type=Path, metavar="runs/NAME|MODEL")
+    parser = parser_of("eval", "Loss, perplexity and bits per byte of a text under a model, or under several.")
+    parser.add_argument("models", type=Path, nargs="+", metavar="runs/NAME|MODEL")
     parser.add_argument("--data", help="a corpus, a text, or shards; a run's own validation text when not given")
     parser.add_argument(
         "--split",
@@ -23,10 +24,15 @@ def evaluate_text(words: list[str]) -> int:
     from hornbook.base.console import say
     from hornbook.infer.evaluate import evaluate
 
-    result = evaluate(given.model, given.data, given.at, given.device, given.dtype, given.split)
+    results = [evaluate(model, given.data, given.at, given.device, given.dtype, given.split) for model in given.models]
     if given.json:
-        answer_json(result)
+        for result in results:
+            answer_json(result)
         return 0
+    if len(results) > 1:
+        _show_beside(results)
+        return 0
+    [result] = results
     say(f"text           {result['text']}")
     say(f"model          {result['model']}")
     if result.get("looked_before"):
@@ -35,6 +41,36 @@ def evaluate_text(words: list[str]) -> int:
     say(f"perplexity     {result['perplexity']:.2f}")
     say(f"bits per byte  {result['bits_per_byte']:.4f}" + ("" if result["keeps_text"] else DROPS))
     return 0
+
+
+def _show_beside(results: list[dict[str, Any]]) -> None:
+    """The fewer bits per byte, the better; losses and perplexities are of tokens, which may be others."""
+    from hornbook.base.console import note, table
+
+    rows = [
+        [
+            each["model"],
+            f"{each['loss']:.4f}",
+            f"{each['perplexity']:.2f}",
+            f"{each['bits_per_byte']:.4f}",
+            each["text"],
+        ]
+        for each in results
+    ]
+    table(["model", "loss", "perplexity", "bits per byte", "text"], rows, right={1, 2, 3})
+    if len({each["text"] for each in results}) > 1:
+        note("these are different texts; --data TEXT scores all on the same")
+
+
+def prompt_last(models: list[str]) -> tuple[list[str], list[str] | None]:
+    """`generate RUN "Once upon a time"`: a last word that names nothing, and looks like no path, is the prompt."""
+    from hornbook.runs.folder import did_you_mean
+
+    *others, last = models
+    is_words = any(each.isspace() for each in last)
+    if not others or (not is_words and ("/" in last or Path(last).exists() or did_you_mean(Path(last)))):
+        return models, None
+    return others, [last]
 
 
 def generate(words: list[str]) -> int:
@@ -46,7 +82,7 @@ def generate(words: list[str]) -> int:
         "Let a model continue prompts: those given, what is piped in, or, at a terminal, what you type; several models "
         "beside one another.",
     )
-    parser.add_argument("models", type=Path, nargs="+", metavar="runs/NAME|MODEL")
+    parser.add_argument("models", nargs="+", metavar="runs/NAME|MODEL")
     parser.add_argument(
         "--prompt", action="append", metavar="TEXT", help='what to continue; "" begins a document; may be repeated'
     )
@@ -73,7 +109,9 @@ def generate(words: list[str]) -> int:
     for (rule, default, about), name in zip(described(SamplerConfig), rules, strict=True):
         whole = f"{about} ({default.replace('auto', 'off')} when not given)"
         parser.add_argument(rule, type=int if name == "top_k" else float, metavar="X", help=whole)
-    given = with_model_options(parser, words)
+    given = with_model_options(parser, words, intermixed=True)
+    if given.prompt is None and given.prompts is None:
+        given.models, given.prompt = prompt_last(given.models)
     for name, least in (("max_tokens", 1), ("n", 1), ("beams", 1), ("logprobs", 0)):
         if (value := getattr(given, name)) is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')}: should be at least {least}, not {value}")
@@ -90,7 +128,7 @@ def generate(words: list[str]) -> int:
     if given.beams is None:
         options.setdefault("seed", 0)
     prompts = [*(given.prompt or []), *(read_prompts(given.prompts) if given.prompts else [])]
-    speaker, *others = [load_speaker(model, given.at, given.device, given.dtype) for model in given.models]
+    speaker, *others = [load_speaker(Path(model), given.at, given.device, given.dtype) for model in given.models]
     if not prompts:
         piped = piped_prompt()
         if piped is None and given.json:
@@ -102,7 +140,7 @@ def generate(words: list[str]) -> int:
             return 0
         prompts = [piped]
     if others:
-        speak_side_by_side([speaker, *others], [str(model) for model in given.models], prompts, options, given.json)
+        speak_side_by_side([speaker, *others], given.models, prompts, options, given.json)
     else:
         speak(speaker, prompts, options, given.json)
     return 0

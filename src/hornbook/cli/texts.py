@@ -8,7 +8,8 @@ from typing import Any
 
 from hornbook.base.errors import UserError
 from hornbook.base.output import answer, answer_json, going_on
-from hornbook.cli.words import asks_help, long_forms, parser_of, print_described, take_flag
+from hornbook.cli.knobs import show_all
+from hornbook.cli.words import asks_help, long_forms, parser_of, take_flag
 
 
 @going_on()
@@ -27,7 +28,7 @@ def prepare_text(words: list[str]) -> int:
             "                 [--max-documents N] [--to hdf5 FILE] [--any.knob VALUE ...]\n\n"
             "Text to tokens on disk; with --to hdf5 pile.h5 also as pile_train.h5 and pile_val.h5.\n\n"
         )
-        print_described(PrepareConfig)
+        show_all(PrepareConfig)
         return 0
     as_json, form = take_flag(words, "--json"), _take_form(words)
     names = []

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from hornbook.base.errors import UserError
 from hornbook.base.output import answer, answer_json, going_on
-from hornbook.cli.words import asks_help, long_forms, parse, parser_of, print_described, take_flag
+from hornbook.cli.knobs import show_all
+from hornbook.cli.words import asks_help, long_forms, parse, parser_of, take_flag
 
 ABOUT = """\
 hornbook tokenizer train CORPUS|PATH|PATTERN|- --out FILE [--kind KIND] [--vocab-size N] [--json] [--any.knob VALUE ...]
@@ -26,7 +27,7 @@ def tokenizer(words: list[str]) -> int:
         from hornbook.text.learning import LearnConfig
 
         answer(ABOUT)
-        print_described(LearnConfig)
+        show_all(LearnConfig)
         return 0
     commands = {"train": _train, "show": _show}
     if words[0] not in commands:

@@ -11,10 +11,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from hornbook.base.errors import UserError
-from hornbook.base.output import answer
 
 if TYPE_CHECKING:
-    from hornbook.base.settings import Settings
+    pass
 
 INTERRUPTED = 130
 DROPS = " (without what the tokenizer drops, such as blanks and accents: lower than of the whole text)"
@@ -41,16 +40,16 @@ def parse(parser: Parser, words: list[str]) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def with_json(parser: Parser, words: list[str]) -> argparse.Namespace:
+def with_json(parser: Parser, words: list[str], intermixed: bool = False) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print JSON, for a script to read")
-    return parse(parser, words)
+    return parser.parse_intermixed_args(words) if intermixed else parse(parser, words)
 
 
-def with_model_options(parser: Parser, words: list[str]) -> argparse.Namespace:
+def with_model_options(parser: Parser, words: list[str], intermixed: bool = False) -> argparse.Namespace:
     parser.add_argument("--at", default="best", help="which checkpoint of a run: best, newest, or a step")
     parser.add_argument("--device", help="cpu, cuda, mps; the fastest there is when not given")
     parser.add_argument("--dtype", help="float32, exact, when not given; bfloat16 or, on a CPU, int8 are faster")
-    return with_json(parser, words)
+    return with_json(parser, words, intermixed)
 
 
 def asks_help(words: list[str]) -> bool:
@@ -68,13 +67,6 @@ def long_forms(words: list[str]) -> list[str]:
     """The knobs that have a short name."""
     pairs = [word.partition("=") for word in words]
     return [SHORT.get(name, name) + equals + value for name, equals, value in pairs]
-
-
-def print_described(config: type[Settings]) -> None:
-    from hornbook.base.settings import described
-
-    for knob, default, about in described(config):
-        answer(f"  {knob} ({default})\n      {about}\n")
 
 
 def told_apart(as_json: bool) -> contextlib.AbstractContextManager[Any]:

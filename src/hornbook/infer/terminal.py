@@ -16,7 +16,7 @@ from typing import Any
 from hornbook.base import files
 from hornbook.base.console import columns, say, warn
 from hornbook.base.errors import UserError
-from hornbook.base.output import answer, answer_json, fresh_line, tell, visible
+from hornbook.base.output import Flowing, answer, answer_json, fresh_line, tell, visible
 from hornbook.infer.continuation import Continuation
 from hornbook.infer.speaker import Speaker
 
@@ -70,11 +70,12 @@ def speak(speaker: Speaker, prompts: list[str], options: dict[str, Any], as_json
     shown = visible if sys.stdout is not None and sys.stdout.isatty() else str
     if len(prompts) == options.get("n", 1) == 1 and "beams" not in options and not as_json:
         pieces = speaker.stream_batch(prompts, **options)
-        answer(shown(prompts[0]))
+        flowing = Flowing(sys.stdout)
+        answer(flowing.feed(shown(prompts[0])))
         last = None
         for last, piece in pieces:  # noqa: B007
-            answer(shown(piece))
-        answer("\n")
+            answer(flowing.feed(shown(piece)))
+        answer(flowing.end() + "\n")
         _tell_of_the_window([last] if last else [], context)
         return
     continuations = _continuations(speaker, prompts, options)

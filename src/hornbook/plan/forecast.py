@@ -35,6 +35,8 @@ YARDSTICK = "gzip -9"
 # from which it was off by up to 4 % (records/2026-11-27-zen3-2-cores-head-start).
 A, B, C, SPREAD = 0.92, 0.445, 0.115, 0.06
 MORE = 3.0
+# Of its minutes, what a run takes that these bring to an end.
+ENDS_BY_TIME = 0.95
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,23 @@ class Forecast:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self) | {"config": self.config.model_dump(mode="json"), "between": self.between}
 
+    def with_more(self, times: float) -> float | None:
+        """The bits per byte of a run of so many times the minutes; None where something else ends it first."""
+        train = self.config.train
+        ends_by_time = train.minutes is not None and self.seconds > ENDS_BY_TIME * 60 * train.minutes
+        return self.bits_per_byte * times**-C if self.bits_per_byte is not None and ends_by_time else None
+
+    def in_a_line(self) -> str:
+        """For whom it is about to be trained."""
+        read = f" and {self.readings:.2g} readings of the text" if self.readings is not None else ""
+        told = f"expected: done in {duration(self.seconds)}, after {self.steps:,} steps{read}"
+        if self.between is not None:
+            told += f", at {self.between[0]:.2f} to {self.between[1]:.2f} bits per byte"
+        minutes = self.config.train.minutes or 0
+        if (more := self.with_more(2)) is not None:
+            return f"{told}; twice the time (--minutes {2 * minutes:g}) would bring about {more:.2f}"
+        return told + ("; more time would only learn it by heart" if self.config.train.epochs else "")
+
     def show(self) -> None:
         config, model = self.config, self.config.model
         vocabulary = f"{config.tokenizer.kind} vocabulary of {model.known_vocab_size:,}"
@@ -74,14 +93,18 @@ class Forecast:
         say(f"memory    {count(float(self.memory_bytes))}B")
         if self.between is not None:
             say(f"loss      {self.between[0]:.2f} to {self.between[1]:.2f} bits per byte of text not seen in training")
-        if self.bits_per_byte is not None and config.train.minutes is not None and config.train.steps is None:
-            say(f"more      {MORE:g} times the minutes: about {self.bits_per_byte * MORE**-C:.2f}")
+        if (more := self.with_more(MORE)) is not None:
+            say(f"more      {MORE:g} times the minutes: about {more:.2f}")
 
 
 def forecast(named: str | None, knobs: Mapping[str, Any], tiny: bool = False) -> Forecast:
     if knobs.get("data") == STANDARD_INPUT:
         raise UserError("plan: standard input can be read only once; keep the text in a file")
-    config = compose(named, knobs, tiny, measured=True)
+    return foretold(compose(named, knobs, tiny, measured=True))
+
+
+def foretold(config: RunConfig) -> Forecast:
+    """Of settings that were composed."""
     text_bytes, difficulty = _of_text(config)
     shards = Shards.open(Path(config.data)) if is_shards(Path(config.data)) else None
     entries = shards.vocab_size if shards is not None else vocabulary_of(config)

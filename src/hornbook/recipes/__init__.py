@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hornbook.base.console import say
+from hornbook.base.console import command, say
 from hornbook.base.errors import UserError
 from hornbook.base.settings import build, from_file, merge, nearest
 from hornbook.recipes import dial, modern, seeds
@@ -42,6 +42,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "gpt2-xl": seeds.gpt2_xl,
 }
 DEFAULT = "demo"
+SETTINGS = (".toml", ".json")
 MOST_BYTES_TO_FIT = 100_000_000
 
 
@@ -51,6 +52,7 @@ def compose(
     """The run that is meant: a recipe by name, a .toml or .json file, sizes chosen for a text, or the default; with
     knobs turned. A tiny one is its miniature, to which the knobs that are given here still do what they say. Where
     sizes are chosen by minutes, it is for a plain machine, or for this one, measured."""
+    named, knobs = meant(named, knobs)
     whole = _compose(named, knobs, measured and not tiny)
     if not tiny:
         return whole
@@ -61,13 +63,41 @@ def compose(
     return small
 
 
+def meant(named: RunConfig | str | None, knobs: Mapping[str, Any]) -> tuple[RunConfig | str | None, Mapping[str, Any]]:
+    """A recipe may stand among the knobs, as it does in a file, and a text in the recipe's place."""
+    if isinstance(named, RunConfig):
+        return named, knobs
+    if isinstance(named, str) and named not in RECIPES and not named.endswith(SETTINGS) and _is_text(named):
+        if isinstance(data := knobs.get("data"), str) and data != named:
+            raise UserError(f"{named}: a text, and --data names another ({data}); name one of them")
+        named, knobs = None, {**knobs, "data": named}
+    if not isinstance(recipe := knobs.get("recipe"), str):
+        return named, knobs
+    if named is None:
+        return recipe, {name: value for name, value in knobs.items() if name != "recipe"}
+    if not named.endswith(SETTINGS) and recipe != named:
+        raise UserError(f"--recipe: {recipe}, but {named} is named as well; name one recipe: hornbook train {recipe}")
+    return named, knobs
+
+
+def _is_text(name: str) -> bool:
+    path = Path(name)
+    if path.is_dir():
+        from hornbook.runs.folder import RunFolder  # with it comes torch
+
+        if RunFolder(path).has_record():
+            raise UserError(f"{name}: a run, not a text; go on with it: {command('resume', name)}")
+    return is_corpus(name) or path.exists() or (any(sign in name for sign in "*?[") and path.parent.is_dir())
+
+
 def _compose(named: RunConfig | str | None, knobs: Mapping[str, Any], measured: bool) -> RunConfig:
     tree: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    if isinstance(named, str) and named.endswith((".toml", ".json")):
+    if isinstance(named, str) and named.endswith(SETTINGS):
         tree, origins = from_file(Path(named))
         origins = {knob: line for knob, line in origins.items() if not _is_given(knobs, knob)}
-        tree, based_on = tree | {"recipe": Path(named).stem}, tree.get("recipe")
+        tree, based_on = tree | {"recipe": Path(named).stem}, knobs.get("recipe", tree.get("recipe"))
+        knobs = {name: value for name, value in knobs.items() if name != "recipe"}
     else:
         based_on = named
     start_from = merge({"start_from": getattr(named, "start_from", None)}, tree, knobs)["start_from"]
@@ -148,7 +178,8 @@ def _from_weights(
 def _recipe(name: str) -> RunConfig:
     if name not in RECIPES:
         near = nearest(name, list(RECIPES))
-        raise UserError(f"{name}: no such recipe; " + (f"did you mean {near}?" if near else "see: hornbook recipes"))
+        mend = f"did you mean {near}?" if near else "see: hornbook recipes; or name a text that is there, or a corpus"
+        raise UserError(f"{name}: no such recipe; {mend}")
     return RECIPES[name]()
 
 

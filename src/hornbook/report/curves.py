@@ -1,7 +1,7 @@
 """The curves of a run.
 
 In: run folders, of which only run.json and metrics.jsonl are read.  Out: `loss.png` and `perplexity.png` in each, fit
-for a paper, and `memory.png` of those on an accelerator.
+for a paper, and `memory.png` of those on an accelerator; `gradients.png` where all is asked for.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from hornbook.base import files
 from hornbook.base.console import warn
 from hornbook.base.errors import UserError
-from hornbook.runs.folder import RunFolder
+from hornbook.runs.folder import RunFolder, did_you_mean
 from hornbook.runs.logs import read_log
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TRAIN, TRAIN_EVALUATED, VALIDATION, DROP = "#7a9cc6", "#2c5282", "#c0392b", "#777777"
+RATES = {"lr": "norms, biases, head", "embedding_lr": "embedding", "matrix_lr": "matrices"}
 STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -59,6 +60,8 @@ class Curves:
     train_steps: list[int]
     train_losses: list[float]
     drops: list[int]  # the last step before the learning rate falls at once
+    grad_norms: list[tuple[int, float]]
+    rates: dict[str, list[tuple[int, float]]]  # by what learns at them
     epochs_per_step: float  # 0 where the run did not write it down
     memory: list[tuple[int, int]]  # of an accelerator, the bytes that were taken at a step
     memory_total: int
@@ -72,7 +75,8 @@ class Curves:
         memory = ("memory_bytes", "memory_total_bytes")
         looked = [each for each in entries if all(_is_finite(each.get(name)) for name in memory)]
         if not trained:
-            raise UserError(f"{run}: no metrics to draw yet; is it the folder of a run?")
+            hint = "" if run.is_dir() else did_you_mean(run)
+            raise UserError(f"{run}: no metrics to draw yet" + (hint or "; is it the folder of a run?"))
         return cls(
             name=run.name,
             steps=[each["step"] for each in trained],
@@ -82,7 +86,10 @@ class Curves:
             val_losses=[each["val_loss"] for each in evaluated],
             train_steps=[each["step"] for each in both],
             train_losses=[each["train_loss"] for each in both],
-            drops=_drops([(each["step"], each["lr_factor"]) for each in entries if _is_finite(each.get("lr_factor"))]),
+            # Earlier versions wrote down what share of its height the learning rate had.
+            drops=sorted({drop for name in ("lr_factor", "lr") for drop in _drops(_series(entries, name))}),
+            grad_norms=_series(entries, "grad_norm"),
+            rates={name: series for name in RATES if (series := _series(entries, name))},
             epochs_per_step=trained[-1].get("epochs", 0) / trained[-1]["step"],
             memory=[(each["step"], each["memory_bytes"]) for each in looked],
             memory_total=looked[-1]["memory_total_bytes"] if looked else 0,
@@ -131,10 +138,16 @@ def _drops(factors: list[tuple[int, float]]) -> list[int]:
     return drops
 
 
-def draw(run: Path) -> list[Path]:
-    """Draw a run's pictures into its folder."""
+def _series(entries: list[dict[str, Any]], name: str) -> list[tuple[int, float]]:
+    return [(each["step"], each[name]) for each in entries if _is_finite(each.get(name))]
+
+
+def draw(run: Path, everything: bool = False) -> list[Path]:
+    """Draw a run's pictures into its folder: those of how well it learned, or of `everything` that it wrote down."""
     curves = Curves.read(run)
     figures = {"loss.png": loss_figure, "perplexity.png": perplexity_figure}
+    if everything and curves.grad_norms:
+        figures["gradients.png"] = gradient_figure
     if curves.memory:
         figures["memory.png"] = memory_figure
     return [save_picture(figure(curves), run / name) for name, figure in figures.items()]
@@ -206,6 +219,24 @@ def perplexity_figure(curves: Curves) -> Figure:
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     _label(axes, curves, "perplexity")
+    return figure
+
+
+def gradient_figure(curves: Curves) -> Figure:
+    """The norm of the gradients, before they are clipped, over the learning rates."""
+    figure, panels = figure_of(2 if curves.rates else 1)
+    norms, *below = panels
+    norms.plot(*zip(*curves.grad_norms, strict=True), color=TRAIN, linewidth=0.9)
+    norms.set_yscale("log")
+    norms.set_ylabel("gradient norm")
+    for axes in below:
+        for color, (name, rates) in zip((TRAIN_EVALUATED, VALIDATION, DROP), curves.rates.items(), strict=False):
+            axes.plot(*zip(*rates, strict=True), color=color, linewidth=1.8, label=RATES[name])
+        axes.set_ylabel("learning rate")
+        axes.legend(loc="best", frameon=False)
+    for axes in panels:
+        axes.set_xlim(0, max(curves.steps[-1], 1))
+    panels[-1].set_xlabel("step")
     return figure
 
 

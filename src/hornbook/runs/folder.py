@@ -26,6 +26,7 @@ from typing import Any, Self
 from hornbook.base import files, ours
 from hornbook.base.console import command, say, warn
 from hornbook.base.errors import UserError
+from hornbook.base.settings import nearest
 from hornbook.base.stored import stored
 from hornbook.model.config import ModelConfig
 from hornbook.model.folder import CONFIG, WEIGHTS
@@ -39,6 +40,7 @@ CHECKPOINTS, BEST, SNAPSHOTS = "checkpoints", "best", "snapshots"
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 OPTIMIZER_KNOBS = "optimizer.json"  # beside the optimizer of a model that was imported
 MOST_STEPS_NAMED = 10
+USUAL = Path("runs")
 
 
 @dataclass(frozen=True)
@@ -208,11 +210,20 @@ def free_folder(name: str, parent: Path) -> Path:
     return folder.path
 
 
+def did_you_mean(path: Path) -> str:
+    """The end of a line that says of a path that no run is there: which run was meant, by its bare name or misspelt."""
+    parents = [parent for parent in (path.parent, USUAL) if parent.is_dir()]
+    there = [each for parent in parents for each in sorted(parent.iterdir()) if RunFolder(each).has_record()]
+    by_name = {each.name: each for each in reversed(there)}
+    near = path.name if path.name in by_name else nearest(path.name, list(by_name))
+    return f"; did you mean {by_name[near]}?" if near else ""
+
+
 def resolve(path: Path, at: str = "best") -> Path:
     """The model folder that is meant: `path` itself, or of a run the best checkpoint, or the newest, or that of a
     step, be it a checkpoint or a snapshot."""
     if not path.exists():
-        raise UserError(f"{path}: no such model or run; hornbook train makes one")
+        raise UserError(f"{path}: no such model or run" + (did_you_mean(path) or "; hornbook train makes one"))
     if (path / CONFIG).is_file():
         return path
     run = RunFolder(path)

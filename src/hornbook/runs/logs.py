@@ -14,6 +14,8 @@ from typing import Any
 
 from hornbook.base import files
 
+# What was called otherwise in earlier versions.
+RENAMED = {"gradient_length": "grad_norm"}
 # Two lines or more: each tells the time, which no line that takes its place repeats.
 LOOKED_AT_AGAIN = 512
 
@@ -79,6 +81,14 @@ def evaluations(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found + [{name.removeprefix("final_"): value for name, value in each.items()} for each in final[-1:]]
 
 
+def by_step(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each step, with what was evaluated after it."""
+    rows: dict[int, dict[str, Any]] = {}
+    for entry in entries:
+        rows.setdefault(entry["step"], {}).update(entry)
+    return [rows[step] for step in sorted(rows)]
+
+
 class Following:
     """A log that another process writes: what came since the last look, and whether it was cut back meanwhile."""
 
@@ -112,5 +122,6 @@ def _entries(data: bytes) -> list[dict[str, Any]]:
         with contextlib.suppress(ValueError):
             entry = json.loads(line)
             if isinstance(entry, dict):
-                entries.append(entry)
+                named: dict[str, Any] = entry
+                entries.append({RENAMED.get(name, name): value for name, value in named.items()})
     return entries

@@ -12,7 +12,9 @@ import errno
 import os
 import signal
 import socket
+import sys
 import threading
+import webbrowser
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -20,7 +22,7 @@ from urllib.parse import quote
 
 import uvicorn
 
-from hornbook.base.console import say
+from hornbook.base.console import note, say
 from hornbook.base.errors import UserError
 from hornbook.base.machine import BY_HAND, garbage_sought_among_new_objects, signals_to_end
 from hornbook.base.output import settle
@@ -36,6 +38,7 @@ LARGEST_PORT = 65_535
 ENDING_SECONDS = 30.0
 LAST_STEP_SECONDS = 5.0
 LOOK_EVERY_SECONDS = 0.05
+SCREENS = ("DISPLAY", "WAYLAND_DISPLAY", "WSL_DISTRO_NAME")
 
 
 class Server(uvicorn.Server):
@@ -100,8 +103,9 @@ def serve(
     device: str | None = None,
     dtype: str | None = None,
     config: ServeConfig | None = None,
+    to_open: bool = False,
 ) -> None:
-    """Until a signal comes."""
+    """Until a signal comes; with `to_open`, the page is shown in a browser as well."""
     config = config or ServeConfig()
     if key is None and not is_loopback(host):
         raise UserError(f"--host {host}: others can reach it, so it needs a key: --key KEY, or HORNBOOK_KEY=KEY")
@@ -112,7 +116,9 @@ def serve(
     with _listening(host, port) as listener:
         models.load_first()
         server = build_server(models, host, key, names)
-        _tell(models, host, listener.getsockname()[1], key)
+        page = _tell(models, host, listener.getsockname()[1], key)
+        if to_open:
+            show_in_browser(page)
         with garbage_sought_among_new_objects():  # to parse a request may be five times faster
             server.run([listener])
     if not server.threads_are_gone:
@@ -146,12 +152,26 @@ def _listening(host: str, port: int) -> socket.socket:
         raise UserError(f"--host {host}: cannot be listened on ({error.strerror})") from None
 
 
-def _tell(models: Models, host: str, port: int, key: str | None) -> None:
+def show_in_browser(page: str) -> threading.Thread | None:
+    """Where there is a screen: a browser of plain text would take the terminal."""
+    has_screen = sys.platform == "darwin" or any(os.environ.get(name) for name in ("BROWSER", *SCREENS))
+    if not has_screen:
+        note("--open: no screen here; open the page's address in a browser")
+        return None
+    showing = threading.Thread(target=webbrowser.open, args=(page,), daemon=True)
+    showing.start()
+    return showing
+
+
+def _tell(models: Models, host: str, port: int, key: str | None) -> str:
+    """What is served and where; the page's address."""
     shown = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{port}"
     for served in models.served.values():
         model = served.config()
         yet = ", no checkpoint yet" if served.is_run and not served.kept else ""
         say(f"serving  {served.name}  ({model.n_params():,} parameters, context {model.context:,}{yet})")
-    say(f"page     {address}/" + ("" if key is None else f"?key={quote(key, safe='')}"))
+    page = f"{address}/" + ("" if key is None else f"?key={quote(key, safe='')}")
+    say(f"page     {page}")
     say(f"API      {address}/v1  (OpenAI's; docs/serving.md)\nCtrl-C ends it.")
+    return page

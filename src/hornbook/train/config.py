@@ -22,6 +22,30 @@ from hornbook.text.tokenizer import TokenizerConfig
 from hornbook.train.optimizers import OptimConfig as OptimConfig
 from hornbook.train.schedules import ScheduleConfig as ScheduleConfig
 
+# Of other programs and of papers; what is like a name of ours is found by itself.
+ALSO_CALLED = {
+    "batch_size": "train.batch_tokens",
+    "block_size": "model.context",
+    "d_model": "model.n_embd",
+    "device_batch_size": "train.micro_batch",
+    "grad_clip": "optim.clip",
+    "hidden_size": "model.n_embd",
+    "learning_rate": "optim.lr",
+    "lr_decay": "schedule.kind",
+    "max_iters": "train.steps",
+    "max_grad_norm": "optim.clip",
+    "max_length": "model.context",
+    "max_steps": "train.steps",
+    "model_dim": "model.n_embd",
+    "num_attention_heads": "model.n_head",
+    "num_heads": "model.n_head",
+    "num_hidden_layers": "model.n_layer",
+    "num_layers": "model.n_layer",
+    "num_train_epochs": "train.epochs",
+    "optimizer": "optim.kind",
+    "seq_len": "model.context",
+    "sequence_length": "model.context",
+}
 STOPS = ("steps", "epochs", "tokens", "minutes", "target_loss")
 # Another value of these, and the same text makes other weights.
 LEARNED_BY = ("seed", "order", "model", "optim", "schedule")
@@ -32,14 +56,15 @@ LEARNED_BY_IN_TRAIN = (
 
 
 class SampleConfig(Settings):
-    prompts: tuple[str, ...] = Field(("",), strict=False)
-    """What the model continues while it trains; the empty prompt begins a document."""
+    prompts: tuple[str, ...] | None = Field(None, strict=False)
+    """What the model continues while it trains; words of text that is held back, when not given. The empty prompt
+    begins a document."""
     tokens: int = Field(64, ge=1)
     """Length of a sample."""
     rules: SamplerConfig = SamplerConfig()
 
     def mistakes(self) -> Iterator[tuple[str, str]]:
-        for prompt in self.prompts:
+        for prompt in self.prompts or ():
             if not is_utf8(prompt):
                 yield "prompts", f"{prompt[:40]}: not UTF-8, so no text begins with it"
 
@@ -128,6 +153,7 @@ class GrowConfig(Settings):
 
 
 class RunConfig(Settings):
+    also_called = ALSO_CALLED
     recipe: str = "custom"
     """The name under which this was composed."""
     data: str = "python-stdlib"

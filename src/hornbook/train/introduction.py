@@ -37,8 +37,10 @@ def introduce(run: Run, begin: Path | Origin | None) -> None:
     ]
     if run.learner.checkpoints_activations:
         lines.insert(4, f"memory    {why_checkpointing(config)}")
-    lines.insert(1, f"          {loaded(config, run.loader.order, val['tokens'])}")
-    lines[1:1] = (f"          {each}" for each in changed_in_reading(shards.manifest))
+    of_token = shards.bytes_of_text("train") / max(train["tokens"], 1)
+    lines.insert(1, f"          a token is about {of_token:.1f} bytes of text; what is to validate is never trained on")
+    lines.insert(2, f"          {loaded(config, run.loader.order, val['tokens'])}")
+    lines[2:2] = (f"          {each}" for each in changed_in_reading(shards.manifest))
     if isinstance(begin, Path):
         lines.append(f"going on from {begin}, step {run.state.step}")
         if run.planned.step == run.state.step:

@@ -27,6 +27,7 @@ from hornbook.train.config import RunConfig
 from hornbook.train.guard import NonFiniteGuard, StopSignals, tell_spike
 from hornbook.train.learner import Learner
 from hornbook.train.metrics import MEMORY_EVERY_STEPS, Metrics, StepReading, passed
+from hornbook.train.optimizers import learning_rates
 from hornbook.train.pauses import Pauses
 from hornbook.train.proof import Proof
 from hornbook.train.saving import Saver
@@ -101,6 +102,7 @@ def update(run: Run, share: float) -> None:
         progress=share_of(run),
         before=share,
         epochs=epochs_of(run),
+        rates=learning_rates(config.optim, factor),
         memory=memory_in_use(run.machine.device) if state.step % MEMORY_EVERY_STEPS == 1 else None,
     )
     run.metrics.launched(reading, numbers)
@@ -208,7 +210,7 @@ def sample(run: Run) -> None:
     """What the model says now."""
     knobs, tokenizer = run.config.sample, run.shards.tokenizer
     with run.learner.at_rest() as model:
-        for prompt in knobs.prompts:
+        for prompt in knobs.prompts or ():
             new = generate(
                 model,
                 tokenizer.encode_prompt(prompt),

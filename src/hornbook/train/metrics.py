@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -48,6 +48,8 @@ class StepReading:
     """How often the text was read, with this step."""
     before: float = 0.0
     """The progress before this step."""
+    rates: Mapping[str, float] = field(default_factory=dict)
+    """The learning rates of this step, by what learns at them."""
     memory: tuple[int, int] | None = None
     """Bytes of the accelerator's that are taken, and that it has, where this step looked."""
 
@@ -162,6 +164,8 @@ class Metrics:
 
     def sampled(self, step: int, prompt: str, text: str) -> None:
         self._samples.write({"step": step, "prompt": prompt, "text": text})
+        if prompt:
+            self._progress.note(f"  from {prompt!r}:")
         for line in (prompt + text).strip().splitlines()[:SAMPLE_LINES]:
             self._progress.note(f"  | {line[:SAMPLE_WIDTH]}")
 
@@ -193,8 +197,9 @@ class Metrics:
             "tokens": reading.tokens,
             "epochs": _rounded(reading.epochs),
             "loss": _or_null(told.loss),
-            "gradient_length": _or_null(told.gradient_length),
+            "grad_norm": _or_null(told.gradient_length),
             "lr_factor": reading.lr_factor,
+            **reading.rates,
             "seconds": round(reading.seconds, 3),
         }
         if told.scale != 1:

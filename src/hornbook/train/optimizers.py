@@ -69,6 +69,20 @@ else:
     OptimizerName = Literal[tuple(OPTIMIZERS)]
 
 
+# Of each learning rate a parameter that learns at it: a name and a number of axes.
+LEARNS_AT = {
+    "lr": ("norm.weight", 1),
+    "embedding_lr": ("embedding.weight", 2),
+    "matrix_lr": ("blocks.0.mlp.out.weight", 2),
+}
+
+
+def learning_rates(config: OptimConfig, factor: float = 1.0) -> dict[str, float]:
+    """The real ones, at `factor` of their height: of norms, biases and the head, of the embedding, of the matrices."""
+    group = OPTIMIZERS[config.kind]
+    return {name: factor * group(*parameter, config).lr for name, parameter in LEARNS_AT.items()}
+
+
 class OptimConfig(Settings):
     kind: OptimizerName = "muon"
     """Muon for the matrices of the blocks and AdamW for the rest; or one rule for all: AdamW, Lion or SGD."""

@@ -104,7 +104,7 @@ def save_every_minutes(knobs: TrainConfig) -> float:
 
 def planned(config: RunConfig, steps: float, val_tokens: int, device: str, windows: int | None) -> Plan:
     """For a run of so many steps; where evaluations have seen so many windows before, they go on to."""
-    said = config.sample.tokens * max(len(config.sample.prompts), 1)
+    said = config.sample.tokens * max(len(config.sample.prompts or ()), 1)
     samples = SHARE_FOR_SAMPLES * steps * TOKENS_SAID_IN_A_STEP.get(device, ELSEWHERE) / said
     affordable = SHARE_FOR_EVALUATIONS * steps * config.sequences * config.window * TRAINED / SCORED
     if windows is None:

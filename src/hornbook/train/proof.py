@@ -17,7 +17,7 @@ from hornbook.runs.logs import entries_from
 STEPS_PROVED = 2
 # Two steps and what is told between them; samples are in another log.
 BYTES_LOOKED_AT = 1 << 16
-COMPARED = ("loss", "gradient_length")
+COMPARED = ("loss", "grad_norm")
 
 
 class Proof:

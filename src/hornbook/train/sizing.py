@@ -11,6 +11,7 @@ from hornbook.base.errors import UserError
 from hornbook.base.machine import Machine
 from hornbook.model.init import outline
 from hornbook.shards.format import Shards
+from hornbook.shards.openings import openings
 from hornbook.train.config import RunConfig, override
 from hornbook.train.memory import training_memory
 
@@ -25,7 +26,7 @@ ELSEWHERE = 600
 
 
 def fitted_to(shards: Shards, config: RunConfig) -> RunConfig:
-    """The config with the vocabulary of its data, or a UserError where the two do not go together."""
+    """The config with the vocabulary and the prompts of its data, or a UserError where the two do not go together."""
     context, there = config.window, len(shards.split("train"))
     if there <= context:
         smaller, knob = max(there // 2, 2), "model" if config.start_from is None else "train"
@@ -45,7 +46,8 @@ def fitted_to(shards: Shards, config: RunConfig) -> RunConfig:
             f"--model.vocab-size: {asked}, but the tokenizer has {shards.vocab_size} entries; "
             "leave it out, or set --tokenizer.vocab-size"
         )
-    return override(config, {"model": {"vocab_size": asked or shards.vocab_size}})
+    prompts = openings(shards, 1) if config.sample.prompts is None else config.sample.prompts
+    return override(config, {"model": {"vocab_size": asked or shards.vocab_size}, "sample": {"prompts": prompts}})
 
 
 def refuse_without_room(config: RunConfig, machine: Machine) -> None:

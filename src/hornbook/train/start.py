@@ -118,7 +118,8 @@ def resume(path: Path, changes: Mapping[str, Any] | None = None, progress: Progr
     """Go on with a run from its newest good checkpoint. `changes` may move where it stops."""
     folder, progress = RunFolder(path), progress or Progress()
     if not folder.has_record():
-        raise UserError(f"{path}: no run to go on with (no {RECORD}); begin one: {command('train', '--out', path)}")
+        begin = f"; begin one: {command('train', '--out', path)}"
+        raise UserError(f"{path}: no run to go on with (no {RECORD})" + (runs.did_you_mean(path) or begin))
     record, config = _recorded(folder)
     try:
         shards = Shards.open(record.shards).checked(say=progress.note)
@@ -149,7 +150,7 @@ def begun(path: Path) -> RunConfig | None:
     return _recorded(folder)[1] if folder.has_record() and not folder.checkpoints() else None
 
 
-def free_folder(config: RunConfig, parent: Path = Path("runs")) -> Path:
+def free_folder(config: RunConfig, parent: Path = runs.USUAL) -> Path:
     """Where a run goes that was given no --out: named after its text, or its recipe."""
     own = config.recipe in ("own-text", "continued")
     return runs.free_folder(name_of(Path(config.data)) if own else plain_name(config.recipe, "run"), parent)

@@ -110,8 +110,8 @@ export class Curve {
   }
 
   #dot({ step, val_loss: loss }, name, r) {
-    const { train, val } = this.data;
-    const line = val.length && (!train.length || step >= val[0][0]) ? val : train;
+    const { train, val } = this.data; // a point without an evaluation of its own lies on the training curve
+    const line = train.length ? train : val;
     return svg("circle", { class: name, cx: this.x(step), cy: this.y(loss ?? nearest(line, step)[1]), r });
   }
 

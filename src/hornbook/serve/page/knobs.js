@@ -1,7 +1,7 @@
 // How the model is to write: a slider and a figure for each setting.
 // In: what the reader moves or types, or the address's words.  Out: settings as the server knows them.
 
-import { $, element, showFilled } from "./parts.js";
+import { $, element, explained, showFilled } from "./parts.js";
 
 // A figure may go up to `most` where its slider ends earlier.
 const KNOBS = [
@@ -14,18 +14,58 @@ const KNOBS = [
     end: 2,
     step: 0.05,
     most: 100,
+    about:
+      "How bold the model is. At each place it has a probability for every token, and one is drawn. Low temperatures " +
+      "favour the likely ones, so that texts become safe and repeat themselves; above 1 they become wild.",
   },
-  { name: "top_k", label: "Top-k", note: "0: any token", value: 0, least: 0, end: 200, step: 1, most: 1e6 },
-  { name: "top_p", label: "Top-p", note: "1: any token", value: 0.95, least: 0.05, end: 1, step: 0.01, most: 1 },
+  {
+    name: "top_k",
+    label: "Top-k",
+    note: "0: any token",
+    value: 0,
+    least: 0,
+    end: 200,
+    step: 1,
+    most: 1e6,
+    about: "Only the k likeliest tokens may be drawn. With 1, always the likeliest.",
+  },
+  {
+    name: "top_p",
+    label: "Top-p",
+    note: "1: any token",
+    value: 0.95,
+    least: 0.05,
+    end: 1,
+    step: 0.01,
+    most: 1,
+    about:
+      "Only the likeliest tokens may be drawn, as many as together have this probability: few where the model is " +
+      "sure, many where it is not.",
+  },
   { name: "max_tokens", label: "Length", note: "tokens", value: 200, least: 1, end: 1000, step: 10, most: 4096 },
-  { name: "seed", label: "Seed", note: "", value: 1, least: 0, end: 999, step: 1, most: 2 ** 31 - 1 },
+  {
+    name: "seed",
+    label: "Seed",
+    note: "",
+    value: 1,
+    least: 0,
+    end: 999,
+    step: 1,
+    most: 2 ** 31 - 1,
+    about:
+      "The draw's number: the same prompt, settings and seed give the same text. Each press of Write draws a new one, " +
+      "unless it is pinned.",
+  },
 ];
 
 export class Knobs {
   settings = {};
+  #pin;
+  #used = null; // the seed that a text was written with already
 
   constructor(holder, changed, draw) {
     this.changed = () => {};
+    this.#pin = pin(() => this.#setPinned(!this.pinned));
     holder.append(...KNOBS.map((knob) => this.#build(knob, draw)));
     this.restore(new Map());
     this.changed = changed;
@@ -42,9 +82,35 @@ export class Knobs {
 
   restore(words) {
     for (const { name, value } of KNOBS) this.set(name, words.get(name) ?? value);
+    this.#setPinned(words.get("pinned") === "true");
+    this.keepSeedOnce();
   }
 
-  #build({ name, label, note, least, end, step }, draw) {
+  get pinned() {
+    return this.#pin.ariaPressed === "true";
+  }
+
+  drawSeed() {
+    this.set("seed", Math.floor(Math.random() * 1000));
+  }
+
+  // For another text: a seed that was not used yet, unless the reader wants this one.
+  takeSeed() {
+    if (!this.pinned && this.#used === this.settings.seed) this.drawSeed();
+    this.#used = this.settings.seed;
+  }
+
+  // For another model, to be compared.
+  keepSeedOnce() {
+    this.#used = null;
+  }
+
+  #setPinned(pinned) {
+    this.#pin.ariaPressed = pinned;
+    this.changed();
+  }
+
+  #build({ name, label, note, least, end, step, about }, draw) {
     const min = step > least ? 0 : least; // so that a slider stands on round figures
     const range = Object.assign(element("input"), { type: "range", id: name, min, max: end, step });
     const figure = Object.assign(element("input"), { type: "number", id: `${name}-number`, min: least, step: "any" });
@@ -53,8 +119,17 @@ export class Knobs {
     figure.ariaLabel = `${label}, as a number`;
     range.addEventListener("input", () => this.set(name, range.value));
     figure.addEventListener("change", () => this.set(name, figure.value));
-    return element("div", "knob", title, ...(name === "seed" ? [die(draw)] : []), figure, range);
+    const [help, told] = about ? explained(label, about) : ["", ""];
+    const more = name === "seed" ? [die(draw), this.#pin] : [];
+    return element("div", "knob", title, help, ...more, figure, range, told);
   }
+}
+
+function pin(turn) {
+  const button = Object.assign(element("button", "", "Pin"), { type: "button", ariaPressed: "false" });
+  button.title = "Keep this seed for every text";
+  button.addEventListener("click", turn);
+  return button;
 }
 
 function die(draw) {

@@ -6,7 +6,7 @@ import { complete, get, Trouble } from "./api.js";
 import { Beside } from "./beside.js";
 import { Curve } from "./curve.js";
 import { Knobs } from "./knobs.js";
-import { $, copy, count, element, short, showFilled } from "./parts.js";
+import { $, copy, count, element, explained, short, showFilled } from "./parts.js";
 
 const CONSIDERED = 8; // how many tokens the popover tells of
 const KEPT = 100; // answers that the page remembers
@@ -21,6 +21,7 @@ const curve = new Curve($("curve"), $("curve-text"), $("curve-table"), (i) => go
 const answers = new Map(); // request as JSON -> {pieces, ending}
 const knobs = new Knobs($("knobs"), remember, draw);
 const beside = new Beside(() => {
+  knobs.keepSeedOnce();
   remember();
   update();
 });
@@ -52,6 +53,13 @@ const isBusy = () => Boolean(work || playing || beside.isBusy);
 
 // --- writing ---
 
+// Another text, as the reader asks for it.
+function writeAnew() {
+  if (!canWrite()) return;
+  knobs.takeSeed();
+  write();
+}
+
 // Resolves to true when the whole answer has come.
 async function write() {
   if (!canWrite()) return false;
@@ -73,7 +81,7 @@ async function write() {
       if (done) {
         keep(asked, { pieces: answer.pieces, ending: value });
         const seconds = (performance.now() - began) / 1000;
-        finish(value, `${count(answer.pieces.length / seconds)} per second`);
+        finish(value, asked.seed, `${count(answer.pieces.length / seconds)} per second`);
         return true;
       }
       append(value);
@@ -92,9 +100,10 @@ async function write() {
 
 const tokens = () => `${count(answer.pieces.length)} ${answer.pieces.length === 1 ? "token" : "tokens"}`;
 
-function finish({ finish: reason, forgotten }, speed) {
+function finish({ finish: reason, forgotten }, seed, speed) {
   const told = [
     tokens(),
+    `seed ${seed}`,
     reason === "stop" && "the text ends here",
     speed,
     forgotten && `the prompt's first ${forgotten} not seen`,
@@ -164,12 +173,18 @@ function choose(i) {
   following = false;
   tellPoint();
   remember();
-  const known = answers.get(JSON.stringify(request()));
+  return showKnown();
+}
+
+// What the page remembers of what is asked for now; the text that stands there stays otherwise, faded.
+function showKnown() {
+  const asked = request();
+  const known = answers.get(JSON.stringify(asked));
   if (known) {
     display(known.pieces);
-    finish(known.ending);
+    finish(known.ending, asked.seed);
   } else {
-    $("answer").classList.add("stale");
+    $("answer").classList.toggle("stale", answer.pieces.length > 0);
     update();
   }
   return known !== undefined;
@@ -257,8 +272,9 @@ function take(name, at) {
   const asked = model.points.findIndex(({ step }) => String(step) === at);
   point = following ? model.points.length - 1 : asked < 0 ? bestPoint() : asked;
   $("learned").hidden = $("samples").hidden = true;
-  display([]);
   tellState("");
+  showKnown();
+  knobs.keepSeedOnce();
   curve.forget();
   tellPoint();
   tellLive();
@@ -323,8 +339,8 @@ async function follow() {
 // --- settings ---
 
 function draw() {
-  knobs.set("seed", Math.floor(Math.random() * 1000));
-  if (answer.pieces.length || work) write();
+  knobs.drawSeed();
+  if (answer.pieces.length || work) writeAnew();
 }
 
 let remembering = 0;
@@ -338,7 +354,8 @@ function remember() {
 function putIntoAddress() {
   if (!model) return;
   const other = beside.name && { beside: beside.name };
-  const at = new URLSearchParams({ model: modelId(), ...other, ...knobs.settings }).toString().replaceAll("%40", "@");
+  const pinned = knobs.pinned && { pinned: true };
+  const at = new URLSearchParams({ model: modelId(), ...other, ...knobs.settings, ...pinned }).toString().replaceAll("%40", "@");
   history.replaceState(null, "", `#${at}`);
 }
 
@@ -406,6 +423,26 @@ function openSettings(open) {
   $("settings").setAttribute("aria-expanded", open);
 }
 
+const ABOUT = {
+  learned: [
+    "loss",
+    "How wrong the model is: the mean, over tokens, of minus the natural logarithm of the probability that it gave to " +
+      "the one that came. Lower is better; at ln 2 = 0.69 it is as unsure as between two. Training loss is of text that " +
+      "it learns from, validation loss of text that it does not: where that rises, it learns by heart.",
+  ],
+  growth: [
+    "a snapshot",
+    "The weights as they were after so many steps. Let the slider go elsewhere, and the same prompt and seed are " +
+      "answered by the model as it was then.",
+  ],
+};
+for (const [id, [what, words]] of Object.entries(ABOUT)) {
+  const [button, told] = explained(what, words);
+  if (id === "learned") $(id).querySelector("h2").append(" ", button);
+  else $(id).append(button);
+  $(id).querySelector("h2, .help").after(told);
+}
+
 $("answer").classList.add("tinted");
 main.addEventListener("scroll", lookWhetherAtEnd);
 prompt.addEventListener("input", () => {
@@ -414,7 +451,7 @@ prompt.addEventListener("input", () => {
   beside.fade();
   update();
 });
-$("write").addEventListener("click", () => (isBusy() ? stop() : write()));
+$("write").addEventListener("click", () => (isBusy() ? stop() : writeAnew()));
 $("continue").addEventListener("click", goOn);
 $("copy").addEventListener("click", () => copied($("copy"), prompt.value + answer.text));
 $("share").addEventListener("click", () => {
@@ -450,7 +487,7 @@ addEventListener("visibilitychange", refresh);
 addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
-    if (!event.repeat) write();
+    if (!event.repeat) writeAnew();
   } else if (event.key === "Escape") {
     if (answer.isOpen) answer.close();
     else if (isBusy()) stop();

@@ -9,6 +9,21 @@ export function element(name, className = "", ...children) {
   return made;
 }
 
+// A button that tells what a thing is, and the words that it shows; both are to be placed.
+export function explained(what, words) {
+  const told = element("p", "told", words);
+  const button = Object.assign(element("button", "help", "?"), { type: "button", ariaLabel: `What is ${what}?` });
+  told.id = `about-${what.toLowerCase().replace(/\W+/g, "-")}`;
+  told.hidden = true;
+  button.setAttribute("aria-expanded", false);
+  button.setAttribute("aria-controls", told.id);
+  button.addEventListener("click", () => {
+    told.hidden = !told.hidden;
+    button.setAttribute("aria-expanded", !told.hidden);
+  });
+  return [button, told];
+}
+
 export const count = (n) => Math.round(n).toLocaleString("en");
 
 export function short(n) {

@@ -1,0 +1,148 @@
+"""What a run has come to: how it ended, how good the model is and beside what, what it says, and what to try next.
+
+In: the outcome of a training.  Out: lines, or JSON; and the exit code.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from hornbook.base.console import command, duration, say
+from hornbook.base.output import Flowing, answer_json, put, visible
+from hornbook.cli.words import DROPS, INTERRUPTED
+
+if TYPE_CHECKING:
+    from hornbook.runs.folder import Record
+    from hornbook.shards.format import Shards
+    from hornbook.train.start import Outcome
+
+CONTINUATIONS = 3
+# Of the loss: what an evaluation must lie above the best to be told of.
+WORSE = 0.01
+
+
+def conclude(outcome: Outcome, as_json: bool) -> int:
+    from hornbook.report.curves import draw
+    from hornbook.runs.folder import RunFolder
+    from hornbook.runs.logs import evaluations, read_log
+    from hornbook.shards.format import Shards
+
+    run = outcome.folder
+    pictures = draw(run)
+    entries = read_log(RunFolder(run).metrics)
+    evaluated = evaluations(entries)
+    whole = evaluated and "tokens" not in evaluated[-1]  # those before it saw a part of the text
+    best = evaluated[-1] if whole else min(evaluated, key=lambda each: float(each["val_loss"]), default=None)
+    if as_json:
+        facts = {
+            "run": str(run),
+            "ended": outcome.reason,
+            "step": outcome.step,
+            "seconds": round(outcome.seconds, 1),
+        }
+        answer_json(facts | {"best": best})
+        return INTERRUPTED if outcome.interrupted else 0
+    if outcome.interrupted:
+        say(f"\nstopped at step {outcome.step}, all of it saved; go on with: {command('resume', run)}")
+        return INTERRUPTED
+    record = RunFolder(run).record()
+    shards = Shards.open(record.shards)
+    say(f"\n{outcome.reason} after {outcome.step:,} steps and {duration(outcome.seconds)}")
+    rises = _rises(evaluated[:-1] if whole else evaluated)
+    if best:
+        yardsticks = shards.split_facts("val").get("yardsticks", {}) if shards.tokenizer.keeps_text else {}
+        say(f"\n  validation loss   {best['val_loss']:.4f} at step {best['step']:,}")
+        say(f"  perplexity        {best['val_perplexity']:.1f}")
+        say(f"  bits per byte     {best['val_bits_per_byte']:.3f}" + ("" if shards.tokenizer.keeps_text else DROPS))
+        for packer, bits in yardsticks.items():
+            say(f"  for scale         {bits:.3f} by {packer}, on the same text")
+        say()
+        for line in in_plain_words(best, shards.vocab_size, yardsticks, rises):
+            say(line)
+    prompts = _speak(outcome, record, shards)
+    say(f"\nrun       {run}")
+    for picture in pictures:
+        say(f"picture   {picture}")
+    say("\nnext:")
+    epochs = next((float(each["epochs"]) for each in reversed(entries) if "epochs" in each), 0.0)
+    for line in what_next(outcome, record.config, epochs, prompts[0] or "Once upon a time", rises):
+        say(f"  {line}")
+    return 0
+
+
+def in_plain_words(
+    best: Mapping[str, Any], vocabulary: int, yardsticks: Mapping[str, float], rises: int | None
+) -> Iterator[str]:
+    """What the figures say, and beside what."""
+    bits = best["val_bits_per_byte"]
+    yield (
+        f"On text that it was not trained on, the model is at each token as unsure as among "
+        f"{best['val_perplexity']:,.0f} equally likely ones, of {vocabulary:,}."
+    )
+    better = [name for name, each in yardsticks.items() if bits < each]
+    worse = [f"{name} ({each:.2f})" for name, each in yardsticks.items() if bits >= each]
+    if worse:
+        but = f", though better than by {better[0]}" if better else ""
+        yield f"That text is still predicted better by {worse[0]}{but}: train longer, or on more text."
+    elif better:
+        yield f"It predicts that text better than {' and '.join(better)} do: fewer bits are better."
+    if rises is not None:
+        yield (
+            f"After step {rises:,} it became worse at that text, as it learned the other by heart: more text or "
+            "--model.dropout 0.2 helps, more time does not."
+        )
+
+
+def _rises(evaluated: list[dict[str, Any]]) -> int | None:
+    """The step of the best evaluation, where the last is worse."""
+    losses = [float(each["val_loss"]) for each in evaluated]
+    if not losses or losses[-1] <= min(losses) * (1 + WORSE):
+        return None
+    return int(evaluated[losses.index(min(losses))]["step"])
+
+
+def _speak(outcome: Outcome, record: Record, shards: Shards) -> list[str]:
+    """Let the model continue prompts; those of the run, or where it has but one words from more places."""
+    from hornbook.infer.speaker import load_speaker
+    from hornbook.shards.openings import openings
+
+    prompts = list(record.config["sample"]["prompts"] or [""])
+    found = openings(shards, CONTINUATIONS)
+    if prompts == [found[0]]:
+        prompts = list(found)
+    speaker = load_speaker(outcome.folder, device="cpu")
+    for number in range(CONTINUATIONS):
+        prompt = prompts[number % len(prompts)]
+        say(f"\n--- continuation {number + 1} of {CONTINUATIONS}, from {prompt!r}")
+        flowing = Flowing(sys.stdout)
+        put(flowing.feed(visible(prompt)))
+        for piece in speaker.stream(prompt, max_tokens=96, seed=number):
+            put(flowing.feed(visible(piece)))
+        put(flowing.end() + "\n")
+    return prompts
+
+
+def what_next(
+    outcome: Outcome, config: Mapping[str, Any], epochs: float, prompt: str, rises: int | None
+) -> Iterator[str]:
+    """Commands that fit the run: to look at it, to let it speak, and to go on, unless that would make it worse."""
+    run, train = outcome.folder, config["train"]
+    yield command("serve", run, "--open")
+    yield command("generate", run, "--prompt", prompt)
+    came_to = {
+        "steps": float(outcome.step),
+        "epochs": epochs,
+        "tokens": float(outcome.step * train["batch_tokens"]),
+        "minutes": outcome.seconds / 60,
+    }
+    shares = {stop: reached / train[stop] for stop, reached in came_to.items() if train.get(stop)}
+    if shares and rises is None:
+        stop = max(shares, key=shares.__getitem__)
+        knob = "--minutes" if stop == "minutes" else f"--train.{stop}"
+        yield command("resume", run, knob, f"{2 * train[stop]:g}" if stop == "minutes" else f"{2 * train[stop]:.12g}")
+    if config["recipe"] in ("own-text", "continued"):
+        yield command("eval", run, "--data", "ANOTHER-TEXT")
+    else:
+        yield command("train", "PATH/TO/YOUR/TEXT")
