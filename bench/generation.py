@@ -50,6 +50,7 @@ def write_model(folder: Path, tokenizer: TokenizerConfig, tiny: bool = False) ->
     with torch.no_grad():
         model.embedding.weight.mul_(TOKENS_STRETCHED)
         model.positions.weight.mul_(POSITIONS_STRETCHED)
+    folder.mkdir(exist_ok=True)
     save_model(model, train_tokenizer(tokenizer, [], 0), folder)
 
 

@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -186,12 +187,27 @@ def run(doc: str | None, measure: Measure, options: Callable[[argparse.ArgumentP
         return
     if hasattr(os, "sched_setaffinity"):  # before any library of a child counts them
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.cores])
+    command = as_given(parser, given)
     for view in given.views:
-        print(f"\n== {Path(sys.argv[0]).stem}, {view}", flush=True)
+        print(f"\n== {command}, {view}", flush=True)
         found = in_a_child(view)
-        print(table({Path(sys.argv[0]).stem: {view: found}}))
+        print(table({command: {view: found}}))
         if given.out:
-            add_to_record(given.out, Path(sys.argv[0]).stem, view, found)
+            add_to_record(given.out, command, view, found)
+
+
+def as_given(parser: argparse.ArgumentParser, given: argparse.Namespace) -> str:
+    """The command with the options that are not the usual ones; of places, only their names."""
+    words = [Path(sys.argv[0]).name]
+    for name, value in vars(given).items():
+        if value == parser.get_default(name) or name in ("out", "views", "figures"):
+            continue
+        parts = value if isinstance(value, list) else [] if value is True else [value]
+        words += [
+            f"--{name.replace('_', '-')}",
+            *(each.name if isinstance(each, Path) else str(each) for each in parts),
+        ]
+    return shlex.join(words)
 
 
 def measured(measure: Measure, given: argparse.Namespace) -> dict[str, Any]:

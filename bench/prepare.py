@@ -39,9 +39,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from measuring import RANKS, Claim, Found, medians, run, texts_at_hand, times_faster, turns
 
+from hornbook.base.machine import cores_to_use
 from hornbook.shards.format import Shards
 from hornbook.shards.prepare import ShardsConfig, prepare
 from hornbook.text.readers import source_from_path
@@ -54,18 +54,22 @@ BATCH_CHARACTERS = 32_000_000
 
 def sources(wanted: int) -> Iterator[str]:
     folders = sorted({Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")})
-    texts = []
-    for path in sorted({path for folder in folders for path in folder.rglob("*.py")}):
-        with contextlib.suppress(UnicodeDecodeError, OSError):
-            texts.append(path.read_text(encoding="utf-8"))
+    paths = sorted({path for folder in folders for path in folder.rglob("*.py")})
     numbers = itertools.count()
     while True:
-        for text in filter(None, texts):
+        for text in filter(None, map(text_of, paths)):
             document = f"# text {next(numbers)}\n{text}"
             yield document
             wanted -= len(document.encode())
             if wanted <= 0:
                 return
+
+
+def text_of(path: Path) -> str:
+    """Nothing where it is no text."""
+    with contextlib.suppress(UnicodeDecodeError, OSError):
+        return path.read_text(encoding="utf-8")
+    return ""
 
 
 def write_small_files(folder: Path, wanted: int) -> None:
@@ -188,7 +192,7 @@ def compete(case: str, given: argparse.Namespace, with_peer: bool) -> dict[str, 
 
 def measure(given: argparse.Namespace) -> Found:
     found = Found()
-    os.environ["RAYON_NUM_THREADS"] = str(torch.get_num_threads())
+    os.environ["RAYON_NUM_THREADS"] = str(cores_to_use())
     if not given.ranks.is_file():
         found.pass_over(f"GPT-2's vocabulary: no {given.ranks.name} (--ranks)")
         return found

@@ -85,7 +85,8 @@ def test_a_command_measures_in_a_child_that_sees_a_plain_processor(tmp_path: Pat
     words = ["bench/rows.py", "--rows", "5", "--tiny", "--views", "plain", "--out", str(tmp_path)]
     done = subprocess.run([sys.executable, *words], cwd=BENCH.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "figures.json").read_text())["step"]["plain"]
+    [views] = json.loads((tmp_path / "figures.json").read_text()).values()
+    found = views["plain"]
     assert found["machine"]["instructions"] in ("AVX2", "DEFAULT", "NO AVX")
     assert found["ceilings"]["before"]["product float32, GFLOP/s"] > 0
     assert {each["row"] for each in found["claims"]} == {4, 5}
@@ -103,7 +104,7 @@ def test_the_share_of_the_product_is_that_of_the_floating_point_operations(bench
 
     ids = torch.zeros(4, 256, dtype=torch.int64, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        outline(shape.model)(ids, ids)
+        outline(shape.model).logits(ids)
     share = step.share(shape, "float32", 2.0, CEILINGS)
     assert share == pytest.approx(3 * counter.get_total_flops() / 2.0 / 100e9, rel=0.02)
 
@@ -130,9 +131,13 @@ def test_nanogpt_reads_a_text_as_its_own_program_prepares_it(
     assert pickle.loads((tmp_path / "ids" / "meta.pkl").read_bytes())["vocab_size"] == 4
 
 
-def test_text_to_shards(bench: Callable[[str], ModuleType], test_data: Path) -> None:
+def test_text_to_shards(
+    bench: Callable[[str], ModuleType], test_data: Path, some_text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prepare = bench("prepare")
-    words = ("--ranks", str(test_data / "r50k_base.tiktoken"), "--megabytes", "0.05", "--rounds", "1")
+    documents = [f"{number}\n{some_text[100 * number : 100 * number + 500]}" for number in range(200)]
+    monkeypatch.setattr(prepare, "sources", lambda _: iter(documents))
+    words = ("--ranks", str(test_data / "r50k_base.tiktoken"), "--megabytes", "0.1", "--rounds", "1")
     found = prepare.measure(given(prepare, *words, "--cases", "small-files"))
     [claim] = found.claims
     assert claim.row == 9
