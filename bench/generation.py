@@ -1,6 +1,6 @@
 """How fast a 124M model speaks: hornbook beside CTranslate2 and transformers, turn by turn, in one process. Row 8.
 
-    python bench/generation.py [--rounds 5] [--tokens 64] [--streams 16] [--out FOLDER]
+    python bench/generation.py [--rounds 5] [--tokens 64] [--streams 16] [--ranks FILE] [--out FOLDER]
 
 The model has GPT-2's shape and random weights, written once as a model folder that all sides open;
 its embeddings are stretched so that a token's distribution is about as uneven as a trained model's (the entropy is
@@ -15,6 +15,7 @@ not installed, is passed over, by its name.
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import Claim, Found, medians, run, timed, times_faster, turns
+from measuring import RANKS, Claim, Found, medians, run, texts_at_hand, timed, times_faster, turns
 
 from hornbook.base.machine import cpu_has_fbgemm, cpu_multiplies_int8
 from hornbook.infer.config import SamplerConfig
@@ -37,6 +38,7 @@ from hornbook.text.tokenizer import TokenizerConfig, train_tokenizer
 # By so much the embeddings of GPT-2's initialisation are stretched: the tokens' for logits as far apart as a trained
 # model's, the positions' even more, or each token would be followed by itself.
 TOKENS_STRETCHED, POSITIONS_STRETCHED = 6.5, 100.0
+END = "<|endoftext|>"
 PROMPT = [(7919 * place) % 50_000 for place in range(1, 17)]
 WAYS = {"greedy": SamplerConfig(temperature=0.0, top_p=None), "drawn": SamplerConfig(temperature=0.8, top_p=0.95)}
 AIMED_BESIDE_TRANSFORMERS = {"float32": "2.1", "int8": "3.7"}
@@ -85,21 +87,29 @@ def transformers_models(folder: Path, types: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def ctranslate2_models(folder: Path, found: Found) -> dict[str, Callable[[SamplerConfig, int], None]]:
+def ctranslate2_models(
+    folder: Path, found: Found, whole_vocabulary: bool
+) -> dict[str, Callable[[SamplerConfig, int], None]]:
     try:
         import ctranslate2
         from ctranslate2.converters import TransformersConverter
     except ImportError:
         found.pass_over("CTranslate2, which is not installed")
         return {}
+    if not whole_vocabulary:  # it knows tokens by their names
+        found.pass_over(f"CTranslate2, which wants a name for each token: no {RANKS} (--ranks)")
+        return {}
     import transformers
 
-    # It knows tokens by their names, which only the tokenizer's have; which they are costs nothing.
-    words = transformers.AutoTokenizer.from_pretrained(folder).convert_ids_to_tokens([each % 250 for each in PROMPT])
+    words = transformers.AutoTokenizer.from_pretrained(folder).convert_ids_to_tokens(PROMPT)
 
     def of(number_type: str) -> Callable[[SamplerConfig, int], None]:
         converted = folder.parent / f"ctranslate2-{number_type}"
         TransformersConverter(str(folder)).convert(str(converted), quantization=number_type)
+        its = converted / "config.json"  # in which it wants a name for tokens that ours does without
+        facts = json.loads(its.read_text())
+        named = {name: value or END for name, value in facts.items() if name.endswith("_token")}
+        its.write_text(json.dumps(facts | named))
         threads = torch.get_num_threads()
         generator = ctranslate2.Generator(str(converted), compute_type=number_type, intra_threads=threads)
 
@@ -131,10 +141,12 @@ def measure(given: argparse.Namespace) -> Found:
     found, tokens = Found(), given.tokens
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "model"
-        write_model(folder, TokenizerConfig(kind="byte"), given.tiny)
+        there = given.ranks.is_file()
+        kind = TokenizerConfig(kind="gpt2", ranks_file=str(given.ranks)) if there else TokenizerConfig(kind="byte")
+        write_model(folder, kind, given.tiny)
         ours = models_of_ours(folder, number_types(found))
         theirs = transformers_models(folder, ("float32", "bfloat16"))
-        third = ctranslate2_models(folder, found)
+        third = ctranslate2_models(folder, found, there)
     with torch.inference_mode():
         logits = ours["float32"].logits(torch.tensor([PROMPT]))[0, -1] / WAYS["drawn"].temperature
     entropy = torch.distributions.Categorical(logits=logits).entropy().item()
@@ -194,6 +206,7 @@ def claims_of(key: str, rates: dict[str, float], seconds: dict[str, list[float]]
 
 
 def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ranks", type=Path, default=texts_at_hand() / RANKS, help="GPT-2's vocabulary")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--streams", type=int, default=16)

@@ -44,7 +44,7 @@ ROWS: dict[str, Row] = {
     "5": STEP,
     "6": Row("the demo", ("learning.py", "--rows", "6"), 4),
     "7": Row("the dial's forecasts", ("dial.py",), 130),
-    "8": Row("one stream", ("generation.py", "--rounds", "3", "--tokens", "48"), 2),
+    "8": Row("one stream", ("generation.py", "--rounds", "3", "--tokens", "48"), 2, ("ranks",)),
     "9": Row("text to shards", ("prepare.py", "--megabytes", "50", "--rounds", "3"), 1, ("ranks",)),
     "10": Row("starts", ("start.py", "--rounds", "2"), 1.5),
 }

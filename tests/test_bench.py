@@ -145,10 +145,11 @@ def test_text_to_shards(
     assert found.figures["small-files"]["documents_only_ours_only_theirs"] == [0, 0]
 
 
-def test_speaking(bench: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_speaking(bench: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     generation = bench("generation")
     monkeypatch.setitem(sys.modules, "ctranslate2", None)
-    found = generation.measure(given(generation, "--rounds", "1", "--tokens", "3", "--streams", "2"))
+    words = ("--rounds", "1", "--tokens", "3", "--streams", "2", "--ranks", str(tmp_path / "none"))
+    found = generation.measure(given(generation, *words))
     assert "CTranslate2, which is not installed" in found.passed_over
     rates = found.figures["median_tokens_per_second"]
     assert {"hornbook float32 greedy", "hornbook float32 drawn x2", "transformers float32 greedy"} <= set(rates)
