@@ -52,7 +52,7 @@ def hornbook(*words: str) -> dict[str, Any]:
     evaluated = evaluations(log)
     steps = [each for each in log if "loss" in each]
     return {
-        "command": " ".join(["hornbook", "train", *words]),
+        "command": " ".join(["hornbook", "train", *(Path(word).name if os.sep in word else word for word in words)]),
         "seconds": round(seconds, 1),
         "in_training": round(steps[-1]["seconds"], 1),
         "steps": steps[-1]["step"],
