@@ -4,6 +4,8 @@
 # make test-long     the tests that take long by nature, and all others with more examples; PART=long: the former alone
 # make test-plain    the tests of what is computed, on this processor as if it were a plain one: AVX2, no bf16, no int8
 # make knobs    write docs/knobs.md anew
+# make bench   what we are measured by beside the peers at hand, in a quarter of an hour: ROWS="1 2", OUT=records/NAME,
+#              NANOGPT=FOLDER with a checkout of it
 # make test-space    start the app of a Space, with gradio in an environment of its own
 #
 # PYTHON=python3.12        another Python (3.11 or newer)
@@ -14,6 +16,9 @@ TORCH_INDEX ?=
 OS_NAME := $(shell uname -s)
 NVIDIA_DRIVER ?= /proc/driver/nvidia/version
 PART ?=
+ROWS ?=
+OUT ?=
+NANOGPT ?=
 BIN := .venv/bin
 
 # What is computed, and so may depend on the processor.
@@ -30,7 +35,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 # What is compiled of Python is kept, or every child of the tests would compile all of it again.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test quick test-long test-plain test-space check size knobs clean
+.PHONY: demo test quick test-long test-plain test-space bench check size knobs clean
 
 demo: .venv/ready-to-run
 	$(BIN)/hornbook train demo
@@ -55,6 +60,9 @@ test-space: .venv/ready-to-test
 	$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' \
 		> "$$(.venv/space/bin/python -c 'import site; print(site.getsitepackages()[0])')/ours.pth"
 	OMP_NUM_THREADS=1 .venv/space/bin/python -m pytest -p no:cacheprovider tests/exchange/test_space.py
+
+bench: .venv/ready-to-test
+	$(BIN)/python bench/rows.py $(if $(ROWS),--rows $(ROWS)) $(if $(OUT),--out $(OUT)) $(if $(NANOGPT),--peer $(NANOGPT))
 
 check: .venv/ready-to-test
 	$(BIN)/ruff check .

@@ -1,39 +1,29 @@
-"""How fast a 124M model speaks on two cores: hornbook beside transformers and, where it is installed, CTranslate2, turn
-by turn, in one process.
+"""How fast a 124M model speaks: hornbook beside CTranslate2 and transformers, turn by turn, in one process. Row 8.
 
-    python bench/generation.py [--rounds 5] [--tokens 64] [--streams 16] [--out FILE.json]
+    python bench/generation.py [--rounds 5] [--tokens 64] [--streams 16] [--ranks FILE] [--out FOLDER]
 
-Needs transformers. The model has GPT-2's shape and random weights, written once as a model folder that both sides open;
+The model has GPT-2's shape and random weights, written once as a model folder that all sides open;
 its embeddings are stretched so that a token's distribution is about as uneven as a trained model's (the entropy is
 among the figures): a rule such as top-p costs what it has to leave out. The prompt has 16 tokens.
 
 Each round, every contestant has its turn, in both ways of choosing a token: the likeliest, and drawn at temperature
 0.8 with top-p 0.95. A turn is one text by itself; of hornbook also `--streams` texts in one batch. transformers serves
-as many one by one, which takes as long for each as for one. Both may use two processors. A number type that the
-processor lacks is passed over, by its name.
+as many one by one, which takes as long for each as for one. A number type that the processor lacks, and a peer that is
+not installed, is passed over, by its name.
 """
 
 from __future__ import annotations
 
-import os
-
-# Before any library counts the processors.
-if hasattr(os, "sched_setaffinity"):
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as the commands do
-
 import argparse
 import json
-import platform
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
+from measuring import RANKS, Claim, Found, medians, run, texts_at_hand, timed, times_faster, turns
 
 from hornbook.base.machine import cpu_has_fbgemm, cpu_multiplies_int8
 from hornbook.infer.config import SamplerConfig
@@ -48,17 +38,21 @@ from hornbook.text.tokenizer import TokenizerConfig, train_tokenizer
 # By so much the embeddings of GPT-2's initialisation are stretched: the tokens' for logits as far apart as a trained
 # model's, the positions' even more, or each token would be followed by itself.
 TOKENS_STRETCHED, POSITIONS_STRETCHED = 6.5, 100.0
+END = "<|endoftext|>"
 PROMPT = [(7919 * place) % 50_000 for place in range(1, 17)]
 WAYS = {"greedy": SamplerConfig(temperature=0.0, top_p=None), "drawn": SamplerConfig(temperature=0.8, top_p=0.95)}
+AIMED_BESIDE_TRANSFORMERS = {"float32": "2.1", "int8": "3.7"}
 
 
-def write_model(folder: Path, tokenizer: TokenizerConfig) -> None:
+def write_model(folder: Path, tokenizer: TokenizerConfig, tiny: bool = False) -> None:
     torch.manual_seed(0)
-    model = untrained(classic(vocab_size=50_257, context=1024, n_layer=12, n_head=12, n_embd=768))
+    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 32} if tiny else {"n_layer": 12, "n_head": 12, "n_embd": 768}
+    model = untrained(classic(vocab_size=50_257, context=1024, **sizes))
     assert model.positions is not None
     with torch.no_grad():
         model.embedding.weight.mul_(TOKENS_STRETCHED)
         model.positions.weight.mul_(POSITIONS_STRETCHED)
+    folder.mkdir(exist_ok=True)
     save_model(model, train_tokenizer(tokenizer, [], 0), folder)
 
 
@@ -83,126 +77,140 @@ def by_transformers(model: Any, rules: SamplerConfig, tokens: int) -> None:
     assert out.shape[1] == len(PROMPT) + tokens, out.shape
 
 
-def ctranslate2_models(folder: Path) -> dict[str, Callable[[SamplerConfig, int], None]]:
-    """Absent, it is named and passed over."""
+def transformers_models(folder: Path, types: tuple[str, ...]) -> dict[str, Any]:
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    return {
+        name: transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, name)).eval()
+        for name in types
+    }
+
+
+def ctranslate2_models(
+    folder: Path, found: Found, whole_vocabulary: bool
+) -> dict[str, Callable[[SamplerConfig, int], None]]:
     try:
         import ctranslate2
         from ctranslate2.converters import TransformersConverter
     except ImportError:
-        print("passed over: CTranslate2, which is not installed", flush=True)
+        found.pass_over("CTranslate2, which is not installed")
         return {}
-    # It knows tokens by their names, which only the tokenizer's have; which they are costs nothing.
-    words = transformers.AutoTokenizer.from_pretrained(folder).convert_ids_to_tokens([each % 250 for each in PROMPT])
+    if not whole_vocabulary:  # it knows tokens by their names
+        found.pass_over(f"CTranslate2, which wants a name for each token: no {RANKS} (--ranks)")
+        return {}
+    import transformers
+
+    words = transformers.AutoTokenizer.from_pretrained(folder).convert_ids_to_tokens(PROMPT)
 
     def of(number_type: str) -> Callable[[SamplerConfig, int], None]:
         converted = folder.parent / f"ctranslate2-{number_type}"
         TransformersConverter(str(folder)).convert(str(converted), quantization=number_type)
-        generator = ctranslate2.Generator(str(converted), compute_type=number_type, intra_threads=2)
+        its = converted / "config.json"  # in which it wants a name for tokens that ours does without
+        facts = json.loads(its.read_text())
+        named = {name: value or END for name, value in facts.items() if name.endswith("_token")}
+        its.write_text(json.dumps(facts | named))
+        threads = torch.get_num_threads()
+        generator = ctranslate2.Generator(str(converted), compute_type=number_type, intra_threads=threads)
 
         def speak(rules: SamplerConfig, tokens: int) -> None:
             drawn = {"sampling_topk": 0, "sampling_topp": rules.top_p, "sampling_temperature": rules.temperature}
             end = {"max_length": tokens, "min_length": tokens, "include_prompt_in_result": False}
-            [found] = generator.generate_batch([words], **end, **(drawn if rules.temperature else {}))
-            assert len(found.sequences_ids[0]) == tokens, len(found.sequences_ids[0])
+            [result] = generator.generate_batch([words], **end, **(drawn if rules.temperature else {}))
+            assert len(result.sequences_ids[0]) == tokens, len(result.sequences_ids[0])
 
         return speak
 
     return {name: of(name) for name in ("float32", "int8")}
 
 
-def rate(work: Callable[..., None], *arguments: Any, tokens: int) -> float:
-    began = time.perf_counter()
-    work(*arguments)
-    return tokens / (time.perf_counter() - began)
-
-
-def number_types() -> list[str]:
+def number_types(found: Found) -> list[str]:
     """Those that this processor has instructions for; the others are named."""
     lacking = [] if cpu_multiplies_int8() or cpu_has_fbgemm() else ["int8"]
     for name in lacking:
-        print(f"passed over: {name}, for which this processor has no instructions", flush=True)
+        found.pass_over(f"{name}, for which this processor has no instructions")
     return [name for name in ("float32", "bfloat16", "int8") if name not in lacking]
 
 
-def measure(folder: Path, number_of_rounds: int, tokens: int, streams: int) -> dict[str, Any]:
+def models_of_ours(folder: Path, names: list[str]) -> dict[str, GPT]:
     types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
-    ours = {name: prepare_to_speak(load_model(folder, "cpu", types[name]), name) for name in number_types()}
-    theirs = {
-        name: transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, name)).eval()
-        for name in ("float32", "bfloat16")
-    }
-    third = ctranslate2_models(folder)
+    return {name: prepare_to_speak(load_model(folder, "cpu", types[name]), name) for name in names}
+
+
+def measure(given: argparse.Namespace) -> Found:
+    found, tokens = Found(), given.tokens
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "model"
+        there = given.ranks.is_file()
+        kind = TokenizerConfig(kind="gpt2", ranks_file=str(given.ranks)) if there else TokenizerConfig(kind="byte")
+        write_model(folder, kind, given.tiny)
+        ours = models_of_ours(folder, number_types(found))
+        theirs = transformers_models(folder, ("float32", "bfloat16"))
+        third = ctranslate2_models(folder, found, there)
     with torch.inference_mode():
         logits = ours["float32"].logits(torch.tensor([PROMPT]))[0, -1] / WAYS["drawn"].temperature
     entropy = torch.distributions.Categorical(logits=logits).entropy().item()
-    rounds: list[dict[str, float]] = []
-    for number in range(number_of_rounds + 1):  # the first, in which everything is laid out, is not counted
-        found: dict[str, float] = {}
-        for way, rules in WAYS.items():
-            for name, model in theirs.items():
-                found[f"transformers {name} {way}"] = rate(by_transformers, model, rules, tokens, tokens=tokens)
-            for name, speak in third.items():
-                found[f"CTranslate2 {name} {way}"] = rate(speak, rules, tokens, tokens=tokens)
-            for name, mine in ours.items():
-                for rows in (1, streams):
-                    key = f"hornbook {name} {way}" + (f" x{rows}" if rows > 1 else "")
-                    kept_in = dtype_of_cache(mine, name)
-                    found[key] = rate(by_hornbook, mine, kept_in, rules, tokens, rows, tokens=rows * tokens)
-        found["load"] = os.getloadavg()[0]
-        if number:
-            rounds.append(found)
-            print(json.dumps({key: round(value, 1) for key, value in found.items()}), flush=True)
-    return {"entropy_nats": entropy, "rounds": rounds, **summary(rounds, streams)}
-
-
-def summary(rounds: list[dict[str, float]], streams: int) -> dict[str, Any]:
-    """Medians of the rates, and of the ratios within a round: to transformers' float32, and to the same number type of
-    CTranslate2."""
-    ratios = []
-    for each in rounds:
-        ratio = {}
-        for key, value in each.items():
-            program, _, rest = key.partition(" ")
-            if program != "hornbook":
-                continue
-            _, way, *many = rest.split(" ")
-            ratio[f"{key} / transformers float32"] = value / each[f"transformers float32 {way}"]
-            peer = f"CTranslate2 {key.split()[1]} {way}"
-            if peer in each and not many:
-                ratio[f"{key} / {peer}"] = value / each[peer]
-            if many:
-                ratio[f"{key} / one stream"] = value / each[key.removesuffix(f" x{streams}")]
-        ratios.append(ratio)
-    return {
-        "median_tokens_per_second": {key: statistics.median(each[key] for each in rounds) for key in rounds[0]},
-        "median_ratio": {key: statistics.median(each[key] for each in ratios) for key in ratios[0]},
+    said: dict[str, int] = {}
+    acts: dict[str, Callable[[], None]] = {}
+    for way, rules in WAYS.items():
+        for name, model in theirs.items():
+            acts[f"transformers {name} {way}"] = partial(by_transformers, model, rules, tokens)
+        for name, speak in third.items():
+            acts[f"CTranslate2 {name} {way}"] = partial(speak, rules, tokens)
+        for name, mine in ours.items():
+            for streams in (1, given.streams):
+                key = f"hornbook {name} {way}" + (f" x{streams}" if streams > 1 else "")
+                acts[key] = partial(by_hornbook, mine, dtype_of_cache(mine, name), rules, tokens, streams)
+                said[key] = streams * tokens
+    seconds = turns({name: timed(act) for name, act in acts.items()}, given.rounds)
+    rates = {name: said.get(name, tokens) / each for name, each in medians(seconds).items()}
+    weights = sum(each.numel() for name, each in ours["float32"].named_parameters() if "positions" not in name)
+    limit = given.ceilings["memory read, GB/s"] * 1e9 / weights
+    found.figures = {
+        "tokens": tokens,
+        "entropy_nats": entropy,
+        "median_tokens_per_second": rates,
+        "seconds": seconds,
+        "most_tokens_per_second_by_memory": {"float32": limit / 4, "bfloat16": limit / 2, "int8": limit},
     }
+    for key in [each for each in rates if each.startswith("hornbook")]:
+        found.claims += claims_of(key, rates, seconds)
+    return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def claims_of(key: str, rates: dict[str, float], seconds: dict[str, list[float]]) -> list[Claim]:
+    """One stream beside each peer; many beside one of ours."""
+    _, name, way, *many = key.split(" ")
+    if many:
+        one = key.removesuffix(f" {many[0]}")
+        return [Claim(8, f"{many[0][1:]} streams, {name}, {way}", rates[key], "tokens/s", rates[one], "one stream")]
+    nearest, aim = {"float32": ("float32", "1.0"), "bfloat16": ("float32", "1.7"), "int8": ("int8", "1.2")}[name]
+    peers = {
+        f"CTranslate2 {nearest} {way}": aim,
+        f"transformers float32 {way}": AIMED_BESIDE_TRANSFORMERS.get(name, ""),
+    }
+    return [
+        Claim(
+            8,
+            f"one stream, {name}, {way}",
+            rates[key],
+            "tokens/s",
+            rates[peer],
+            peer.removesuffix(f" {way}"),
+            aim,
+            times_faster(seconds, key, peer),
+        )
+        for peer, aim in peers.items()
+        if peer in rates
+    ]
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ranks", type=Path, default=texts_at_hand() / RANKS, help="GPT-2's vocabulary")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--streams", type=int, default=16)
-    parser.add_argument("--out", type=Path, help="write the figures here as JSON")
-    given = parser.parse_args()
-    torch.set_num_threads(2)
-    transformers.logging.set_verbosity_error()
-    with tempfile.TemporaryDirectory() as name:
-        write_model(Path(name) / "model", TokenizerConfig(kind="byte"))
-        found = measure(Path(name) / "model", given.rounds, given.tokens, given.streams)
-    figures = {
-        "machine": platform.processor() or platform.machine(),
-        "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "tokens": given.tokens,
-        **found,
-    }
-    for table in ("median_tokens_per_second", "median_ratio"):
-        print(json.dumps({key: round(value, 2) for key, value in found[table].items()}, indent=2))
-    if given.out:
-        given.out.write_text(json.dumps(figures, indent=2))
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, measure, options)

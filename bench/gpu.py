@@ -14,12 +14,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
-import importlib.util
 import json
-import re
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
@@ -32,6 +28,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from nanogpt import ITS_LOSS_ON_AN_A100, model_module, trained
 
 from hornbook.base.machine import choose_machine
 from hornbook.model.config import classic, modern
@@ -50,7 +47,6 @@ from hornbook.train.start import fit, resume
 
 Facts = dict[str, Any]
 GPT2_BATCH_TOKENS = 491_520
-NANOGPT_ON_SHAKESPEARE = 1.4697
 PROFILED_STEPS = (6, 7)
 
 
@@ -274,12 +270,7 @@ def checkpointing(bench: Bench, train: dict[str, Any]) -> Facts:
 def nanogpt_step(bench: Bench, micro_batch: int) -> Facts:
     """nanoGPT's model at its best: compiled, bf16, fused AdamW, a vocabulary padded to 50,304, no biases."""
     assert bench.peer is not None
-    spec = importlib.util.spec_from_file_location("nanogpt_model", bench.peer / "model.py")
-    assert spec is not None
-    assert spec.loader is not None
-    theirs = importlib.util.module_from_spec(spec)
-    sys.modules["nanogpt_model"] = theirs
-    spec.loader.exec_module(theirs)
+    theirs = model_module(bench.peer)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.manual_seed(1337)
@@ -320,27 +311,17 @@ def nanogpt_on_characters(bench: Bench) -> Facts:
     """Its own training program on tiny Shakespeare by characters, as its page tells; when it first reached its own
     published loss."""
     assert bench.peer is not None
-    subprocess.run([sys.executable, "data/shakespeare_char/prepare.py"], cwd=bench.peer, check=True)
-    words = ["train.py", "config/train_shakespeare_char.py"]
+    words = ["config/train_shakespeare_char.py"]
     if bench.tiny:
         words += [
             "--device=cpu",
             "--compile=False",
-            "--eval_iters=1",
-            "--max_iters=2",
-            "--eval_interval=1",
-            "--n_layer=1",
+            *("--eval_iters=1", "--max_iters=2", "--eval_interval=1", "--n_layer=1"),
         ]
-    began, found = time.monotonic(), []
-    with subprocess.Popen(
-        [sys.executable, "-u", *words], cwd=bench.peer, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        for line in process.stdout or []:
-            if match := re.match(r"step (\d+): train loss ([\d.]+), val loss ([\d.]+)", line):
-                found.append((int(match[1]), float(match[3]), round(time.monotonic() - began, 1)))
-                if float(match[3]) <= NANOGPT_ON_SHAKESPEARE:
-                    process.terminate()
-    return {"val": found, "reached": next((each for each in found if each[1] <= NANOGPT_ON_SHAKESPEARE), None)}
+    text = (bench.texts or Path()) / "tinyshakespeare.txt"
+    with tempfile.TemporaryDirectory() as work:
+        found, _ = trained(bench.peer, words, text, Path(work), until=ITS_LOSS_ON_AN_A100)
+    return {"val": found, "reached": next((each for each in found if each[1] <= ITS_LOSS_ON_AN_A100), None)}
 
 
 def ceilings(bench: Bench) -> Facts:
@@ -428,7 +409,7 @@ def cases(bench: Bench, out: Path | None) -> dict[str, Callable[[], Facts]]:
             found[name] = lambda name=name, config=config: measure(
                 miniature(config) if bench.tiny else config, saving=name != "pile-2b"
             )
-    if bench.peer is not None and (bench.peer / "train.py").is_file():
+    if bench.peer is not None and bench.texts is not None and (bench.peer / "train.py").is_file():
         found["characters nanogpt"] = lambda: nanogpt_on_characters(bench)
     return found
 

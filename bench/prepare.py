@@ -1,6 +1,6 @@
-"""From files to GPT-2 shards: hornbook beside tiktoken, turn by turn, each in a process of its own.
+"""From files to GPT-2 shards: hornbook beside tiktoken, turn by turn, each in a process of its own. Row 9.
 
-    python bench/prepare.py --ranks r50k_base.tiktoken [--megabytes 300] [--rounds 5] [--out FILE.json]
+    python bench/prepare.py [--ranks r50k_base.tiktoken] [--megabytes 300] [--rounds 5] [--out FOLDER]
         [--cases small-files jsonl large-files]
 
 Needs hornbook with gigatoken, and tiktoken. The text is the Python sources of the installed packages and the standard
@@ -12,21 +12,13 @@ library, over and over with another first line, until it is long enough. It lies
 
 Both sides read the same files, warm in the page cache and after a first turn that is not counted, and leave the same
 ids, with an end of text after each document, safely on the disk as uint16: hornbook with everything that a preparation
-does (split, hashes, checks, manifest), tiktoken by `encode_ordinary_batch` with two threads. Both may use two
-processors, the first two of the machine where it has more.
+does (split, hashes, checks, manifest), tiktoken by `encode_ordinary_batch` with a thread for each core.
 
 The documents' ids are compared. Of large-files hornbook holds the text's tail back, since they are few, and so makes
 two documents of the one that is cut; every other is the same.
 """
 
 from __future__ import annotations
-
-import os
-
-# Before any library counts the processors.
-if hasattr(os, "sched_setaffinity"):
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
-os.environ["RAYON_NUM_THREADS"] = "2"
 
 import argparse
 import base64
@@ -35,21 +27,21 @@ import functools
 import itertools
 import json
 import multiprocessing
-import platform
+import os
 import shutil
-import statistics
 import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tiktoken
+from measuring import RANKS, Claim, Found, medians, run, texts_at_hand, times_faster, turns
 
+from hornbook.base.machine import cores_to_use
 from hornbook.shards.format import Shards
 from hornbook.shards.prepare import ShardsConfig, prepare
 from hornbook.text.readers import source_from_path
@@ -62,18 +54,22 @@ BATCH_CHARACTERS = 32_000_000
 
 def sources(wanted: int) -> Iterator[str]:
     folders = sorted({Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")})
-    texts = []
-    for path in sorted({path for folder in folders for path in folder.rglob("*.py")}):
-        with contextlib.suppress(UnicodeDecodeError, OSError):
-            texts.append(path.read_text(encoding="utf-8"))
+    paths = sorted({path for folder in folders for path in folder.rglob("*.py")})
     numbers = itertools.count()
     while True:
-        for text in filter(None, texts):
+        for text in filter(None, map(text_of, paths)):
             document = f"# text {next(numbers)}\n{text}"
             yield document
             wanted -= len(document.encode())
             if wanted <= 0:
                 return
+
+
+def text_of(path: Path) -> str:
+    """Nothing where it is no text."""
+    with contextlib.suppress(UnicodeDecodeError, OSError):
+        return path.read_text(encoding="utf-8")
+    return ""
 
 
 def write_small_files(folder: Path, wanted: int) -> None:
@@ -126,7 +122,9 @@ CASES: dict[str, tuple[Callable[[Path, int], None], Callable[[Path], Iterator[st
 
 
 @functools.cache
-def tiktoken_encoding(ranks: Path) -> tiktoken.Encoding:
+def tiktoken_encoding(ranks: Path) -> Any:
+    import tiktoken
+
     lines = [line.split() for line in ranks.read_bytes().splitlines()]
     table = {base64.b64decode(token): int(rank) for token, rank in lines}
     return tiktoken.Encoding("r50k", pat_str=PIECES, mergeable_ranks=table, special_tokens={"<|endoftext|>": END})
@@ -134,9 +132,10 @@ def tiktoken_encoding(ranks: Path) -> tiktoken.Encoding:
 
 def by_tiktoken(case: str, ranks: Path, text: Path, out: Path) -> None:
     encoding, read = tiktoken_encoding(ranks), CASES[case][1]
+    threads = int(os.environ["RAYON_NUM_THREADS"])
     with open(out, "wb") as file:
         for batch in in_parts(read(text), BATCH_CHARACTERS):
-            for ids in encoding.encode_ordinary_batch(batch, num_threads=2):
+            for ids in encoding.encode_ordinary_batch(batch, num_threads=threads):
                 ids.append(END)
                 file.write(np.array(ids, dtype=np.uint16))
         file.flush()
@@ -159,63 +158,62 @@ def documents(ids: np.ndarray[Any, Any]) -> set[bytes]:
     return {piece.tobytes() for piece in np.split(ids, ends)}
 
 
-def measure(case: str, ranks: Path, megabytes: int, number_of_rounds: int) -> dict[str, Any]:
-    rounds: list[dict[str, float]] = []
+def compete(case: str, given: argparse.Namespace, with_peer: bool) -> dict[str, Any]:
     alone = functools.partial(ProcessPoolExecutor, 1, multiprocessing.get_context("spawn"))
+    cpu: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as name, alone() as theirs, alone() as ours:
         text, ids, shards = (Path(name, part) for part in ("text", "theirs.bin", "ours"))
         text.mkdir()
-        CASES[case][0](text, megabytes * 1_000_000)
-        theirs.submit(timed, by_tiktoken, case, ranks, text, ids).result()
-        ours.submit(timed, by_hornbook, case, ranks, text, shards).result()
+        CASES[case][0](text, int(given.megabytes * 1_000_000))
+
+        def by(program: str, process: ProcessPoolExecutor, work: Callable[..., None], out: Path) -> float:
+            if out == shards:
+                shutil.rmtree(shards, ignore_errors=True)
+            seconds, of_the_cores = process.submit(timed, work, case, given.ranks, text, out).result()
+            cpu.setdefault(program, []).append(of_the_cores)
+            return seconds
+
+        entering = {"hornbook": functools.partial(by, "hornbook", ours, by_hornbook, shards)}
+        if with_peer:
+            entering["tiktoken"] = functools.partial(by, "tiktoken", theirs, by_tiktoken, ids)
+        seconds = turns(entering, given.rounds)
         report = Shards.open(shards).manifest["report"]
-        size, encoder = report["bytes_of_text"], report["encoder"]
-        flat = np.concatenate([np.fromfile(path, np.uint16) for path in sorted(shards.glob("*.bin"))])
-        our_documents, their_documents = documents(flat), documents(np.fromfile(ids, np.uint16))
-        only = [len(our_documents - their_documents), len(their_documents - our_documents)]
-        del flat, our_documents, their_documents
-        for _ in range(number_of_rounds):
-            shutil.rmtree(shards)
-            seconds, cpu = theirs.submit(timed, by_tiktoken, case, ranks, text, ids).result()
-            our_seconds, our_cpu = ours.submit(timed, by_hornbook, case, ranks, text, shards).result()
-            rates = {"tiktoken": size / seconds / 1e6, "hornbook": size / our_seconds / 1e6}
-            cpus = {"tiktoken_cpu": cpu, "hornbook_cpu": our_cpu}
-            rounds.append(rates | cpus | {"ratio": seconds / our_seconds, "load": os.getloadavg()[0]})
-            print(case, json.dumps({name: round(value, 2) for name, value in rounds[-1].items()}), flush=True)
-    return {
-        "bytes_of_text": size,
-        "encoder": encoder,
-        "documents_only_ours_only_theirs": only,
-        "rounds": rounds,
-        "median": {name: statistics.median(each[name] for each in rounds) for name in rounds[0]},
-    }
+        size = report["bytes_of_text"]
+        found: dict[str, Any] = {"bytes_of_text": size, "encoder": report["encoder"], "seconds": seconds}
+        found |= {"seconds_of_the_cores": {name: each[1:] for name, each in cpu.items()}}
+        if with_peer:
+            flat = np.concatenate([np.fromfile(path, np.uint16) for path in sorted(shards.glob("*.bin"))])
+            our_documents, their_documents = documents(flat), documents(np.fromfile(ids, np.uint16))
+            only = [len(our_documents - their_documents), len(their_documents - our_documents)]
+            found["documents_only_ours_only_theirs"] = only
+    found["megabytes_per_second"] = {name: size / each / 1e6 for name, each in medians(seconds).items()}
+    return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ranks", type=Path, required=True, help="r50k_base.tiktoken")
-    parser.add_argument("--megabytes", type=int, default=300)
+def measure(given: argparse.Namespace) -> Found:
+    found = Found()
+    os.environ["RAYON_NUM_THREADS"] = str(cores_to_use())
+    if not given.ranks.is_file():
+        found.pass_over(f"GPT-2's vocabulary: no {given.ranks.name} (--ranks)")
+        return found
+    if not (with_peer := find_spec("tiktoken") is not None):
+        found.pass_over("tiktoken, which is not installed")
+    for case in given.cases:
+        found.figures[case] = each = compete(case, given, with_peer)
+        rates = each["megabytes_per_second"]
+        ratio = times_faster(each["seconds"], "hornbook", "tiktoken") if with_peer else None
+        what = f"{case} to shards, {each['bytes_of_text'] / 1e6:.0f} MB"
+        peer = rates.get("tiktoken")
+        found.claims.append(Claim(9, what, rates["hornbook"], "MB/s", peer, "tiktoken", "10", ratio))
+    return found
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ranks", type=Path, default=texts_at_hand() / RANKS, help="GPT-2's vocabulary")
+    parser.add_argument("--megabytes", type=float, default=300)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--out", type=Path, help="write the figures here as JSON")
-    given = parser.parse_args()
-    figures: dict[str, Any] = {
-        "machine": platform.processor() or platform.machine(),
-        "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "versions": {name: version(name) for name in ("gigatoken", "tiktoken", "tokenizers", "numpy")},
-        "cases": {},
-    }
-    for case in given.cases:
-        found = measure(case, given.ranks, given.megabytes, given.rounds)
-        figures["cases"][case] = found
-        print(
-            case,
-            json.dumps({name: found[name] for name in ("median", "documents_only_ours_only_theirs", "encoder")}),
-            flush=True,
-        )
-        if given.out:
-            given.out.write_text(json.dumps(figures, indent=2))
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, measure, options)

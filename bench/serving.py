@@ -1,11 +1,11 @@
 """How many tokens a second a server gives to one client, and to sixteen at once: over HTTP, beside transformers.
 
-    python bench/serving.py --ranks r50k_base.tiktoken [--rounds 5] [--tokens 64] [--streams 16] [--out FILE.json]
+    python bench/serving.py [--ranks r50k_base.tiktoken] [--rounds 5] [--tokens 64] [--streams 16] [--out FOLDER]
 
 The model is that of bench/generation.py: GPT-2's shape, random weights. `hornbook serve` runs as a process of its own,
 one for each number type, of which one has work at a time; this process is the client, and streams. transformers answers
 one request after the other, in this process, without a server. Every token is drawn at temperature 0.8 with top-p 0.95.
-All of it, clients included, shares two processors.
+All of it, clients included, shares the cores.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import httpx2
-import torch
-import transformers
-from generation import PROMPT, WAYS, by_transformers, number_types, rate, write_model
+from generation import PROMPT, WAYS, by_transformers, number_types, transformers_models, write_model
+from measuring import RANKS, Claim, Found, run, texts_at_hand, timed
 
 from hornbook.text.tokenizer import TokenizerConfig
 
@@ -67,54 +67,41 @@ async def tokens_per_second(url: str, streams: int, tokens: int) -> float:
         return sum(came) / (time.perf_counter() - began)
 
 
-def measure(folder: Path, number_of_rounds: int, tokens: int, streams: int) -> list[dict[str, float]]:
-    theirs = {
-        name: transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, name)).eval()
-        for name in ("float32", "bfloat16")
-    }
+def measure(given: argparse.Namespace) -> Found:
+    found = Found()
     rounds = []
-    with contextlib.ExitStack() as running:
-        servers = {dtype: running.enter_context(serving(folder, dtype)) for dtype in number_types()}
-        for number in range(number_of_rounds + 1):  # the first is not counted
-            found = {}
-            for name, model in theirs.items():
-                found[f"transformers {name}"] = rate(by_transformers, model, RULES, tokens, tokens=tokens)
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as running:
+        folder = Path(name)
+        write_model(folder, TokenizerConfig(kind="gpt2", ranks_file=str(given.ranks)), given.tiny)
+        theirs = transformers_models(folder, ("float32", "bfloat16"))
+        servers = {dtype: running.enter_context(serving(folder, dtype)) for dtype in number_types(found)}
+        for number in range(given.rounds + 1):  # the first is not counted
+            rates = {}
+            for dtype, model in theirs.items():
+                one_by_one = timed(partial(by_transformers, model, RULES, given.tokens))
+                rates[f"transformers {dtype}"] = given.tokens / one_by_one()
             for dtype, url in servers.items():
-                for many in (1, streams):
-                    found[f"hornbook {dtype} x{many}"] = asyncio.run(tokens_per_second(url, many, tokens))
+                for many in (1, given.streams):
+                    rates[f"hornbook {dtype} x{many}"] = asyncio.run(tokens_per_second(url, many, given.tokens))
             if number:
-                rounds.append(found)
-                print(json.dumps({key: round(value, 1) for key, value in found.items()}), flush=True)
-    return rounds
+                rounds.append(rates)
+    found.figures = {"tokens": given.tokens, "rounds": rounds}
+    found.figures["median_tokens_per_second"] = {key: median(each[key] for each in rounds) for key in rounds[0]}
+    for dtype in servers:
+        one, many = (f"hornbook {dtype} x{streams}" for streams in (1, given.streams))
+        for key, peer in ((one, "transformers float32"), (many, one)):
+            rate, beside = (median(each[name] for each in rounds) for name in (key, peer))
+            ratio = median(each[key] / each[peer] for each in rounds)
+            found.claims.append(Claim(8, f"over HTTP, {key}", rate, "tokens/s", beside, peer, ratio=ratio))
+    return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ranks", required=True, help="GPT-2's vocabulary, for text to come")
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ranks", type=Path, default=texts_at_hand() / RANKS, help="GPT-2's vocabulary")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--streams", type=int, default=16)
-    parser.add_argument("--out", type=Path, help="write the figures here as JSON")
-    given = parser.parse_args()
-    torch.set_num_threads(2)
-    transformers.logging.set_verbosity_error()
-    with tempfile.TemporaryDirectory() as name:
-        write_model(Path(name), TokenizerConfig(kind="gpt2", ranks_file=given.ranks))
-        rounds = measure(Path(name), given.rounds, given.tokens, given.streams)
-    figures = {
-        "tokens": given.tokens,
-        "rounds": rounds,
-        "median_tokens_per_second": {key: median(each[key] for each in rounds) for key in rounds[0]},
-        "median_of_many_over_one": {
-            dtype: median(each[f"hornbook {dtype} x{given.streams}"] / each[f"hornbook {dtype} x1"] for each in rounds)
-            for dtype in ("float32", "bfloat16", "int8")
-            if f"hornbook {dtype} x1" in rounds[0]
-        },
-    }
-    print(json.dumps({key: value for key, value in figures.items() if key != "rounds"}, indent=2))
-    if given.out:
-        given.out.write_text(json.dumps(figures, indent=2))
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, measure, options)
