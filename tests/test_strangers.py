@@ -25,6 +25,7 @@ from hornbook.base.settings import merge
 from hornbook.cli import PATH_ERRORS, main
 from hornbook.exchange.export import export_model
 from hornbook.exchange.imports import import_model
+from hornbook.exchange.mean import average_checkpoints
 from hornbook.report.comparison import compare
 from hornbook.report.curves import draw
 from hornbook.shards.format import Shards
@@ -131,6 +132,7 @@ COMMANDS = {
         SHARDS,
     ),
     "import": Command(lambda made, place: import_model(str(made / "model"), place), MODEL),
+    "average": Command(lambda made, place: average_checkpoints(made / "run", place), MODEL),
     "export to hf": Command(lambda made, place: export_model(made / "model", "hf", place), MODEL),
     "export to gguf": Command(lambda made, place: export_model(made / "model", "gguf", place, dtype="f32"), MODEL),
     "export to pt": Command(lambda made, place: export_model(made / "model", "pt", place), MODEL),

@@ -184,7 +184,7 @@ TORCHS: list[tuple[dict[str, Any], list[Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("knobs", "schedulers"), TORCHS, ids=lambda each: str(each)[:60])
+@pytest.mark.parametrize(("knobs", "schedulers"), TORCHS, ids=lambda each: str(each) if isinstance(each, dict) else "")
 def test_factors_are_those_of_torchs_schedulers(knobs: dict[str, Any], schedulers: list[Any]) -> None:
     warm = ScheduleConfig.model_validate(knobs | {"warmup_steps": 12})
     assert run_through(warm) == pytest.approx(torchs(*WARM, *schedulers), abs=1e-12)

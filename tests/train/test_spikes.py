@@ -142,3 +142,12 @@ def test_what_it_looks_back_on_outlives_an_interruption(
     assert [each["step"] for each in entries[0] if each.get("left_out")] == [8]
     assert [each["loss"] for each in entries[0]] == [each["loss"] for each in entries[1]]
     assert learned(tmp_path / "run") == learned(tmp_path / "peace")
+
+
+def test_a_spike_is_no_overflow(wild: Callable[[int], None], short_text: Path, tmp_path: Path) -> None:
+    """The scale of the loss stays, in numbers in which it is scaled."""
+    wild(8)
+    fit(tiniest(short_text, **CALM, train=SELDOM | {"dtype": "float16"}), tmp_path / "run")
+    steps = [each for each in metrics(tmp_path / "run") if "loss" in each]
+    assert [each["step"] for each in steps if each.get("left_out")] == [8]
+    assert len({each["loss_scale"] for each in steps}) == 1

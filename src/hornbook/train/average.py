@@ -52,16 +52,18 @@ class Average:
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
         """The model has the average for its weights, and the average is where they were."""
-        self._swap()
+        largest = max(mean.numel() for mean in self._means.values())
+        room = torch.empty(largest, device=self._steps.device)  # or there is none, and nothing was begun
+        self._swap(room)
         try:
             yield
         finally:
-            self._swap()
+            self._swap(room)
 
     @torch.no_grad()
-    def _swap(self) -> None:
+    def _swap(self, room: torch.Tensor) -> None:
         for name, mean in self._means.items():
-            kept = mean.clone()
+            kept = room[: mean.numel()].view_as(mean).copy_(mean)
             mean.copy_(self._weights[name])
             self._weights[name].copy_(kept)
 
