@@ -94,7 +94,7 @@ def show_help(words: list[str], group: str) -> None:
         return
     paragraphs(values)
     for name in GROUPS if group == "all" else [group]:
-        say(f"\n{GROUPS[name]}\n")
+        paragraphs(f"\n{GROUPS[name]}\n\n")
         for dotted, *lines in every:
             if group_of(dotted) == name:
                 _show(*lines)
