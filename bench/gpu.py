@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import importlib.util
 import json
 import re
@@ -32,14 +33,17 @@ from unittest import mock
 
 import torch
 
+from hornbook.base.machine import choose_machine
 from hornbook.model.config import classic, modern
 from hornbook.model.init import outline
+from hornbook.plan.forecast import forecast
+from hornbook.recipes import compose, dial
 from hornbook.recipes.miniature import miniature
 from hornbook.recipes.modern import demo
 from hornbook.recipes.seeds import pile_2b, shakespeare_124m
 from hornbook.runs.logs import read_log
 from hornbook.text.tokenizer import TokenizerConfig
-from hornbook.train import learner, loop, start
+from hornbook.train import learner, loop, probe, start
 from hornbook.train.config import OptimConfig, RunConfig, SampleConfig, ScheduleConfig, TrainConfig, override
 from hornbook.train.memory import training_memory
 from hornbook.train.start import fit, resume
@@ -172,6 +176,7 @@ def measure(
     """Train it for real, and tell what it took; `then` goes on with the run up to other ends. Without `saving`, for a
     model whose checkpoints no disk at hand holds, nothing is kept."""
     on_gpu = torch.cuda.is_available()
+    gc.collect()  # what runs before it held
     if on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -195,7 +200,7 @@ def measure(
     times = [after["seconds"] - before["seconds"] for before, after in pairwise(steps[2:])]
     median = statistics.median(times or [outcome.seconds / outcome.step])
     rate = config.sequences * config.window / median
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[record["machine"]["dtype"]]
+    dtype = getattr(torch, record["machine"]["dtype"])
     predicted = training_memory(config, outline(config.model), watch.micro_batch, dtype, record["machine"]["device"])
     peak = record["machine"]["peak_flops"]
     return {
@@ -211,10 +216,56 @@ def measure(
         "waits_in_steps": dict(watch.waits),
         "losses": [round(steps[place]["loss"], 4) for place in (0, len(steps) // 4, len(steps) // 2, -1)],
         "last_losses": [each["loss"] for each in steps[-3:]],
-        "val": [(each["step"], round(each["val_loss"], 4), each["seconds"]) for each in evaluated],
+        "left_out": [each["step"] for each in steps if each["gradient_length"] is None],
+        "loss_scale": steps[-1].get("loss_scale"),
+        "val": [
+            (each["step"], round(each["val_loss"], 4), each["val_bits_per_byte"], each["seconds"]) for each in evaluated
+        ],
         "samples": [each["text"][:200] for each in samples][-1:],
         "seconds_in_all": round(time.monotonic() - began, 1),
     }
+
+
+def rung(size: dial.Size, compiled: bool) -> Facts:
+    """A step of the dial's ladder: how much of the rate of a large product it has."""
+    machine, vocabulary = choose_machine(), 4096
+    config = dial.a_step_of(size, vocabulary)
+    began = time.monotonic()
+    seconds = probe.seconds_a_step(config, machine, compiled)
+    rate = dial.flops_of_step(size, vocabulary) / seconds
+    return {
+        "parameters": config.model.n_params(),
+        "step_ms": round(1000 * seconds, 3),
+        "tokens_per_second": round(size.batch_tokens / seconds),
+        "share_of_product": round(rate / probe.flops(machine), 4),
+        "seconds_in_all": round(time.monotonic() - began, 1),
+    }
+
+
+def by_the_dial(bench: Bench, minutes: float, **knobs: Any) -> Facts:
+    """What a user gets who names a text and a time and nothing else, beside what was foretold."""
+    foretold = forecast(None, knobs | {"train": {"minutes": minutes}})
+    outcome = measure(compose(None, knobs | {"train": {"minutes": minutes}}, measured=True))
+    shape = foretold.config.model
+    return outcome | {
+        "chosen": f"{shape.n_layer} x {shape.n_embd}, {foretold.config.train.batch_tokens} tokens a step",
+        "foretold": {"steps": foretold.steps, "bits_per_byte": foretold.bits_per_byte},
+    }
+
+
+def checkpointing(bench: Bench, train: dict[str, Any]) -> Facts:
+    """The same steps with activation checkpointing and without, eager and compiled: memory beside what was predicted,
+    speed, losses."""
+    found: Facts = {}
+    for compiled in (False, True):
+        for kept in (True, False):
+            name = f"{'compiled' if compiled else 'eager'}, {'all kept' if kept else 'checkpointing'}"
+            knobs = {**train, "steps": bench.size(12, 5), "compile": compiled, "activation_checkpointing": not kept}
+            found[name] = measure(gpt2_124m(bench, **knobs))
+    for way in ("eager", "compiled"):
+        kept, again = (found[f"{way}, {which}"]["last_losses"] for which in ("all kept", "checkpointing"))
+        found[f"{way}, losses differ by"] = max(abs(one - other) for one, other in zip(kept, again, strict=True))
+    return found
 
 
 # ---- the peer
@@ -329,6 +380,11 @@ def cases(bench: Bench, out: Path | None) -> dict[str, Callable[[], Facts]]:
     minute = {"train": {"minutes": 1 / 6}} if not bench.tiny else {"train": {"steps": 3}}
     many = {"steps": bench.size(200, 5)}
     found: dict[str, Callable[[], Facts]] = {"ceilings": lambda: ceilings(bench)}
+    for size in dial.LADDER[:2] if bench.tiny else dial.LADDER:
+        for name in ("eager", "compiled") if size.n_layer in (6, 8) else ("eager",):
+            found[f"rung {size.n_layer} x {size.n_embd} {name}"] = lambda size=size, name=name: rung(
+                size, name == "compiled"
+            )
     found["124m compiled"] = lambda: measure(gpt2_124m(bench, compile=True), profile)
     if bench.peer is not None:
         for rows in (2,) if bench.tiny else (32,):
@@ -339,15 +395,27 @@ def cases(bench: Bench, out: Path | None) -> dict[str, Callable[[], Facts]]:
         found[f"demo {name}"] = lambda name=name: measure(
             override(demo(), minute, {"train": {"compile": name == "compiled"}})
         )
-    for dtype, compiled in (("float32", False), ("bfloat16", False), ("bfloat16", True)):
+    in_half = [(dtype, compiled) for dtype in ("bfloat16", "float16") for compiled in (False, True)]
+    for dtype, compiled in (("float32", False), *in_half):
         knobs = {"dtype": dtype, "compile": compiled}
         name = f"{dtype} {'compiled' if compiled else 'eager'}"
-        found[f"numbers 124m {name}"] = lambda knobs=knobs: measure(gpt2_124m(bench, **short, **knobs))
-        found[f"numbers demo {name}"] = lambda knobs=knobs: measure(override(demo(), {"train": many | knobs}))
+        found[f"numbers 124m {name}"] = lambda knobs=knobs: measure(gpt2_124m(bench, **short | many, **knobs))
+        found[f"numbers demo {name}"] = lambda knobs=knobs: measure(
+            override(miniature(demo()) if bench.tiny else demo(), {"train": many | knobs})
+        )
+    found["checkpointing"] = lambda: checkpointing(bench, short)
     half = gpt2_124m(bench, **short, compile=False).with_(train=TrainConfig(**short | {"steps": 50}, compile=False))
     found["resume"] = lambda: measure(half, then=gpt2_124m(bench, **short))
     if bench.texts is not None:
-        found["characters"] = lambda: measure(characters(bench, compile=True))
+        for name in ("compiled", "eager"):
+            found[f"characters {name}"] = lambda name=name: measure(characters(bench, compile=name == "compiled"))
+        for minutes in (0.02,) if bench.tiny else (0.1, 0.25, 1.0):
+            found[f"dial characters {minutes}"] = lambda minutes=minutes: by_the_dial(
+                bench,
+                minutes,
+                data=str((bench.texts or Path()) / "tinyshakespeare.txt"),
+                tokenizer={"kind": "char"},
+            )
         ranks = {"tokenizer": {"ranks_file": str(bench.texts / "r50k_base.tiktoken")}}
         text = {"data": str(bench.texts / "tinyshakespeare.txt")}
         runs = {

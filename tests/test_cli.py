@@ -10,12 +10,13 @@ import subprocess
 import sys
 import time
 import warnings
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
 
 from hornbook import cli
+from hornbook.base.names import own_version
 from hornbook.base.output import visible
 from hornbook.base.settings import knobs
 from hornbook.runs.folder import resolve
@@ -61,6 +62,14 @@ def test_help_answers_at_once_and_does_not_import_torch() -> None:
 def test_the_module_answers_as_the_command_does() -> None:
     done = run("--help")
     assert (done.returncode, done.stdout, done.stderr) == (0, cli.ABOUT, "")
+
+
+def test_sources_that_were_not_installed_have_a_version_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("hornbook.base.names.version", unknown)
+    assert own_version() == "from its sources, not installed"
 
 
 def test_the_version_is_told_with_torch_s_and_the_device(capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,19 +52,18 @@ def _paired(config):
 
 """
 L1_NORM = "lambda F: lambda x, weight, bias, eps: F.normalize(x, p=1, dim=-1, eps=eps) * weight"
-LION = """
-class Lion:
+SIGNUM = """
+class Signum:
     def __init__(self, named, group, config, compute):
         self._named, self._group, self._config = named, group, config
-        self._momenta = {f"lion.{name}": torch.zeros_like(each) for name, each in named.items()}
+        self._momenta = {f"signum.{name}": torch.zeros_like(each) for name, each in named.items()}
 
     @torch.no_grad()
     def step(self, factor, skip):
         lr, decay, keep = self._group.lr * factor, self._group.weight_decay, 1 - skip
         for parameter, momentum in zip(self._named.values(), self._momenta.values(), strict=True):
-            ahead = momentum.lerp(parameter.grad, 1 - self._config.beta1).sign()
-            parameter.mul_(1 - lr * decay * keep).sub_(lr * keep * ahead)
-            momentum.lerp_(parameter.grad, (1 - self._config.beta2) * keep)
+            momentum.lerp_(parameter.grad, (1 - self._config.beta1) * keep)
+            parameter.mul_(1 - lr * decay * keep).sub_(lr * keep * momentum.sign())
 
     def state(self):
         return dict(self._momenta)
@@ -76,7 +75,7 @@ class Lion:
     @staticmethod
     def remembered(shapes):
         numbers = sum(each.numel() for each in shapes)
-        return "momentum of Lion, fp32", f"{numbers:,} x 4", 4 * numbers
+        return "momentum of Signum, fp32", f"{numbers:,} x 4", 4 * numbers
 
     @staticmethod
     def workspace(shapes, compute):
@@ -102,7 +101,7 @@ from hornbook.runs.folder import resolve
 from hornbook.serve.completions import CompletionRequest
 
 shape = "--model.activation softplus --model.norm l1norm --model.positions paired".split()
-way = "--optim.kind lion --schedule.kind root --schedule.warmup-steps 0".split()
+way = "--optim.kind signum --schedule.kind root --schedule.warmup-steps 0".split()
 sizes = "--model.n-layer 1 --model.n-head 2 --model.n-embd 16 --model.context 16 --tokenizer.kind byte".split()
 short = "--train.steps 2 --train.batch-tokens 64 --train.compile false --train.device cpu --out run".split()
 assert main(["model", "demo", "--json", *shape, *way]) == 0
@@ -131,17 +130,17 @@ def test_a_part_of_the_model_or_of_its_training_is_one_entry(copy: Copy, text_fi
     rows = "params=lambda config: (config.context + 1) // 2 * config.n_embd"
     copy.add("model/positions.py", '    "rotary": ', f'    "paired": Positions(added=_paired, {rows}),\n')
     copy.add("model/positions.py", "POSITIONS = {", PAIRED)
-    entry = '    "lion": lambda name, axes, config: Group("lion", config.lr, config.weight_decay),\n'
+    entry = '    "signum": lambda name, axes, config: Group("signum", config.lr, config.weight_decay),\n'
     copy.add("train/optimizers.py", '    "muon": _muon_for_matrices,\n', entry)
-    copy.add("train/optimizers.py", '    "muon": "hornbook', '    "lion": "hornbook.train.optim:Lion",\n')
-    copy.add("train/optim.py", "@torch.no_grad()\ndef clip_gradients", LION)
-    copy.add("train/schedules.py", '    "cosine": ', '    "root": lambda config, step, done: (1 - done) ** 0.5,\n')
+    copy.add("train/optimizers.py", '    "muon": "hornbook', '    "signum": "hornbook.train.optim:Signum",\n')
+    copy.add("train/optim.py", "@torch.no_grad()\ndef clip_gradients", SIGNUM)
+    copy.add("train/schedules.py", '    "cosine": ', '    "root": lambda config, at: (1 - at.done) ** 0.5,\n')
     copy.add("infer/config.py", "    repetition_penalty: ", TOP_A)
     entry = '    "top_a": lambda likely, share: likely >= share * likely.max(),\n'
     copy.add("infer/sampler.py", '    "min_p": ', entry)
     copy.use(TRAINS, str(text_file))
     record = (copy.folder / "run" / "run.json").read_text()
-    assert all(f'"{name}"' in record for name in ("softplus", "l1norm", "paired", "lion", "root"))
+    assert all(f'"{name}"' in record for name in ("softplus", "l1norm", "paired", "signum", "root"))
 
 
 STANZAS = [f"roses are red, line {number}\nviolets are blue\n" for number in range(200)]

@@ -38,7 +38,7 @@ FLOORS = {
 STAGES = ("files.staged_folder(", "files.staged_file(", "files.open_to_write(", "unfinished_folder(")
 # A library writes by itself here: into a staged folder that was handed in, or into memory.
 WRITES_WHERE_IT_MAY = {
-    ("hornbook.model.folder", "save_model"),
+    ("hornbook.model.folder", "save_weights"),
     ("hornbook.text.tokenizer", "save"),
     ("hornbook.shards.prepare", "_learn"),
     ("hornbook", "_repr_png_"),

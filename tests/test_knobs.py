@@ -70,6 +70,10 @@ def last_step(run: Ended) -> int:
     return losses(run)[-1][0]
 
 
+def validation_losses(run: Ended) -> list[tuple[int, float]]:
+    return run.logged("val_loss")
+
+
 def train_losses(run: Ended) -> list[tuple[int, float]]:
     return run.logged("train_loss")
 
@@ -123,6 +127,10 @@ def cutting(run: Ended) -> Any:
 def machine(run: Ended) -> dict[str, Any]:
     record = read_json(run.folder / "run.json")["machine"] if not run.refusal else {}
     return {name: record.get(name) for name in ("device", "dtype", "threads")} | {"refusal": run.refusal}
+
+
+def checkpoints_activations(run: Ended) -> bool:
+    return bool(read_json(RunFolder(run.folder).checkpoints()[0] / "state.json")["checkpoints_activations"])
 
 
 def compilations(run: Ended) -> int:
@@ -208,17 +216,23 @@ TURNS = {
     "optim.lr": Turn(0.03, 0.01),
     "optim.embedding_lr": Turn(None, 0.1),
     "optim.matrix_lr": Turn(0.02, 0.05),
+    "optim.lr_scale": Turn(1.0, 2.0),
     "optim.momentum": Turn(0.95, 0.5),
+    "optim.nesterov": Turn(False, True, losses, {"optim.kind": "sgd"}),
     "optim.weight_decay": Turn(0.1, 1.0),
     "optim.beta1": Turn(0.9, 0.5),
     "optim.beta2": Turn(0.95, 0.5),
     "optim.eps": Turn(1e-8, 1e-3),
     "optim.decay": Turn("matrices", "all", losses, {"optim.weight_decay": 1.0}),
     "optim.clip": Turn(1.0, 0.01),
+    "optim.spike": Turn(0.01, None, losses, {"train.steps": 80}),
     "schedule.kind": Turn("trapezoid", "cosine"),
     "schedule.warmup_steps": Turn(0, 3),
     "schedule.decay_share": Turn(0.5, 1.0),
+    "schedule.warmup_share": Turn(None, 0.5),
+    "schedule.decay_steps": Turn(None, 1),
     "schedule.drop_step": Turn(2, 3, losses, {"schedule.kind": "drop"}),
+    "schedule.drop_share": Turn(0.2, 0.5, losses, {"schedule.kind": "drop"}),
     "schedule.final_share": Turn(0.0, 0.5),
     "sample.prompts": Turn(("",), ("the cat", "a mat"), samples),
     "sample.tokens": Turn(8, 3, samples),
@@ -233,20 +247,29 @@ TURNS = {
     "train.tokens": Turn(100, 200, last_step, NO_STEPS),
     "train.minutes": Turn(0.00001, 0.02, trained_a_while, NO_STEPS),
     "train.target_loss": Turn(None, 100.0, last_step),
+    "train.patience": Turn(
+        None, 1, last_step, {"train.eval_every_steps": 1, "train.steps": 20, "optim.lr_scale": 99.0}
+    ),
     "train.batch_tokens": Turn(64, 32),
     "train.context": Turn(None, 8),
     # Each micro-batch has dropout of its own.
     "train.micro_batch": Turn(None, 1, losses, {"model.dropout": 0.2}),
     "train.head_start": Turn(None, False, losses, {"model.init": "modern"}),
+    "train.average": Turn(None, "ema", validation_losses),
+    "train.average_share": Turn(0.1, 0.4, validation_losses, {"train.average": "ema"}),
     "train.eval_every_steps": Turn(3, 2, evaluations),
     "train.eval_from_step": Turn(None, 1, evaluations),
     "train.eval_batches": Turn(None, 1, train_losses),
     "train.save_every_steps": Turn(1, 2, checkpoints, {"train.keep_checkpoints": 9}),
+    "train.save_every_minutes": Turn(
+        None, 1e-9, checkpoints, {"train.save_every_steps": 1000, "train.keep_checkpoints": 9}
+    ),
     "train.sample_every_steps": Turn(None, 2, sampled_at),
     "train.keep_checkpoints": Turn(2, 9, checkpoints),
     "train.snapshots": Turn(True, False, snapshots),
     "train.device": Turn("cpu", "cuda", machine),
     "train.dtype": Turn("float32", "bfloat16"),
+    "train.activation_checkpointing": Turn(None, True, checkpoints_activations),
     "train.compile": Turn(False, True, compilations),
     "train.threads": Turn(1, 2, machine),
 }

@@ -64,7 +64,11 @@ def torch_reports(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 @pytest.mark.parametrize(
     ("reports", "device", "dtype"),
     [
-        ({"cuda": (7, 5), "name": "Tesla T4"}, "cuda", "float32"),
+        ({"cuda": (5, 2), "name": "NVIDIA GeForce GTX TITAN X"}, "cuda", "float32"),
+        ({"cuda": (6, 0), "name": "Tesla P100-PCIE-16GB"}, "cuda", "float16"),
+        ({"cuda": (6, 1), "name": "NVIDIA GeForce GTX 1080"}, "cuda", "float32"),
+        ({"cuda": (7, 0), "name": "Tesla V100-SXM2-16GB"}, "cuda", "float16"),
+        ({"cuda": (7, 5), "name": "Tesla T4"}, "cuda", "float16"),
         ({"cuda": (8, 0), "name": "NVIDIA A100-SXM4-80GB"}, "cuda", "bfloat16"),
         ({"cuda": (9, 0)}, "cuda", "bfloat16"),
         ({"cuda": (10, 0), "name": "NVIDIA B200"}, "cuda", "bfloat16"),

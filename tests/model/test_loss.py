@@ -76,6 +76,35 @@ def test_in_bf16_loss_and_gradients_stay_near_those_of_float64() -> None:
     assert off_by(weight.grad, theirs[2]) < 1e-2
 
 
+def test_in_fp16_a_hopeless_token_counts_in_full() -> None:
+    """Its probability is far below the smallest number, so its loss is told by the likeliest token's."""
+    hidden, weight, targets = batch(200, 16, 503, torch.float16)
+    hidden = (hidden.detach() * 4).requires_grad_()
+    likelihoods = (hidden.double() @ weight.double().T).softmax(dim=-1).gather(1, targets[:, None])
+    assert likelihoods.min() < 1e-20
+    loss = cross_entropy_sum(hidden, weight, targets)
+    loss.backward(torch.tensor(64.0))
+    theirs = judged(hidden, weight, targets, 64.0)
+    assert hidden.grad is not None
+    assert weight.grad is not None
+    assert off_by(loss.detach(), theirs[0]) < 1e-3
+    assert off_by(hidden.grad, theirs[1]) < 1e-2
+    assert off_by(weight.grad, theirs[2]) < 1e-2
+
+
+def test_in_fp16_a_sum_over_many_tokens_does_not_overflow() -> None:
+    """Of one token in a vocabulary so small that all of them are a single piece."""
+    rows = 100_000
+    hidden, weight, _ = batch(rows, 4, 8, torch.float16)
+    hidden = (hidden.detach() + 4).requires_grad_()
+    targets = torch.zeros(rows, dtype=torch.int64)
+    cross_entropy_sum(hidden, weight, targets).backward(torch.tensor(1 / rows))
+    theirs = judged(hidden, weight, targets, 1 / rows)[2]
+    assert weight.grad is not None
+    assert theirs.abs().max() * rows > torch.finfo(torch.float16).max
+    assert off_by(weight.grad, theirs) < 1e-2
+
+
 @pytest.mark.parametrize("surplus", [3.0, 5.0, 7.0, 9.0])
 def test_what_is_nearly_certain_in_bf16_has_its_own_loss(surplus: float) -> None:
     """A probability above 0.998 is 1 there: without care such a loss is 0, and a target loss is reached too early."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hornbook.base.errors import UserError
+from hornbook.base.machine import Machine, choose_machine
 from hornbook.cli import main
 from hornbook.model.config import ModelConfig
 from hornbook.model.gpt import GPT
 from hornbook.recipes import DEFAULT, RECIPES, compose
-from hornbook.recipes.dial import MOST_READINGS, own_text, why_these_sizes
+from hornbook.recipes.dial import MOST_READINGS, as_fast_as_products, own_text, why_these_sizes
 from hornbook.train.config import RunConfig, override
 from hornbook.train.start import fit
 
@@ -149,7 +151,7 @@ texts, minutes, speeds = st.integers(1_000, 10**9), st.floats(0.1, 10_000), st.f
 
 @given(text_bytes=st.integers(0, 10**10), minutes=minutes, flops=speeds, kind=st.sampled_from(["bpe", "char", "gpt2"]))
 def test_sizes_chosen_for_a_text_always_work(text_bytes: int, minutes: float, flops: float, kind: str) -> None:
-    config = own_text("my.txt", text_bytes, minutes, flops, kind)
+    config = own_text("my.txt", text_bytes, minutes, as_fast_as_products(flops), kind)
     assert RunConfig.model_validate_json(config.model_dump_json()) == config
     assert config.sequences >= 1
     assert config.train.batch_tokens >= config.model.context
@@ -167,7 +169,7 @@ def test_one_minute_is_not_minutes(minutes: float, said: str) -> None:
 @given(text_bytes=texts, minutes=minutes, flops=speeds)
 def test_the_text_is_long_enough_for_what_is_chosen(text_bytes: int, minutes: float, flops: float) -> None:
     """With at least three bytes in a token, a tenth of the text held back, several windows and steps remain."""
-    config = own_text("my.txt", text_bytes, minutes, flops)
+    config = own_text("my.txt", text_bytes, minutes, as_fast_as_products(flops))
     tokens = 0.9 * text_bytes / 3
     assert tokens > 4 * config.model.context
     assert MOST_READINGS * tokens / config.train.batch_tokens >= 20
@@ -178,7 +180,7 @@ def test_more_text_time_and_speed_never_mean_a_smaller_model(
     one: int, other: int, short: float, long: float, slow: float, fast: float
 ) -> None:
     def layers(text_bytes: int, minutes: float, flops: float) -> int:
-        model = own_text("my.txt", text_bytes, minutes, flops, "char").model
+        model = own_text("my.txt", text_bytes, minutes, as_fast_as_products(flops), "char").model
         return model.n_layer * model.n_embd**2
 
     least, most = sorted((short, long)), sorted((slow, fast))
@@ -204,6 +206,25 @@ def test_a_faster_machine_is_given_a_larger_model_where_time_decides(monkeypatch
     assert sizes[1e10,] < sizes[1e14,]
     assert sizes[1e10, "minutes"] < sizes[1e14, "minutes"]
     assert sizes[1e10, "steps"] == sizes[1e14, "steps"]
+
+
+def test_on_an_accelerator_the_largest_size_is_chosen_of_which_enough_steps_were_seen_to_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its products say nothing of small steps; what even at their speed is too large is not tried."""
+    machine = dataclasses.replace(choose_machine("cpu"), device="cuda")
+    monkeypatch.setattr("hornbook.base.machine.choose_machine", lambda *_: machine)
+    monkeypatch.setattr("hornbook.train.probe.flops", lambda machine: 1e14)
+    tried: list[int] = []
+
+    def seconds(config: RunConfig, machine: Machine) -> float:
+        tried.append(config.model.n_embd)
+        return 0.1 if config.model.n_embd > 384 else 0.01
+
+    monkeypatch.setattr("hornbook.train.probe.seconds_a_step", seconds)
+    config = compose("demo", {"train": {"minutes": 0.5}}, measured=True)
+    assert (config.model.n_layer, config.model.n_embd) == (6, 384)
+    assert tried == [512, 384]
 
 
 def test_a_text_of_ones_own_decides_the_sizes(tmp_path: Path) -> None:

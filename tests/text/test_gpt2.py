@@ -10,12 +10,13 @@ from hypothesis import given
 from texts_at_hand import any_text, real_texts
 from transformers import AutoTokenizer
 
+import hornbook.text.gpt2
 import hostile
 from effort import examples, long
 from hornbook.base.errors import MachineError, UserError
 from hornbook.text import gpt2 as ranking
 from hornbook.text.encoder import SlowEncoder, fastest_encoder
-from hornbook.text.gpt2 import R50K, RANKS, gpt2_merges, gpt2_ranks, merges_of
+from hornbook.text.gpt2 import R50K, RANKS, Merges, Ranks, gpt2_merges, gpt2_ranks, merges_of
 from hornbook.text.tokenizer import END_OF_TEXT, Tokenizer, TokenizerConfig, train_tokenizer
 from yardstick import within
 
@@ -132,6 +133,17 @@ def test_merges_are_kept_and_a_damaged_copy_is_made_again(
         kept.write_bytes(content)
         assert gpt2_merges(ranks) == first
         assert kept.read_bytes() == data
+    # Another process was quicker: what it wrote stays where it is.
+    set_aside = sorted(kept.parent.iterdir())
+    kept.unlink()
+
+    def meanwhile(ranks: Ranks) -> Merges:
+        kept.write_bytes(data)
+        return first
+
+    monkeypatch.setattr(hornbook.text.gpt2, "merges_of", meanwhile)
+    assert gpt2_merges(ranks) == first
+    assert sorted(kept.parent.iterdir()) == set_aside
 
 
 @pytest.mark.parametrize("unit", ["\n", *(pytest.param(each, marks=long) for each in "a日 !é7")])

@@ -13,6 +13,8 @@ import json
 import os
 import shutil
 import subprocess
+import threading
+import time
 from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
@@ -21,7 +23,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from trial import all_of, exact, good_checkpoints, knob_words, learned, leftovers, metrics, snapshots, tiniest
+from trial import all_of, exact, good_checkpoints, knob_words, learned, leftovers, metrics, settle, snapshots, tiniest
 
 from effort import long
 from hornbook.base import files, ours
@@ -31,7 +33,7 @@ from hornbook.report.verify import verify
 from hornbook.runs.folder import RunFolder, resolve, step_of
 from hornbook.shards.prepare import open_or_prepare
 from hornbook.train.checkpoint import has_snapshot
-from hornbook.train.config import ScheduleConfig
+from hornbook.train.config import RunConfig, ScheduleConfig
 from hornbook.train.schedule import lr_factor
 from hornbook.train.start import fit, resume
 
@@ -45,34 +47,47 @@ class Killed(BaseException):
     """Not an Exception: nothing may catch it and carry on."""
 
 
+# Of an operation: whether it is the loop's or of the thread beside it, and its number among those.
+Operation = tuple[bool, int]
+
+
 class Disk:
-    """Stands in for files._step: counts operations, and from the one numbered `last` on, is dead."""
+    """Stands in for files._step: counts operations, and from the one called `last` on, is dead."""
 
     def __init__(
-        self, last: int | None = None, half: bool = False, after_each: Callable[[], None] | None = None
+        self, last: Operation | None = None, half: bool = False, after_each: Callable[[], None] | None = None
     ) -> None:
-        self.kinds: list[str] = []
+        self.kinds: dict[bool, list[str]] = {True: [], False: []}
         self._last = last
         self._half = half
         self._after_each = after_each
+        self._dead = False
+        self._loop, self._one_at_a_time = threading.current_thread(), threading.RLock()
 
     def __call__(self, kind: str, path: Path, act: Callable[[], Any]) -> Any:
-        number = len(self.kinds)
-        self.kinds.append(kind)
-        if self._last is not None and number >= self._last:
-            if number == self._last and self._half:
-                for file in sorted(path.rglob("*"))[:3]:
-                    file.unlink()
-            raise Killed
-        result = act()
-        if self._after_each is not None:
-            self._after_each()
-        return result
+        with self._one_at_a_time:
+            of_loop = threading.current_thread() is self._loop
+            operation = (of_loop, len(self.kinds[of_loop]))
+            self.kinds[of_loop].append(kind)
+            if not self._dead and operation == self._last:
+                self._dead = True
+                if self._half:
+                    for file in sorted(path.rglob("*"))[:3]:
+                        file.unlink()
+            if self._dead:
+                raise Killed
+            result = act()
+            if self._after_each is not None:
+                self._after_each()
+            return result
+
+    def operations(self) -> list[tuple[Operation, str]]:
+        return [((of_loop, number), kind) for of_loop, kinds in self.kinds.items() for number, kind in enumerate(kinds)]
 
 
-def chosen(whole: Disk, every: int) -> list[int]:
-    """The numbers of its removals and renamings, and of so many of the other operations."""
-    return [number for number, kind in enumerate(whole.kinds) if kind in REMOVALS or number % every == 0]
+def chosen(whole: Disk, every: int) -> list[Operation]:
+    """Its removals and renamings, and so many of the other operations."""
+    return [each for each, kind in whole.operations() if kind in REMOVALS or each[1] % every == 0]
 
 
 @pytest.fixture
@@ -80,10 +95,17 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Any]:
     """Puts a Disk in place, or takes another's."""
 
     def put(step: Any) -> Any:
+        settle()
         monkeypatch.setattr(files, "_step", step)
         return step
 
     return put
+
+
+def wait_for(run: Path, step: int) -> None:
+    """Until the checkpoint of a step, which is written beside training, is there."""
+    while not RunFolder(run).checkpoint(step).is_dir():
+        time.sleep(0.001)
 
 
 @pytest.fixture(scope="session")
@@ -94,21 +116,48 @@ def in_peace(short_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return run
 
 
-@pytest.fixture
-def half_way(short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The same run, killed in step 4, with the checkpoints of steps 2 and 3."""
+def killed_in_step_four(config: RunConfig, run: Path) -> Path:
+    """Of whose steps 2 and 3 there are checkpoints."""
 
     def kill_in_step_four(config: ScheduleConfig, step: int, *share: Any) -> float:
         if step == 3:
+            wait_for(run, step)
             raise Killed
         return lr_factor(config, step, *share)
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hornbook.train.loop.lr_factor", kill_in_step_four)
         with pytest.raises(Killed):
-            fit(tiniest(short_text), tmp_path / "run")
-    assert good_checkpoints(tmp_path / "run") == [3, 2]
-    return tmp_path / "run"
+            fit(config, run)
+    settle()
+    assert good_checkpoints(run) == [3, 2]
+    return run
+
+
+@pytest.fixture
+def half_way(short_text: Path, tmp_path: Path) -> Path:
+    """The same run, killed in step 4."""
+    return killed_in_step_four(tiniest(short_text), tmp_path / "run")
+
+
+def test_a_run_that_was_copied_away_and_one_that_was_renamed_go_on(half_way: Path, in_peace: Path) -> None:
+    copy = shutil.copytree(half_way, half_way.parent / "away" / "copy")
+    renamed = half_way.rename(half_way.with_name("renamed"))
+    for run in (copy, renamed):
+        resume(run)
+        assert all_of(run) == all_of(in_peace)
+        assert set(verify(run).values()) == {None}
+
+
+def test_a_run_that_was_moved_together_with_its_shards_goes_on(in_peace: Path, tmp_path: Path) -> None:
+    here, away = tmp_path / "here", tmp_path / "away"
+    shards = shutil.copytree(RunFolder(in_peace).record().shards, here / "shards")
+    fit(tiniest(shards), here / "peace")
+    killed_in_step_four(tiniest(shards), here / "runs" / "run")
+    here.rename(away)
+    resume(away / "runs" / "run")
+    assert all_of(away / "runs" / "run") == all_of(away / "peace")
+    assert RunFolder(away / "runs" / "run").record().shards == away / "shards"
 
 
 @every_so_many
@@ -120,10 +169,10 @@ def test_a_kill_before_any_operation_of_a_run_loses_nothing(
     open_or_prepare(config.data, config.tokenizer, config.shards)
     whole = disk(Disk())
     fit(config, tmp_path / "whole")
-    removals = [number for number, kind in enumerate(whole.kinds) if kind == "rmtree"]
-    assert len(whole.kinds) > 50
+    removals = [each for each, kind in whole.operations() if kind == "rmtree"]
+    assert min(map(len, whole.kinds.values())) > 25
     assert removals
-    for last, half in [(number, False) for number in chosen(whole, every)] + [(number, True) for number in removals]:
+    for last, half in [(each, False) for each in chosen(whole, every)] + [(each, True) for each in removals]:
         run = tmp_path / f"{last}-{half}"
         disk(Disk(last, half))
         with pytest.raises(Killed):
@@ -175,6 +224,49 @@ def test_a_whole_checkpoint_exists_after_every_operation(
     fit(tiniest(short_text, train={"keep_checkpoints": keep}), run)
     assert seen == sorted(seen)
     assert seen[-1] == 4
+
+
+def best_models(run: Path) -> dict[str, str]:
+    return {each.name: files.sha256(each / "model.safetensors") for each in RunFolder(run).best_models()}
+
+
+@every_so_many
+def test_a_kill_while_the_best_weights_are_written_loses_nothing(
+    every: int, short_text: Path, tmp_path: Path, disk: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are of the first step, in which nothing is saved, since a learning rate far too high follows it."""
+    monkeypatch.setattr("hornbook.train.loop.lr_factor", lambda _config, step, *_: 1.0 if step < 1 else 1000.0)
+    knobs = {"steps": 4, "save_every_steps": 2, "eval_every_steps": 1, "keep_checkpoints": 1, "snapshots": False}
+    config, peace = tiniest(short_text, train=knobs), tmp_path / "peace"
+    below_best: list[Operation] = []
+
+    def look(kind: str, path: Path, act: Callable[[], Any]) -> Any:
+        result = whole(kind, path, act)
+        if "best" in path.parts and threading.current_thread() is not threading.main_thread():
+            below_best.append((False, len(whole.kinds[False]) - 1))
+        return result
+
+    whole = Disk()
+    disk(look)
+    fit(config, peace)
+    assert best_models(peace).keys() == {"step-00000001"}
+    assert resolve(peace) == RunFolder(peace).best_model(1)
+    assert verify(peace)[resolve(peace)] is None
+    losses = {each["step"]: each["val_loss"] for each in metrics(peace) if "val_loss" in each}
+    assert files.manifest_notes(resolve(peace))["val_loss"] == losses[1] == min(losses.values())
+    assert len(below_best) > 10
+    for last in sorted({*below_best[::every], *below_best[-2:]}):  # the last ones give it its name
+        run = tmp_path / str(last[1])
+        disk(Disk(last))
+        with pytest.raises(Killed):
+            fit(config, run)
+        disk(Disk())
+        if RunFolder(run).checkpoints():
+            resume(run)
+        else:
+            fit(config, run)
+        assert (all_of(run), best_models(run)) == (all_of(peace), best_models(peace)), f"killed before {last}"
+        assert leftovers(run) == []
 
 
 def flip_a_bit(folder: Path) -> None:
@@ -514,6 +606,7 @@ def test_a_disk_that_really_fills_ends_with_one_line(
 
     def fill(config: ScheduleConfig, step: int, *share: Any) -> float:
         if what_fills_it == "another program" and step == 2:
+            wait_for(run, step)
             with contextlib.suppress(OSError), open(place / "other", "wb", buffering=0) as other:
                 while True:
                     other.write(bytes(4096))
@@ -566,12 +659,13 @@ def test_too_little_room_is_told_before_the_first_step(
 def test_the_room_asked_for_is_what_checkpoints_really_take(
     room: str, short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two that are kept, the best one, and the one being written."""
+    """Two that are kept, the best one, and the one being written with a better one's weights."""
     config = tiniest(short_text, optim={"kind": "adamw"})
     fit(config, tmp_path / "before")
     newest = resolve(tmp_path / "before", "newest")
     tensors = [safetensors.torch.load_file(newest / f"{each}.safetensors") for each in ("model", "optimizer")]
-    taken = 4 * sum(tensor.nbytes for each in tensors for tensor in each.values())
+    model, optimizer = (sum(tensor.nbytes for tensor in each.values()) for each in tensors)
+    taken = 4 * (model + optimizer) + model
     monkeypatch.setattr(files, "free_bytes", lambda _: int(taken * (1.05 if room == "enough" else 0.95)))
     with pytest.raises(MachineError, match="make room") if room == "too little" else contextlib.nullcontext():
         fit(config, tmp_path / "run")

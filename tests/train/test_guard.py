@@ -13,7 +13,7 @@ import torch
 from trial import all_of, good_checkpoints, losses, tiniest
 
 from hornbook.base.errors import UserError
-from hornbook.base.machine import is_out_of_memory
+from hornbook.base.machine import free_cache, is_out_of_memory
 from hornbook.model.folder import load_model
 from hornbook.model.gpt import GPT
 from hornbook.runs.folder import RunFolder
@@ -22,10 +22,10 @@ from hornbook.train.guard import (
     NON_FINITE_IN_A_ROW,
     NonFiniteGuard,
     StopSignals,
-    smaller_micro_batch,
 )
 from hornbook.train.learner import Learner
 from hornbook.train.optim import Optimizer
+from hornbook.train.optimizers import OPTIMIZERS
 from hornbook.train.start import fit, resume
 
 Watched = list[tuple[int, bool]]
@@ -74,7 +74,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Watched]:
     return poison
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize(
     ("where", "value"), [("loss", float("nan")), ("gradient", float("nan")), ("gradient", float("inf"))]
 )
@@ -129,6 +129,17 @@ def test_the_count_of_steps_in_a_row_outlives_an_interruption(
     fit(tiniest(short_text, schedule=constant, train={"steps": 6, "eval_every_steps": 100}), run)
     with pytest.raises(UserError, match=f"step {NON_FINITE_IN_A_ROW}: not finite for"):
         resume(run, {"train": {"steps": 60}})
+
+
+def test_in_fp16_the_count_begins_when_the_scale_can_fall_no_further(
+    poisoned: Callable[..., Watched], short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hornbook.train.precision.FIRST_SCALE", 16.0)
+    watched = poisoned(set(range(1, 100)), "gradient", float("inf"))
+    told = f"step {NON_FINITE_IN_A_ROW + 4}: not finite for 10 steps in a row.* or --train.dtype float32"
+    with pytest.raises(UserError, match=told):
+        fit(tiniest(short_text, train={"steps": 50, "dtype": "float16", "eval_every_steps": 100}), tmp_path / "run")
+    assert all(unchanged for _, unchanged in watched)
 
 
 def test_a_finite_step_begins_the_count_anew(capsys: pytest.CaptureFixture[str]) -> None:
@@ -343,5 +354,7 @@ def test_a_run_that_is_asked_to_stop_and_resumed_is_the_run_left_in_peace(
 def test_memory_that_is_freed_is_given_back_before_trying_again(monkeypatch: pytest.MonkeyPatch) -> None:
     emptied = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(1))
-    assert smaller_micro_batch(9, torch.device("cuda")) == 4
+    free_cache(torch.device("cpu"))
+    assert not emptied
+    free_cache(torch.device("cuda"))
     assert emptied

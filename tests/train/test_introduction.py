@@ -53,3 +53,11 @@ def test_it_is_said_before_the_first_step_and_all_of_it_is_read(
     said = capsys.readouterr().out
     line = said.index(" batches of 8 x 32, 16 apart to train on, ")
     assert line < said.index("step 1")
+
+
+def test_a_warm_up_as_long_as_the_run_is_doubted_before_it(
+    tiny: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(tiny(train={"steps": 1}, schedule={"warmup_steps": 4}), tmp_path / "run")
+    said = capsys.readouterr().err
+    assert "a warm-up of 4 in a run of 1 steps peaks at 0.250 of the learning rate" in said

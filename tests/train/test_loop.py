@@ -14,10 +14,12 @@ from trial import all_of, exact, good_checkpoints, learned, losses, metrics, tin
 from effort import long
 from hornbook.base.console import Progress
 from hornbook.base.files import read_json
+from hornbook.infer.score import Score
 from hornbook.report.curves import draw as draw_pictures
-from hornbook.runs.folder import RunFolder
+from hornbook.runs.folder import RunFolder, resolve
 from hornbook.runs.logs import read_log
 from hornbook.shards.format import Shards
+from hornbook.train import loop
 from hornbook.train.config import RunConfig
 from hornbook.train.start import fit, resume
 
@@ -112,9 +114,10 @@ def test_looking_saving_and_sampling_keep_their_own_times(short_text: Path, tmp_
     fit(tiniest(short_text, train={"steps": 10} | cadence), run)
     assert steps(run, "val_loss") == [3, 6, 9, 10]
     assert [entry["step"] for entry in read_log(run / "samples.jsonl")] == [5, 10]
-    best = [step for step in steps(run, "val_loss") if step in good_checkpoints(run)]
-    assert sorted(good_checkpoints(run)) == sorted({4, 8, 10, *best})
-    assert read_json(run / "checkpoints" / "step-00000010" / "state.json")["best_step"] in best
+    assert sorted(good_checkpoints(run)) == [4, 8, 10]
+    best = read_json(run / "checkpoints" / "step-00000010" / "state.json")["best_step"]
+    assert best in steps(run, "val_loss")
+    assert resolve(run).name == f"step-{best:08}"
 
 
 def test_left_alone_a_run_evaluates_and_samples_ten_times(short_text: Path, tmp_path: Path) -> None:
@@ -179,6 +182,40 @@ def test_a_run_stops_at_the_first_step_that_reaches_its_target(short_text: Path,
     assert losses(run) == curve[:first]
     assert resume(run).reason == "nothing left to do"
     assert resume(run, {"train": {"target_loss": target - 0.3}}).step > first
+
+
+@pytest.fixture
+def evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluations come to these losses, one after the other."""
+    losses = iter([3.0, 2.0, 2.5, 2.0, math.nan, 2.2, 1.9, 2.1, 2.3, 2.2, 2.4, 2.5])
+    monkeypatch.setattr(loop, "score", lambda *_: Score(next(losses), 1.0, 1.0, 100))
+
+
+OFTEN: dict[str, Any] = {"eval_every_steps": 2, "save_every_steps": 100, "keep_checkpoints": 1, "patience": 3}
+
+
+def test_a_run_stops_when_its_evaluations_do_not_become_better(
+    evaluated: None, short_text: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    outcome = fit(tiniest(short_text, train=OFTEN | {"steps": 100}), run)
+    assert (outcome.step, outcome.interrupted) == (10, False)
+    assert outcome.reason == "no better validation loss in 3 evaluations (best: 2.0000 in step 4)"
+    assert good_checkpoints(run) == [10, 4]
+    assert resolve(run).name == "step-00000004"
+    assert [entry["step"] for entry in read_log(run / "samples.jsonl")][-1] == 10
+    assert resume(run).reason == "nothing left to do"
+    # More patience sees it become better, and then no better for longer; the learning rate goes on as it would have.
+    outcome = resume(run, {"train": {"patience": 5}})
+    assert outcome.reason == "no better validation loss in 5 evaluations (best: 1.9000 in step 14)"
+    assert [entry["lr_factor"] for entry in metrics(run) if "loss" in entry] == [0.5, *[1.0] * 23]
+
+
+def test_patience_outlives_an_interruption(evaluated: None, short_text: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert fit(tiniest(short_text, train=OFTEN | {"steps": 8}), run).reason == "done"
+    outcome = resume(run, {"train": {"steps": 100}})
+    assert (outcome.step, outcome.reason[:38]) == (10, "no better validation loss in 3 evaluat")
 
 
 def test_resuming_a_finished_run_changes_nothing(short_text: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from hornbook.model.init import outline
 from hornbook.train import loop
 from hornbook.train.config import RunConfig
 from hornbook.train.memory import training_memory
+from hornbook.train.optimizers import OPTIMIZERS
 from hornbook.train.start import fit
 
 Assemble = Callable[..., loop.Run]
@@ -108,6 +109,11 @@ CASES: dict[str, dict[str, Any]] = {
         "model": shape(modern, n_layer=5, n_head=4, n_kv_head=2, n_embd=256, context=512),
         "train": {"batch_tokens": 2048, "micro_batch": 2, "dtype": "bfloat16"},
     },
+    "Lion, whose updates are the largest": {
+        "model": shape(modern, n_layer=2, n_head=4, n_embd=320, context=32),
+        "optim": {"kind": "lion"},
+        "train": {"batch_tokens": 64, "micro_batch": 1},
+    },
     "small, bf16, short windows": {
         "model": shape(modern, n_layer=4, n_head=4, n_embd=128, context=128),
         "optim": ADAMW,
@@ -116,6 +122,18 @@ CASES: dict[str, dict[str, Any]] = {
     "wide and shallow, where Muon's own need is the largest": {
         "model": shape(modern, n_layer=2, n_head=4, n_embd=384, context=32),
         "train": {"batch_tokens": 64, "micro_batch": 1, "dtype": "bfloat16"},
+    },
+    "activation checkpointing": {
+        "model": shape(modern, n_layer=6, n_head=4, n_embd=128, context=256),
+        "train": {"batch_tokens": 4096, "micro_batch": 8, "activation_checkpointing": True},
+    },
+    "activation checkpointing, all at once": {
+        "model": shape(modern, n_layer=12, n_head=4, n_embd=64, context=256),
+        "train": {"batch_tokens": 4096, "micro_batch": 16, "activation_checkpointing": True},
+    },
+    "activation checkpointing, fp16": {
+        "model": shape(modern, n_layer=5, n_head=4, n_embd=256, context=128),
+        "train": {"batch_tokens": 2048, "micro_batch": 8, "activation_checkpointing": True, "dtype": "float16"},
     },
     "tiny, where evaluation is the fullest moment": {
         "model": shape(modern, n_layer=1, n_head=2, n_embd=16, context=32),
@@ -130,8 +148,10 @@ CASES: dict[str, dict[str, Any]] = {
 QUICK = {
     "small, fp32, Muon",
     "classic, fp32, dropout",
+    "Lion, whose updates are the largest",
     "relu squared, capped, value embeddings, skips",
     "wide and shallow, where Muon's own need is the largest",
+    "activation checkpointing",
     "tiny, where evaluation is the fullest moment",
 }
 
@@ -139,7 +159,10 @@ QUICK = {
 @pytest.mark.parametrize("case", [pytest.param(each, marks=() if each in QUICK else long) for each in CASES])
 def test_the_peak_is_what_torch_allocates(case: str, trained: Assemble, tmp_path: Path) -> None:
     knobs = CASES[case]
-    if choose_machine("cpu").dtype != "bfloat16":  # emulated, it takes forty times as long: minutes for some of these
+    short = knobs["train"].get("dtype") == "bfloat16"
+    if (
+        short and choose_machine("cpu").dtype != "bfloat16"
+    ):  # emulated, it takes forty times as long: minutes for some of these
         knobs = knobs | {"train": knobs["train"] | {"dtype": "float32"}}
     gc.collect()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
@@ -153,8 +176,14 @@ def test_the_peak_is_what_torch_allocates(case: str, trained: Assemble, tmp_path
     assert reckoned(run).bytes == pytest.approx(measured, rel=0.1)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_an_average_of_the_weights_is_reckoned_with(trained: Assemble) -> None:
+    held, plain = (reckoned(trained(train={"average": average})).held for average in ("ema", None))
+    (more,) = [part for part in held if part not in plain]
+    assert (more.what, more.bytes) == ("averaged weights, fp32", held[0].bytes)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("kind", OPTIMIZERS)
 @pytest.mark.parametrize("tied", [True, False])
 def test_what_grows_with_the_parameters_is_exact(dtype: str, kind: str, tied: bool, trained: Assemble) -> None:
     run = trained(model={"tied": tied}, optim={"kind": kind}, train={"dtype": dtype, "micro_batch": 4})
@@ -168,9 +197,10 @@ def test_what_grows_with_the_parameters_is_exact(dtype: str, kind: str, tied: bo
     remembered = run.learner.optimizer.tensors()
     assert held["weights"] == size(weights)
     assert held["gradients"] == size(weight.grad for weight in weights)
-    assert held.get("momentum of Muon", 0) == size(t for name, t in remembered.items() if name.startswith("muon."))
-    assert held["moments of AdamW"] == size(t for name, t in remembered.items() if name.startswith("adamw."))
-    copied = run.learner._working.model.parameters() if dtype == "bfloat16" else []
+    for what, rule in (("momentum of Muon", "muon"), ("moments of AdamW", "adamw"), ("momentum of Lion", "lion")):
+        assert held.get(what, 0) == size(t for name, t in remembered.items() if name.startswith(f"{rule}."))
+    assert sum(bytes for what, bytes in held.items() if what.startswith("mom")) == size(remembered.values())
+    copied = run.learner._working.model.parameters() if dtype != "float32" else []
     assert held.get("working copy", 0) == size(copied)
     assert all(parameter.grad is None for parameter in copied), "those of the working copy are gone after each piece"
 

@@ -15,7 +15,12 @@ from hornbook.base.console import Progress
 from hornbook.infer.score import Score
 from hornbook.runs.folder import RunFolder
 from hornbook.train.config import RunConfig
-from hornbook.train.metrics import RATE_OVER_STEPS, SHOWN_LOSSES, Metrics, StepReading, passed
+from hornbook.train.metrics import RATE_OVER_STEPS, SHOWN_LOSSES, Metrics, StepReading, Told, passed
+from hornbook.train.recorded import Numbers
+
+
+def numbers(loss: float, length: float) -> Numbers:
+    return Numbers(*(torch.tensor(each) for each in (loss, length, 0.0, 1.0)))
 
 
 def reading(step: int, epoch_samples: int = 40, **more: Any) -> StepReading:
@@ -27,6 +32,7 @@ def reading(step: int, epoch_samples: int = 40, **more: Any) -> StepReading:
         lr_factor=0.5,
         seconds=step / 4,
         progress=step / 100,
+        before=(step - 1) / 100,
         epochs=4 * step / epoch_samples,
         **more,
     )
@@ -44,14 +50,14 @@ def metrics(tmp_path: Path, shown: io.StringIO) -> Metrics:
 
 def test_a_step_is_a_line_with_these_numbers(metrics: Metrics, tmp_path: Path) -> None:
     third = reading(3, rates={"lr": 0.002})
-    metrics.launched(third, torch.tensor(2.5), torch.tensor(0.75))
-    assert metrics.arrived() == [(third, 2.5, 0.75)]
+    metrics.launched(third, numbers(2.5, 0.75))
+    assert metrics.arrived() == [(third, Told(2.5, 0.75, spike=0, scale=1))]
     metrics.evaluated(3, 3000, 0.3, 0.8, Score(loss=2.0, perplexity=7.389, bits_per_byte=2.885, tokens=100), whole=True)
     metrics.sampled(3, "a", "b")
     metrics.sync()
     assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [
         {
-            "step": 3, "tokens": 3000, "epochs": 0.3, "loss": 2.5, "grad_norm": 0.75, "lr": 0.002,
+            "step": 3, "tokens": 3000, "epochs": 0.3, "loss": 2.5, "grad_norm": 0.75, "lr_factor": 0.5, "lr": 0.002,
             "seconds": 0.75,
         },
         {
@@ -66,7 +72,7 @@ def test_rate_and_share_of_the_peak_follow_from_the_last_steps(metrics: Metrics)
     """4,000 tokens a second of 6,000 operations each are 24 million: a quarter of 96 million."""
     assert metrics.tokens_per_second() == 0.0
     for step in range(1, RATE_OVER_STEPS + 20):
-        metrics.launched(reading(step), torch.tensor(1.0), torch.tensor(1.0))
+        metrics.launched(reading(step), numbers(1.0, 1.0))
         metrics.arrived()
     assert metrics.tokens_per_second() == pytest.approx(4000)
     assert metrics.mfu() == pytest.approx(0.25)
@@ -81,7 +87,7 @@ def test_where_the_peak_is_not_known_there_is_no_share_of_it(tmp_path: Path) -> 
 
 def last_line(metrics: Metrics, shown: io.StringIO, losses: list[float], **more: Any) -> list[str]:
     for step, loss in enumerate(losses, 1):
-        metrics.launched(reading(step, **more), torch.tensor(loss), torch.tensor(1.0))
+        metrics.launched(reading(step, **more), numbers(loss, 1.0))
         metrics.arrived()
     return shown.getvalue().rsplit("\r", 1)[1].strip().split("  ")
 
@@ -131,22 +137,26 @@ def test_the_end_of_an_epoch_and_the_drop_of_the_rate_are_told() -> None:
     assert list(passed(config, reading(2, 1), 1)) == [f"epoch {epoch} finished in step 2" for epoch in (5, 6, 7, 8)]
     assert sum(bool(list(passed(config, reading(step, 4), 4))) for step in range(1, 1001)) == 100 + 9
     dropping = config.with_(schedule={"kind": "drop", "drop_step": 20, "final_share": 0.1})
-    assert list(passed(dropping, reading(21, 1000), 1000)) == [
-        "learning rate dropped to 0.00025, 0.5 of its height, after step 20"
-    ]
-    assert [*passed(dropping, reading(20, 1000), 1000), *passed(dropping, reading(22, 1000), 1000)] == []
+    by_share = config.with_(schedule={"kind": "drop", "drop_share": 0.2, "final_share": 0.1})
+    for each in (dropping, by_share, by_share.with_(optim={"lr": 2.5e-4, "lr_scale": 2.0})):
+        told = [list(passed(each, reading(step, 1000), 1000)) for step in range(1, 101)]
+        assert {step: lines for step, lines in enumerate(told, 1) if lines} == {
+            20: ["learning rate dropped to 5e-05, 0.1 of its height, after step 20"]
+        }
+    never = config.with_(schedule={"kind": "drop", "drop_step": 100})
+    assert not any(list(passed(never, reading(step, 1000), 1000)) for step in range(1, 101))
 
 
 def test_resuming_cuts_the_logs_back_to_the_lengths_that_were_kept(metrics: Metrics, tmp_path: Path) -> None:
     for step in (1, 2):
-        metrics.launched(reading(step), torch.tensor(1.0), torch.tensor(1.0))
+        metrics.launched(reading(step), numbers(1.0, 1.0))
     metrics.arrived()
     kept = metrics.sync()
-    metrics.launched(reading(3), torch.tensor(1.0), torch.tensor(1.0))
+    metrics.launched(reading(3), numbers(1.0, 1.0))
     metrics.arrived()
     metrics.close()
     again = Metrics(RunFolder(tmp_path), Progress(io.StringIO(), live=False), 1, None, kept)
-    again.launched(reading(4), torch.tensor(1.0), torch.tensor(1.0))
+    again.launched(reading(4), numbers(1.0, 1.0))
     again.arrived()
     again.close()
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()

@@ -97,6 +97,12 @@ def test_a_step_that_is_to_be_left_out_changes_nothing() -> None:
         assert torch.equal(was, now)
 
 
+def test_gradients_too_small_for_fp16_are_made_orthogonal_in_it() -> None:
+    matrix = torch.randn(24, 16, generator=torch.Generator().manual_seed(0))[None] * 1e-8
+    exact, rough = orthogonalised(matrix), orthogonalised(matrix, torch.float16)
+    assert (exact - rough).norm() < 0.01 * exact.norm()
+
+
 def test_bfloat16_products_come_close() -> None:
     matrix = a_matrix(64, 32)[None]
     exact, rough = orthogonalised(matrix), orthogonalised(matrix, torch.bfloat16)

@@ -19,7 +19,7 @@ from hornbook.train.start import fit
 
 
 def recording(act: Callable[[], recorded.Numbers]) -> tuple[Callable[[], None], recorded.Numbers]:
-    places = (torch.zeros(()), torch.zeros(()))
+    places = recorded.Numbers(*(torch.zeros(()) for _ in range(4)))
 
     def replay() -> None:
         for place, number in zip(places, act(), strict=True):
@@ -41,11 +41,14 @@ def trained(tiny: Callable[..., RunConfig], tmp_path: Path) -> Callable[..., lis
     return train
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_a_recorded_step_learns_what_a_step_learns(
-    trained: Callable[..., list[float]], monkeypatch: pytest.MonkeyPatch
+    dtype: str, trained: Callable[..., list[float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Batches, dropout and learning rates of each step are its own: in micro-batches too, that do not divide it."""
-    plain, replayed = trained("plain", micro_batch=3), []
+    """Batches, dropout and learning rates of each step are its own, and so is the scale of the loss, which here falls
+    until it fits: in micro-batches too, that do not divide the batch."""
+    monkeypatch.setattr("hornbook.train.precision.FIRST_SCALE", 2.0**32)
+    plain, replayed = trained("plain", micro_batch=3, dtype=dtype), []
     replay = recorded._Record.replay
 
     def counted(record: recorded._Record, batch: Batch, factor: float) -> recorded.Numbers:
@@ -55,7 +58,7 @@ def test_a_recorded_step_learns_what_a_step_learns(
     monkeypatch.setattr(learner, "RECORDED_ON", ("cpu",))
     monkeypatch.setattr(recorded, "_recorded", recording)
     monkeypatch.setattr(recorded._Record, "replay", counted)
-    assert trained("recorded", micro_batch=3) == pytest.approx(plain, rel=1e-5)
+    assert trained("recorded", micro_batch=3, dtype=dtype) == pytest.approx(plain, rel=1e-5)
     assert len(replayed) == 12 - recorded.STEPS_BEFORE
 
 

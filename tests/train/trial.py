@@ -8,7 +8,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from hornbook.base import files
+from hornbook.base import background, files
 from hornbook.base.settings import knobs, merge
 from hornbook.runs.folder import RunFolder
 from hornbook.runs.logs import read_log
@@ -83,6 +83,12 @@ def snapshots(run: Path) -> dict[int, dict[str, str]]:
 
 def good_checkpoints(run: Path) -> list[int]:
     return [int(each.name[5:]) for each in RunFolder(run).checkpoints() if files.damage(each) is None]
+
+
+def settle() -> None:
+    """Wait for what a run that was killed in this process left at work, and a real kill would have ended."""
+    while background._left:
+        background._left.pop().join()
 
 
 def leftovers(run: Path) -> list[str]:

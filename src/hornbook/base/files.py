@@ -181,11 +181,27 @@ def locked(folder: Path) -> Iterator[None]:
     with disk_trouble_named(folder), open(folder / LOCK, "ab") as file:
         for _ in range(TRIES_TO_LOCK):
             if take_lock(file, wait=False):
+                with contextlib.suppress(OSError):  # to tell who it is, a full disk need not
+                    _step("write", folder / LOCK, lambda: _sign(file))
                 break
             time.sleep(0.01)  # who only looks whether it is locked holds it for an instant
         else:
             raise UserError(f"{folder}: another process is at work in it; wait for it, or choose another --out")
         yield
+
+
+def _sign(file: IO[bytes]) -> None:
+    file.truncate(0)
+    file.write(str(os.getpid()).encode())
+    file.flush()
+
+
+def holder(folder: Path) -> int | None:
+    """The process that has a folder locked, as it told."""
+    try:
+        return int(read_small(folder / LOCK))
+    except (OSError, ValueError, UserError):
+        return None
 
 
 def is_locked(folder: Path) -> bool:

@@ -25,7 +25,7 @@ from hornbook.base.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-# Dense bf16 peaks in TFLOP/s, by a part of the name that torch reports.
+# Dense bf16 peaks in TFLOP/s, of fp16 where there is no bf16, by a part of the name that torch reports.
 PEAK_TFLOPS = {
     "B200": 2250.0,
     "H200": 989.0,
@@ -53,6 +53,7 @@ class Machine:
 
     device: str
     dtype: str
+    why_dtype: str
     name: str
     cores: int
     threads: int
@@ -70,7 +71,8 @@ class Machine:
     def torch_dtype(self) -> torch.dtype:
         import torch
 
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.dtype]
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
 
     def facts(self) -> dict[str, Any]:
         """What a checkpoint records, so that a resume elsewhere can say what differs."""
@@ -101,7 +103,7 @@ def cores_to_use() -> int:
 
 
 def choose_machine(device: str | None = None, dtype: str | None = None, threads: int | None = None) -> Machine:
-    """The fastest device there is, unless one is named, with bf16 where it is fast in hardware."""
+    """The fastest device there is, unless one is named, and the numbers that it is fast in."""
     import torch
 
     if threads is not None:
@@ -115,9 +117,11 @@ def choose_machine(device: str | None = None, dtype: str | None = None, threads:
         name, memory = properties.name, int(properties.total_memory)
     else:
         name, memory = (processor_name() if kind == "cpu" else platform.machine()), _main_memory()
+    fast, why = ("", "as asked for") if dtype else _fast_numbers(kind)
     return Machine(
         device=kind,
-        dtype=dtype or ("bfloat16" if _bf16_is_fast(kind) else "float32"),
+        dtype=dtype or fast,
+        why_dtype=why,
         name=name,
         cores=cores,
         threads=torch.get_num_threads(),
@@ -203,6 +207,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def free_cache(device: torch.device) -> None:
+    """Give back what is garbage, and what the allocator holds for later, so that it can be cut otherwise."""
+    import torch
+
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def mix_seed(*parts: object) -> int:
     """A seed from anything that can be printed: the same parts always give the same seed, others give another."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode(errors="surrogatepass")).digest()
@@ -285,13 +298,24 @@ def _check_device(kind: str) -> None:
         raise UserError("--train.device: mps is not on this machine; leave the knob out, or use cpu")
 
 
-def _bf16_is_fast(kind: str) -> bool:
-    """CUDA from Ampere on; CPUs with AVX512-BF16 or AMX. Emulated bf16 is slower than fp32, so it is not used."""
+def _fast_numbers(kind: str) -> tuple[str, str]:
+    """Those that the device computes fastest in, and why they: bf16, which has the range of fp32, before fp16, which
+    needs a scaled loss. Emulated bf16 is slower than fp32, so it is not used."""
     import torch
 
     if kind.startswith("cuda"):
-        return bool(torch.cuda.get_device_capability(kind)[0] >= 8)
-    return kind == "cpu" and _cpu_has("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        major, minor = torch.cuda.get_device_capability(kind)
+        generation = f"compute capability {major}.{minor}"
+        if major >= 8:
+            return "bfloat16", f"{generation} computes it"
+        if major == 7 or (major, minor) == (6, 0):  # 6.1, a GTX 10, has fp16 at a sixty-fourth of its speed
+            return "float16", f"{generation} has no bfloat16"
+        return "float32", f"{generation} is fast at nothing shorter"
+    if kind == "mps":
+        return "float32", "shorter numbers were never measured on MPS; --train.dtype float16 tries them"
+    if _cpu_has("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        return "bfloat16", "this processor has instructions for it"
+    return "float32", "this processor has no instructions for shorter ones"
 
 
 def cpu_packs_bf16() -> bool:

@@ -5,6 +5,8 @@ In: any name that a file can have.  Out: one that every file system and terminal
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError, version
+
 # Of UTF-8. Beside it stand a hash, a process's number, and what says that the folder is not finished; encrypted disks
 # take 143 bytes in all.
 LONGEST = 100
@@ -17,3 +19,10 @@ def plain_name(name: str, otherwise: str = "text") -> str:
     letters = ("_" if letter in REFUSED or not letter.isprintable() else letter for letter in name)
     short = "".join(letters).encode()[:LONGEST].decode(errors="ignore")
     return short.strip(" .") or otherwise
+
+
+def own_version() -> str:
+    try:
+        return version("hornbook")
+    except PackageNotFoundError:
+        return "from its sources, not installed"

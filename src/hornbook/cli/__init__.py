@@ -35,8 +35,10 @@ hornbook trains GPT-style language models from scratch.
   hornbook tokenizer train TEXT --out FILE learn a vocabulary by itself; tokenizer show FILE TEXT
   hornbook import   SOURCE OUT             a model from elsewhere: GPT-2 from the hub, nanoGPT's ckpt.pt, ...
   hornbook export   runs/NAME|MODEL        for other programs: --to hf|gguf|pt
-  hornbook verify   PATH                   is every byte as it was written?
+  hornbook average  runs/NAME --out DIR    the mean of its last checkpoints, as a model
+  hornbook verify   PATH                   is every byte as it was written? --replay: does a run continue exactly?
   hornbook model    RECIPE|runs/NAME|MODEL its parts, sizes, FLOPs, memory, and the GPUs that hold it
+  hornbook runs     [FOLDER]               the runs there are, how each stands, and who is at work
   hornbook recipes                         the runs that have a name
   hornbook corpora                         the texts that have a name
 
@@ -54,8 +56,10 @@ COMMANDS = {
     "tokenizer": vocabularies.tokenizer,
     "import": models.import_foreign,
     "export": models.export,
+    "average": models.average,
     "verify": models.verify_path,
     "model": models.model,
+    "runs": models.runs,
     "recipes": models.recipes,
     "corpora": texts.corpora,
 }
@@ -108,9 +112,10 @@ def _run(words: list[str]) -> int:
         from importlib.metadata import version
 
         from hornbook.base.machine import choose_machine
+        from hornbook.base.names import own_version
 
         machine = choose_machine()
-        answer(f"hornbook {version('hornbook')}\n")
+        answer(f"hornbook {own_version()}\n")
         answer(f"torch {version('torch')} on {machine.device}: {machine.name}, {machine.dtype}\n")
         return 0
     if words[0] not in COMMANDS:

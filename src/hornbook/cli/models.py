@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hornbook.base.errors import UserError
 from hornbook.base.output import answer, answer_json
-from hornbook.cli.words import asks_help, long_forms, parser_of, take_flag, with_json
+from hornbook.cli.words import asks_help, long_forms, parser_of, take_flag, told_apart, with_json
 
 
 def import_foreign(words: list[str]) -> int:
@@ -85,6 +85,26 @@ def export(words: list[str]) -> int:
     return 0
 
 
+def average(words: list[str]) -> int:
+    parser = parser_of("average", "The mean of the weights of a run's newest checkpoints, as a model folder.")
+    parser.add_argument("run", type=Path, metavar="runs/NAME")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--last", type=int, metavar="N", help="of how many; of all that are kept when not given")
+    given = with_json(parser, words)
+    from hornbook.base.console import command, say
+    from hornbook.exchange.mean import average_checkpoints
+
+    if given.last is not None and given.last < 2:
+        raise UserError(f"--last {given.last}: a mean needs two checkpoints or more")
+    steps = average_checkpoints(given.run, given.out, given.last)
+    if given.json:
+        answer_json({"out": str(given.out), "steps": steps})
+        return 0
+    say(f"written {given.out}, the mean of steps {', '.join(f'{step:,}' for step in steps)}")
+    say(f"next:\n  {command('generate', given.out, '--prompt', 'Once upon a time')}")
+    return 0
+
+
 def model(words: list[str]) -> int:
     if asks_help(words):
         answer(
@@ -114,17 +134,54 @@ def model(words: list[str]) -> int:
 def verify_path(words: list[str]) -> int:
     parser = parser_of("verify", "Is every byte of a run, a checkpoint or a folder of shards as it was written?")
     parser.add_argument("path", type=Path)
+    parser.add_argument(
+        "--replay",
+        action="store_true",
+        help="train a run again from its second newest checkpoint to its newest one: are losses, weights and moments "
+        "the same, bit for bit? Nothing is written",
+    )
     given = with_json(parser, words)
     from hornbook.base.console import say
     from hornbook.report.verify import verify
 
-    found = verify(given.path)
+    with told_apart(given.json):
+        found = verify(given.path)
+        replayed = None
+        if given.replay:
+            from hornbook.train.replay import replay
+
+            replayed = replay(given.path)
     if given.json:
-        answer_json({str(folder): damage or "good" for folder, damage in found.items()})
+        told = {str(folder): damage or "good" for folder, damage in found.items()}
+        answer_json(told | ({"replay": str(replayed)} if replayed is not None else {}))
     else:
         for folder, damage in found.items():
             say(f"{'damaged' if damage else 'good':8} {folder}" + (f": {damage}" if damage else ""))
-    return 1 if any(found.values()) else 0
+        if replayed is not None:
+            say(f"replayed {given.path}: {replayed}")
+    return 1 if any(found.values()) or (replayed is not None and replayed.difference) else 0
+
+
+def runs(words: list[str]) -> int:
+    parser = parser_of(
+        "runs", "The runs in a folder: which of them are at work or done, how far they came, their size."
+    )
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("runs"), metavar="FOLDER")
+    given = with_json(parser, words)
+    from hornbook.base.console import command, say
+    from hornbook.report.listing import show, standings
+
+    found = standings(given.folder)
+    if given.json:
+        answer_json([each.as_dict() for each in found])
+    elif found:
+        show(found)
+        stopped = [each for each in found if each.state in ("interrupted", "failed")]
+        if stopped:
+            say(f"\nnext:\n  {command('resume', stopped[0].run)}")
+    else:
+        say(f"{given.folder}: no runs in it")
+    return 0
 
 
 def recipes(words: list[str]) -> int:

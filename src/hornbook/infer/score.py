@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hornbook.base.machine import is_out_of_memory
+from hornbook.base.machine import free_cache, is_out_of_memory
 from hornbook.model.gpt import GPT
 from hornbook.shards.format import TokenArray
 from hornbook.shards.order import split_windows
@@ -63,8 +63,7 @@ def _nats(model: GPT, windows: NDArray[np.int64]) -> float:
     except RuntimeError as error:
         if not is_out_of_memory(error) or len(windows) == 1:
             raise
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    free_cache(device)
     return sum(_nats(model, half) for half in np.array_split(windows, 2))
 
 

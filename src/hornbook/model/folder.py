@@ -9,7 +9,7 @@ transformers keeps and ignores it. A shape that has no such type is saved as mod
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,19 @@ LARGEST_ROTATION = 1 << 27  # places times width of a head, for which sines are 
 
 def save_model(model: GPT, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype | None = None) -> None:
     """Write model and tokenizer into a staged folder; as `dtype`, in which a number too large becomes the largest."""
-    config, dtype = model.config, dtype or model.embedding.weight.dtype
+    save_weights(model.config, model.state_dict(), tokenizer, folder, dtype)
+
+
+def save_weights(
+    config: ModelConfig,
+    weights: Mapping[str, torch.Tensor],
+    tokenizer: Tokenizer,
+    folder: Path,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """The same of a model's state as it was at a moment."""
+    as_it_is = weights["embedding.weight"].dtype
+    dtype = dtype or as_it_is
     kind = shape_of(config)
     end = tokenizer.stop
     ids = {"bos_token_id": end, "eos_token_id": end}
@@ -48,8 +60,8 @@ def save_model(model: GPT, tokenizer: Tokenizer, folder: Path, dtype: torch.dtyp
         description |= {"architectures": [SHAPES[kind].architecture], "tie_word_embeddings": config.tied}
         description |= SHAPES[kind].describe(config)
     # Their layouts are copies, for which an accelerator that is full of training has no room.
-    state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
-    if dtype != model.embedding.weight.dtype:
+    state = {name: tensor.cpu() for name, tensor in weights.items()}
+    if dtype != as_it_is:
         most = torch.finfo(dtype).max
         state = {name: tensor.clamp(-most, most).to(dtype) for name, tensor in state.items()}
     files.write_json(folder / CONFIG, description | ids | {"hornbook": config.model_dump()})

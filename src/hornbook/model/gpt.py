@@ -7,9 +7,11 @@ B sequences, T tokens, C = n_embd, V = vocab_size.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from hornbook.model.attention import Attention, Cache
 from hornbook.model.config import ModelConfig
@@ -68,6 +70,7 @@ class GPT(nn.Module):
         self.embedding_norm = Norm(config, width) if config.embedding_norm else nn.Identity()
         self.dropout = nn.Dropout(config.drops("embedding"))
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.checkpoints_activations = False
         self.norm = Norm(config, width)
         self.head = nn.Linear(width, vocab_size, bias="head" in config.biases)
         if config.tied:
@@ -86,11 +89,18 @@ class GPT(nn.Module):
         turn = self.rotation(places, x) if self.rotation is not None else None
         for layer, block in enumerate(self.blocks):
             value_embedding = self.values[str(layer)](ids) if str(layer) in self.values else None
-            x = block(x, first, value_embedding, turn, cache)
+            x = self.through(block)(x, first, value_embedding, turn, cache)
         if cache is not None:
             cache.advance(ids)
         hidden: torch.Tensor = self.norm(x)
         return hidden
+
+    def through(self, block: nn.Module) -> Callable[..., torch.Tensor]:
+        """A block; with activation checkpointing, one of which only what it reads is kept, and backwards computes the
+        rest again, the same numbers dropped."""
+        if not (self.checkpoints_activations and torch.is_grad_enabled()):
+            return block
+        return partial(checkpoint, block, use_reentrant=False, preserve_rng_state=self.config.dropout > 0)
 
     def embedded(self, ids: torch.Tensor, places: torch.Tensor, cache: Cache | None) -> torch.Tensor:
         """Ids (B, T) to what enters the first block, (B, T, C)."""

@@ -22,6 +22,8 @@ VOCAB_MULTIPLE = 64
 # In bf16 a hopeless token has probability 0; its loss is then told as 85, rather than as infinite.
 SMALLEST_PROBABILITY = 1e-37
 NEAR_ONE = 0.9
+# Fp16 ends at 65,504: a sum over the tokens of a piece may be more, one of states so much smaller is not.
+SHRINK = {torch.float16: 64}
 
 
 def cross_entropy_sum(
@@ -88,18 +90,20 @@ class _CrossEntropySum(torch.autograd.Function):
             if cap is not None:
                 logits *= cap
             logits[:, vocab_size:] = float("-inf")
+            behind, told_by = _likelier(logits, wanted)
             # In place, in the numbers that the model computes in: a pass over the logits costs more than the product.
             probabilities = torch.softmax(logits, dim=-1, out=logits)
             flat = probabilities.view(-1)
-            places = torch.arange(0, len(flat), weight.shape[0], device=flat.device) + wanted
-            likelihood = flat[places]
-            total -= _logarithms(likelihood, probabilities, wanted).sum()
-            flat[places] = likelihood - 1  # scatter_ would copy everything first
+            rows = torch.arange(0, len(flat), weight.shape[0], device=flat.device)
+            total += (behind - _logarithms(flat[rows + told_by], probabilities, told_by)).sum()
+            flat[rows + wanted] -= 1  # scatter_ would copy everything first
             gradient = probabilities  # d loss / d logits = probabilities - one-hot
             if squashed is not None:
                 gradient *= 1 - squashed.square_()
             torch.mm(gradient, weight, out=hidden_gradient[piece])
-            weight_gradient += gradient.T @ states
+            shrink = SHRINK.get(states.dtype, 1)
+            product = gradient.T @ (states if shrink == 1 else states / shrink)
+            weight_gradient.add_(product, alpha=shrink)
             if bias_gradient is not None:
                 bias_gradient += gradient.sum(dim=0, dtype=torch.float32)
         ctx.save_for_backward(hidden_gradient, weight_gradient, bias_gradient)
@@ -114,8 +118,17 @@ class _CrossEntropySum(torch.autograd.Function):
         return hidden_gradient * upstream.to(dtype), whole, None, of_bias, None
 
 
+def _likelier(logits: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor | float, torch.Tensor]:
+    """By which of each row's probabilities a target's is told, and how far its logit stands behind that one's. In fp16,
+    where a probability below 6e-8 is none, by the largest; else by its own."""
+    if logits.dtype != torch.float16:
+        return 0.0, wanted
+    largest, places = logits.max(dim=-1)
+    return largest.float() - logits.gather(-1, wanted[:, None]).flatten().float(), places
+
+
 def _logarithms(likelihood: torch.Tensor, probabilities: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Of the targets' probabilities, in fp32. In bf16 one near 1 is rounded to 1, and its loss would be told as 0;
+    """Of the probabilities `wanted`, in fp32. In bf16 one near 1 is rounded to 1, and its loss would be told as 0;
     those of all others together are small, and known as exactly as any. On CUDA, where to find the few would mean to
     wait for the device, it is left at that."""
     logarithms = likelihood.float().clamp(min=SMALLEST_PROBABILITY).log()

@@ -19,7 +19,7 @@ from hornbook.base.errors import UserError
 from hornbook.base.machine import choose_machine
 from hornbook.model.init import outline
 from hornbook.recipes import compose, vocabulary_of
-from hornbook.recipes.dial import LEARNING, bytes_of_a_token
+from hornbook.recipes.dial import CHARACTERS, LEARNING, bytes_of_a_token
 from hornbook.shards.format import Shards, is_shards
 from hornbook.text.corpora import find_corpus, find_source, is_corpus
 from hornbook.text.readers import STANDARD_INPUT, Source
@@ -108,6 +108,8 @@ def foretold(config: RunConfig) -> Forecast:
     text_bytes, difficulty = _of_text(config)
     shards = Shards.open(Path(config.data)) if is_shards(Path(config.data)) else None
     entries = shards.vocab_size if shards is not None else vocabulary_of(config)
+    if entries is None and config.tokenizer.kind == "char":
+        entries = CHARACTERS  # about
     if entries is None:
         raise UserError(
             "plan: how many entries the vocabulary has is not known before the text is read; give "

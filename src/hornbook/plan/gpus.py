@@ -2,8 +2,8 @@
 
 In: nothing.  Out: GPUS, a table. A GB is counted as 10^9 bytes, as vendors sell it. Chips hold 2^30 for each, so about
 a fourteenth is left for the driver, its context, and what the allocator cannot use.
-Speed is the peak that vendors tell of dense products summed in fp32: in bf16 where that is fast, and there half of it
-in fp32, which is multiplied as TF32; elsewhere in fp32.
+Speed is the peak that vendors tell of dense products summed in fp32, in the numbers that the card is fastest in: bf16,
+and there half of it in fp32, which is multiplied as TF32; on older cards fp16 or fp32.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ class Gpu:
     name: str
     gigabytes: int
     tflops: float
-    bf16: bool = True  # fast at it; without, training computes in fp32
+    numbers: str = "bfloat16"
+    """That training computes in by itself, as base/machine.py chooses them."""
+    tflops_fp32: float | None = None
+    """Half of the other when not given."""
     holds_2b: bool | None = None
     """Whether the page of pile-2b says that the card trains it; it says of pile-13m that all these do."""
 
@@ -29,19 +32,20 @@ class Gpu:
     def bytes(self) -> int:
         return self.gigabytes * GB
 
-    def tokens_in_a_day(self, flops_per_token: int, in_fp32: bool) -> float:
-        peak = self.tflops * 1e12 / (2 if in_fp32 and self.bf16 else 1)
-        return SHARE_OF_PEAK * peak * SECONDS_OF_A_DAY / flops_per_token
+    def tokens_in_a_day(self, flops_per_token: int, numbers: str) -> float:
+        fast = numbers == self.numbers or (self.numbers, numbers) == ("bfloat16", "float16")
+        tflops = self.tflops if fast else self.tflops_fp32 or self.tflops / 2
+        return SHARE_OF_PEAK * tflops * 1e12 * SECONDS_OF_A_DAY / flops_per_token
 
 
 GPUS = (
-    Gpu("GTX 1080 Ti", 11, 11.3, bf16=False, holds_2b=False),
-    Gpu("P100", 16, 9.3, bf16=False, holds_2b=False),
-    Gpu("V100", 16, 14, bf16=False, holds_2b=False),
-    Gpu("T4", 16, 8.1, bf16=False, holds_2b=False),
-    Gpu("Radeon VII", 16, 13.4, bf16=False, holds_2b=False),
-    Gpu("RX 6900 XT", 16, 23, bf16=False, holds_2b=False),
-    Gpu("Quadro RTX 8000", 48, 16.3, bf16=False, holds_2b=True),
+    Gpu("GTX 1080 Ti", 11, 11.3, "float32", 11.3, holds_2b=False),
+    Gpu("P100", 16, 9.3, "float16", 9.3, holds_2b=False),
+    Gpu("V100", 16, 125, "float16", 14, holds_2b=False),
+    Gpu("T4", 16, 65, "float16", 8.1, holds_2b=False),
+    Gpu("Radeon VII", 16, 13.4, "float32", 13.4, holds_2b=False),
+    Gpu("RX 6900 XT", 16, 23, "float32", 23, holds_2b=False),
+    Gpu("Quadro RTX 8000", 48, 130.5, "float16", 16.3, holds_2b=True),
     Gpu("RTX 3080", 10, 59.5, holds_2b=False),
     Gpu("RTX 3090", 24, 71, holds_2b=True),
     Gpu("A100 40 GB", 40, 312, holds_2b=True),

@@ -28,13 +28,15 @@ from hornbook.plan.gpus import GB, GPUS, SECONDS_OF_A_DAY, SHARE_OF_PEAK, Gpu
 from hornbook.recipes import RECIPES, compose, vocabulary_of
 from hornbook.runs.folder import RunFolder, resolve
 from hornbook.train.config import RunConfig, TrainConfig, override
+from hornbook.train.memory import NAMES as SHORT_NAMES
 from hornbook.train.memory import TrainingMemory, training_memory
+from hornbook.train.optim import rules_of
 
-TORCH_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-SHORT_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+TORCH_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PILE = ("pile-13m", "pile-2b")
 BYTES_AT_REST = {"fp32": 4, "bf16": 2, "int8": 1}
 IN_BF16 = 2
+FRUGAL = "*"
 
 
 def find(name: str, knobs: Mapping[str, Any]) -> Sizes:
@@ -80,29 +82,41 @@ class Held:
     """What a GPU holds of it."""
 
     gpu: Gpu
-    numbers: torch.dtype
+    numbers: str
     one: TrainingMemory
+    frugal: TrainingMemory
+    """One sequence at once, with activation checkpointing."""
     batch: TrainingMemory
     generation_bytes: int
     flops_per_token: int
 
     @property
     def trains(self) -> bool:
-        return self.one.bytes <= self.gpu.bytes
+        return self.least.bytes <= self.gpu.bytes
+
+    @property
+    def checkpoints_activations(self) -> bool:
+        """As a run does by itself where it would not fit otherwise."""
+        return self.one.bytes > self.gpu.bytes >= self.frugal.bytes
+
+    @property
+    def least(self) -> TrainingMemory:
+        return self.frugal if self.checkpoints_activations else self.one
 
     @property
     def tokens_in_a_day(self) -> float | None:
         """The amount of text that it learns from in a day, where it holds the training."""
         if not self.trains:
             return None
-        return self.gpu.tokens_in_a_day(self.flops_per_token, self.numbers is torch.float32)
+        return self.gpu.tokens_in_a_day(self.flops_per_token, self.numbers)
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "name": self.gpu.name,
             "bytes": self.gpu.bytes,
-            "training_in": SHORT_NAMES[self.numbers],
+            "training_in": SHORT_NAMES[TORCH_TYPES[self.numbers]],
             "trains_one_sequence_at_once": self.trains,
+            "with_activation_checkpointing": self.checkpoints_activations,
             "trains_whole_batch_at_once": self.batch.bytes <= self.gpu.bytes,
             "generates_in_bf16": self.generation_bytes <= self.gpu.bytes,
             "tokens_in_a_day": self.tokens_in_a_day and round(self.tokens_in_a_day),
@@ -153,18 +167,20 @@ class Sizes:
         """Weights, and the keys and values of a full context, in bf16."""
         return IN_BF16 * self.run.model.n_params() + self.cache()[0] * self.run.model.context
 
-    def memory(self, at_once: int, numbers: torch.dtype) -> TrainingMemory:
-        return training_memory(self.run, self.model, at_once, numbers, "cuda")
+    def memory(self, at_once: int, numbers: torch.dtype, checkpoints_activations: bool | None = None) -> TrainingMemory:
+        return training_memory(self.run, self.model, at_once, numbers, "cuda", checkpoints_activations)
 
     @cached_property
     def gpus(self) -> list[Held]:
         chosen = self.run.train.dtype
+        frugal = self.run.train.activation_checkpointing is not False
         needs = {
-            numbers: (self.memory(1, numbers), self.memory(self.at_once, numbers)) for numbers in TORCH_TYPES.values()
+            name: (self.memory(1, numbers), self.memory(1, numbers, frugal), self.memory(self.at_once, numbers))
+            for name, numbers in TORCH_TYPES.items()
         }
         held = []
         for gpu in sorted(GPUS, key=lambda gpu: gpu.gigabytes):
-            numbers = TORCH_TYPES[chosen or ("bfloat16" if gpu.bf16 else "float32")]
+            numbers = chosen or gpu.numbers
             held.append(Held(gpu, numbers, *needs[numbers], self.generation_bytes, self.flops()[0]))
         return held
 
@@ -248,7 +264,7 @@ class Sizes:
         rows += _moments_of(one, 1)
         if self.at_once > 1:
             rows += _moments_of(batch, self.at_once, one)
-        optimizer = "Muon and AdamW" if self.run.optim.kind == "muon" else "AdamW"
+        optimizer = " and ".join(rules_of(self.model, self.run.optim))
         say(
             f"\nTraining with {optimizer}, computing in {SHORT_NAMES[self.numbers]} on a GPU, "
             f"{self.run.sequences:,} x {self.run.window:,} tokens a step.\n"
@@ -265,7 +281,7 @@ class Sizes:
                     held.gpu.name,
                     f"{held.gpu.gigabytes} GB",
                     facts["training_in"],
-                    _fits(held.one.bytes, held.gpu),
+                    _fits(held.least.bytes, held.gpu) + FRUGAL * held.checkpoints_activations,
                     _fits(held.batch.bytes, held.gpu),
                     _fits(held.generation_bytes, held.gpu),
                     "-" if held.tokens_in_a_day is None else count(held.tokens_in_a_day),
@@ -279,6 +295,8 @@ class Sizes:
         whole = f"trains, {self.at_once} at once"
         headings = ("GPU", "memory", "in", "trains, 1 at once", whole, "generates, bf16", "tokens a day")
         table(headings, rows, right=(1, 3, 4, 5, 6))
+        if any(held.checkpoints_activations for held in self.gpus):
+            say(f"{FRUGAL} with activation checkpointing, which a run turns to where it would not fit otherwise")
 
     def _show_page_of_the_pile(self) -> None:
         """What is said of the two sizes where they were published, and what arithmetic says."""
@@ -286,7 +304,7 @@ class Sizes:
         rows = []
         for small, large in zip(*(each.gpus for each in sizes), strict=True):
             if (said := small.gpu.holds_2b) is not None:
-                told = [_fits(held.one.bytes, held.gpu) for held in (small, large)]
+                told = [_fits(held.least.bytes, held.gpu) for held in (small, large)]
                 rows.append(
                     (small.gpu.name, f"{small.gpu.gigabytes} GB", "yes", told[0], "yes" if said else "no", told[1])
                 )

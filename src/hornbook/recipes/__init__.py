@@ -111,7 +111,7 @@ def _compose(named: RunConfig | str | None, knobs: Mapping[str, Any], measured: 
     base = _base(based_on, data, text, kind, train.get("minutes"))
     config = override(base, tree, knobs, origins=origins)
     if measured and not isinstance(named, RunConfig) and base.recipe in dial.MADE_BY_IT and _ends_by_minutes(train):
-        base = _base(based_on, data, text, kind, train.get("minutes"), _flops(train))
+        base = _base(based_on, data, text, kind, train.get("minutes"), _pace(train))
         config = override(base, tree, knobs, origins=origins)
     return dial.kept_from_rote(config, base)
 
@@ -141,15 +141,15 @@ def _base(
     text: TextConfig,
     kind: Any = "bpe",
     minutes: float | None = None,
-    flops: float = dial.PLAIN_CPU,
+    pace: dial.Pace = dial.PLAIN_CPU,
 ) -> RunConfig:
     if isinstance(named, RunConfig):
         return named
     if named is not None and named != DEFAULT:
         return _recipe(str(named))
     if named is None and isinstance(data, str) and (text_bytes := _bytes_to_fit(data, text)) is not None:
-        return dial.own_text(data, text_bytes, minutes, flops, kind if kind in KINDS else "bpe")
-    return modern.demo(modern.DEMO_MINUTES if minutes is None else minutes, flops)
+        return dial.own_text(data, text_bytes, minutes, pace, kind if kind in KINDS else "bpe")
+    return modern.demo(modern.DEMO_MINUTES if minutes is None else minutes, pace)
 
 
 def _from_weights(
@@ -212,8 +212,20 @@ def _ends_by_minutes(train: Mapping[str, Any]) -> bool:
     return train.get("minutes") is not None or all(train.get(stop) is None for stop in STOPS)
 
 
-def _flops(train: Mapping[str, Any]) -> float:
+def _pace(train: Mapping[str, Any]) -> dial.Pace:
+    """Of this machine. Of a CPU its products tell; on an accelerator small steps take ten times as long as theirs, so
+    each size for which there could be time is tried."""
     from hornbook.base.machine import choose_machine
-    from hornbook.train.probe import flops
+    from hornbook.train import probe
 
-    return flops(choose_machine(*(train.get(knob) for knob in ("device", "dtype", "threads"))))
+    machine = choose_machine(*(train.get(knob) for knob in ("device", "dtype", "threads")))
+    flops, seconds = probe.flops(machine), 60 * (train.get("minutes") or dial.MINUTES)
+    if machine.device == "cpu":
+        return dial.as_fast_as_products(flops)
+
+    def tried(size: dial.Size, vocabulary: int) -> float:
+        at_best = dial.flops_of_step(size, vocabulary) / flops
+        hopeless = dial.LEAST_STEPS * at_best > seconds
+        return at_best if hopeless else probe.seconds_a_step(dial.a_step_of(size, vocabulary), machine)
+
+    return tried

@@ -80,8 +80,9 @@ def _model(config: ModelConfig) -> dict[str, Any]:
 def _schedule(config: RunConfig) -> dict[str, Any]:
     schedule: ScheduleConfig = config.schedule
     small: dict[str, Any] = {"warmup_steps": min(schedule.warmup_steps, 2)}
-    if schedule.drop_step is not None:
-        small["drop_step"] = max(STEPS * schedule.drop_step // (config.train.steps or schedule.drop_step), 1)
+    for name in ("drop_step", "decay_steps"):
+        if (steps := getattr(schedule, name)) is not None:
+            small[name] = max(STEPS * steps // (config.train.steps or steps), 1)
     return small
 
 

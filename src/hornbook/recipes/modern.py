@@ -7,7 +7,7 @@ dial.py.
 from __future__ import annotations
 
 from hornbook.model.config import ModelConfig, classic, modern
-from hornbook.recipes.dial import PLAIN_CPU, muon, own_text
+from hornbook.recipes.dial import PLAIN_CPU, Pace, muon, own_text
 from hornbook.text.documents import TextConfig
 from hornbook.text.tokenizer import TokenizerConfig
 from hornbook.train.config import OptimConfig, RunConfig, SampleConfig, ScheduleConfig, TrainConfig
@@ -15,9 +15,9 @@ from hornbook.train.config import OptimConfig, RunConfig, SampleConfig, Schedule
 DEMO_MINUTES, DEMO_BYTES = 3.0, 12_000_000
 
 
-def demo(minutes: float = DEMO_MINUTES, flops: float = PLAIN_CPU) -> RunConfig:
+def demo(minutes: float = DEMO_MINUTES, pace: Pace = PLAIN_CPU) -> RunConfig:
     """Three minutes on a laptop, on Python's own sources: the modern shape."""
-    chosen = own_text("python-stdlib", DEMO_BYTES, minutes, flops)
+    chosen = own_text("python-stdlib", DEMO_BYTES, minutes, pace)
     return chosen.with_(
         recipe="demo",
         train=TrainConfig(minutes=minutes, batch_tokens=chosen.train.batch_tokens).model_dump(),

@@ -5,6 +5,7 @@ runs/NAME/
     metrics.jsonl                a line a step and a line an evaluation
     samples.jsonl                what the model said on its way
     checkpoints/step-00001000/   model folders with what training needs to go on, the newest and the best
+    best/step-00000840/          the model folder of the best evaluation, where no checkpoint was due in its step
     snapshots/step-00000512/     model folders of half precision, for looking back
 
 In: a path.  Out: these, and of a name where a model is meant the model folder. Nothing here writes but the record.
@@ -12,7 +13,9 @@ In: a path.  Out: these, and of a name where a model is meant the model folder. 
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterable
@@ -32,7 +35,7 @@ RECORD = "run.json"
 # Of run.json. One without a number is of the first.
 FORMAT = 1
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
-CHECKPOINTS, SNAPSHOTS = "checkpoints", "snapshots"
+CHECKPOINTS, BEST, SNAPSHOTS = "checkpoints", "best", "snapshots"
 # Beside the model in a checkpoint.
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 OPTIMIZER_KNOBS = "optimizer.json"  # beside the optimizer of a model that was imported
@@ -101,7 +104,7 @@ class RunFolder:
             more = {name: each for name, each in value.items() if name not in KNOWN}
             return Record(
                 config=dict(value["config"]),
-                shards=Path(value["data"]["folder"]),
+                shards=self._where_shards_are(value["data"]),
                 fingerprint=str(value["data"]["fingerprint"]),
                 run_id=str(value["run_id"]),
                 created=str(value.get("created", "")),
@@ -111,8 +114,16 @@ class RunFolder:
         except (KeyError, TypeError, ValueError):
             raise UserError(f"{self.record_file}: damaged; train again into another --out") from None
 
+    def _where_shards_are(self, data: dict[str, Any]) -> Path:
+        """Where they were, or as far from here as they were then: somebody may have moved all of it together."""
+        there, from_here = Path(data["folder"]), self.path / data.get("from_run", "nowhere")
+        return from_here.resolve() if from_here.is_dir() and not there.is_dir() else there
+
     def write(self, record: Record) -> None:
-        files.write_json(self.record_file, ours.with_own_hash(record.as_dict()))
+        value = record.as_dict()
+        with contextlib.suppress(ValueError):  # on another of Windows' drives
+            value["data"]["from_run"] = os.path.relpath(record.shards.resolve(), self.path.resolve())
+        files.write_json(self.record_file, ours.with_own_hash(value))
 
     def model(self) -> ModelConfig:
         """What the run trains, which it knows before its first checkpoint."""
@@ -124,6 +135,9 @@ class RunFolder:
     def checkpoint(self, step: int) -> Path:
         return self.path / CHECKPOINTS / f"step-{step:08}"
 
+    def best_model(self, step: int) -> Path:
+        return self.path / BEST / f"step-{step:08}"
+
     def snapshot(self, step: int) -> Path:
         return self.path / SNAPSHOTS / f"step-{step:08}"
 
@@ -131,13 +145,17 @@ class RunFolder:
         """Those that are finished, newest first."""
         return _folders_of_steps(self.path / CHECKPOINTS)
 
+    def best_models(self) -> list[Path]:
+        """The best weights so far, where no checkpoint holds them; while they are replaced, two."""
+        return _folders_of_steps(self.path / BEST)
+
     def snapshots(self) -> list[Path]:
         """The weights of earlier steps, newest first."""
         return _folders_of_steps(self.path / SNAPSHOTS)
 
     def kept(self) -> list[Path]:
-        """Checkpoints and snapshots, newest first; where a step has both, its checkpoint first."""
-        return sorted([*self.checkpoints(), *self.snapshots()], key=step_of, reverse=True)
+        """All of these, newest first; where a step has several, its checkpoint first, its snapshot last."""
+        return sorted([*self.checkpoints(), *self.best_models(), *self.snapshots()], key=step_of, reverse=True)
 
     def first_good(self, candidates: Iterable[Path], wrong_with: Callable[[Path], str | None] | None = None) -> Path:
         """The first of these that nothing is wrong with; each before it is named in one line, and so is what lies in
@@ -172,7 +190,9 @@ class RunFolder:
                 return path.name
         if known:
             return None
-        return next((each for each in (CHECKPOINTS, SNAPSHOTS) if ours.in_the_way(self.path / each) is not None), None)
+        return next(
+            (each for each in (CHECKPOINTS, BEST, SNAPSHOTS) if ours.in_the_way(self.path / each) is not None), None
+        )
 
 
 KNOWN = {"format", "run_id", "created", "config", "data", "sha256"}
@@ -211,7 +231,7 @@ def resolve(path: Path, at: str = "best") -> Path:
         raise UserError(f"{path}: neither a model (no {CONFIG}) nor a run (no {RECORD})")
     candidates = run.kept()
     if at == "best":
-        candidates = [*sorted(run.checkpoints(), key=_validation_loss), *run.snapshots()]
+        candidates = [*sorted([*run.checkpoints(), *run.best_models()], key=_validation_loss), *run.snapshots()]
     elif at != "newest":
         candidates = [each for each in candidates if each.name.removeprefix("step-").lstrip("0") == at.lstrip("0")]
         if not candidates:

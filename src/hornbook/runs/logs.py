@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from hornbook.base import files
 
-# What was called otherwise in earlier versions. Their `lr_factor`, a share of each learning rate, stays as it is.
+# What was called otherwise in earlier versions.
 RENAMED = {"gradient_length": "grad_norm"}
 # Two lines or more: each tells the time, which no line that takes its place repeats.
 LOOKED_AT_AGAIN = 512
@@ -50,6 +51,27 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return _entries(path.read_bytes())
+
+
+def last_entries(path: Path, at_most: int) -> list[dict[str, Any]]:
+    """Those in the last so many bytes of a log, however long it is."""
+    return _entries_at(path, -at_most, at_most)
+
+
+def entries_from(path: Path, begin: int, at_most: int) -> list[dict[str, Any]]:
+    """Those in so many bytes of a log, from a byte on."""
+    return _entries_at(path, begin, at_most)
+
+
+def _entries_at(path: Path, begin: int, at_most: int) -> list[dict[str, Any]]:
+    """Half a line at either end is none."""
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(begin if begin >= 0 else size + begin, 0))
+            return _entries(file.read(at_most))
+    except OSError:
+        return []
 
 
 def evaluations(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from hornbook.base.errors import UserError
+from hornbook.base.names import own_version
 from hornbook.base.settings import worded
 from hornbook.serve.answers import COMPLETION, CompletionAnswer, Health, ModelEntry, ModelList
 from hornbook.serve.completions import Completion, CompletionRequest, MistakeError
@@ -45,11 +46,9 @@ def _failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def build_app(models: Models) -> FastAPI:
-    from importlib.metadata import version
-
     app = FastAPI(
         title="Hornbook",
-        version=version("hornbook"),
+        version=own_version(),
         description="Models that were trained with Hornbook, behind OpenAI's completions API.",
         docs_url=None,  # theirs would ask another host for its script
         redoc_url=None,

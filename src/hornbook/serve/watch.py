@@ -15,7 +15,7 @@ from typing import Any
 
 from hornbook.base import files
 from hornbook.base.errors import UserError
-from hornbook.runs.folder import CHECKPOINTS, RunFolder, step_of
+from hornbook.runs.folder import SNAPSHOTS, RunFolder, step_of
 from hornbook.runs.logs import Following
 
 MOST_POINTS = 1000
@@ -80,7 +80,7 @@ class Watch:
                     "step": step,
                     "tokens": self._tokens.at(step),
                     "val_loss": self._val.at(step),
-                    "kind": "checkpoint" if folder.parent.name == CHECKPOINTS else "snapshot",
+                    "kind": "snapshot" if folder.parent.name == SNAPSHOTS else "checkpoint",
                 }
                 for step, folder in kept.items()
             ]

@@ -85,17 +85,21 @@ def gpt2_merges(ranks: Ranks) -> Merges:
     """Those of GPT-2's ranks, whose places are kept, since to find them takes half a second."""
     tokens = [token for token in sorted(ranks, key=ranks.__getitem__) if len(token) > 1]
     path = files.home() / "tokenizers" / "gpt2-merges.bin"
-    places = path.read_bytes() if path.is_file() else b""
-    if hashlib.sha256(places).hexdigest() != MERGES_SHA256:
+    if (places := _kept(path)) is None:
         merges = merges_of(ranks)
         places = bytes(len(one) for one, _ in merges)
-        if hashlib.sha256(places).hexdigest() == MERGES_SHA256:
+        if hashlib.sha256(places).hexdigest() == MERGES_SHA256 and _kept(path) is None:  # by no other process since
             files.make_folder(path.parent)
             if os.path.lexists(path):
                 files.set_aside(path, "is not what is kept here")
             files.write_bytes(path, places)
         return merges
     return [(token[:place], token[place:]) for token, place in zip(tokens, places, strict=True)]
+
+
+def _kept(path: Path) -> bytes | None:
+    places = path.read_bytes() if path.is_file() else b""
+    return places if hashlib.sha256(places).hexdigest() == MERGES_SHA256 else None
 
 
 def _made_of(token: bytes, ranks: Ranks) -> tuple[bytes, bytes] | None:

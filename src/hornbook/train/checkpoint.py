@@ -1,14 +1,16 @@
 """A run's state on disk, so that nothing is ever lost.
 
 In: model, optimizer and the loop's own state after a step.  Out: `checkpoints/step-00001000/`, a model folder with
-`optimizer.safetensors`, `state.json` and a MANIFEST.json over all of it, whole or absent. Restoring takes the newest
+`optimizer.safetensors`, `state.json` and a MANIFEST.json over all of it, whole or absent. Where weights are averaged,
+the average is the model, and those that learn are with the optimizer's. Restoring takes the newest
 one that is as it was written. There are no random states in it: what is random in a step follows from the run's seed
 and the step's number. Of some steps the weights alone are kept for good, in `snapshots/`, for looking back.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,9 @@ import torch
 from hornbook.base import files
 from hornbook.base.console import count, warn
 from hornbook.base.errors import MachineError, UserError
-from hornbook.model.folder import load_config, load_weights, read_tensors, save_model
+from hornbook.model.folder import load_config, load_weights, read_tensors, save_model, save_weights
 from hornbook.model.gpt import GPT
-from hornbook.runs.folder import CHECKPOINTS, OPTIMIZER, SNAPSHOTS, STATE, RunFolder, step_of
+from hornbook.runs.folder import BEST, CHECKPOINTS, OPTIMIZER, SNAPSHOTS, STATE, RunFolder, step_of
 from hornbook.text.tokenizer import Tokenizer
 from hornbook.train.config import RunConfig, learned_by
 from hornbook.train.learner import Learner
@@ -28,8 +30,11 @@ from hornbook.train.learner import Learner
 SETTINGS = "settings"
 # What must be equal for a resumed run to be the same bit for bit.
 SAME_FOR_EXACTNESS = ("device", "dtype", "name", "threads", "torch")
-# Weights and two moments in fp32.
+# Weights in fp32, and with two moments.
+WEIGHT_BYTES_OF_A_PARAMETER = 4
 CHECKPOINT_BYTES_OF_A_PARAMETER = 12
+# Beside them the average, where weights are averaged.
+AVERAGE_BYTES_OF_A_PARAMETER = 4
 # Half precision with the longer fraction: a snapshot is to speak as the model did, at half the space, and weights that
 # do not fit its range belong to no model that speaks.
 SNAPSHOT_DTYPE = torch.float16
@@ -47,37 +52,90 @@ class TrainState:
     seconds: float = 0.0
     micro_batch: int = 0
     compiled: bool | None = None
+    checkpoints_activations: bool | None = None
     not_finite_in_a_row: int = 0
+    scaler: dict[str, float] | None = None
+    """Of the loss, where it is scaled."""
     val_loss: float | None = None
     evaluated_at: int = 0
     eval_windows: int | None = None
     """That an evaluation sees, once it is known; 0: all."""
     best_val_loss: float | None = None
     best_step: int = 0
+    not_better_in_a_row: int = 0
+    """Evaluations since the best one."""
     reached_loss: float | None = None
+    ended: str = ""
+    """How, in the last checkpoint of a run that was not killed: in a few words of the loop's, or "failed"."""
     logs: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Best:
+    """What is to be come back to of the best evaluation: nobody trains on from there, so without moments."""
+
+    step: int
+    val_loss: float | None
+    weights: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What training changes, and the best of what it was, where that is not on the disk yet."""
+
+    weights: dict[str, torch.Tensor]
+    moments: dict[str, torch.Tensor]
+    best: Best | None = None
+
+    @classmethod
+    def of(cls, learner: Learner) -> Learned:
+        return cls(learner.kept_weights(), learner.tensors())
+
+    def copied(self) -> Learned:
+        return replace(self, weights=copied(self.weights), moments=copied(self.moments))
+
+
+def copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As they are at this moment, in main memory; from a GPU into pinned memory, which it fills many times as fast.
+    Names of the same tensor, as of tied weights, stay so."""
+    copies: dict[tuple[int, torch.Size], torch.Tensor] = {}
+    for each in tensors.values():
+        if (place := (each.data_ptr(), each.shape)) not in copies:
+            room = torch.empty(each.shape, dtype=each.dtype, pin_memory=each.is_cuda)
+            copies[place] = room.copy_(each, non_blocking=each.is_cuda)
+    for device in {each.device for each in tensors.values() if each.is_cuda}:
+        torch.cuda.current_stream(device).synchronize()
+    return {name: copies[each.data_ptr(), each.shape] for name, each in tensors.items()}
 
 
 def save_checkpoint(
     run: RunFolder,
     run_id: str,
-    learner: Learner,
     tokenizer: Tokenizer,
-    state: TrainState,
     machine: dict[str, Any],
     config: RunConfig,
+    learned: Learned,
+    state: TrainState,
 ) -> None:
-    """Write the checkpoint of this step, then let go of those that are neither newest nor best."""
+    """Write the checkpoint of this step, then let go of those that are neither newest nor best. The best weights, where
+    they are of another step, come first: no state on the disk speaks of a best model that is not there."""
     keep = config.train.keep_checkpoints
+    if (best := learned.best) is not None:
+        notes = {"run_id": run_id, "step": best.step, "val_loss": best.val_loss}
+        with files.staged_folder(run.best_model(best.step), notes, aside=True) as staging:
+            save_weights(config.model, best.weights, tokenizer, staging)
     evaluated = state.val_loss if state.evaluated_at == state.step else None
     notes = {"run_id": run_id, "step": state.step, "val_loss": evaluated}
     with files.staged_folder(run.checkpoint(state.step), notes, aside=True) as staging:
-        save_model(learner.model, tokenizer, staging)
-        tensors = {name: tensor.contiguous() for name, tensor in learner.optimizer.tensors().items()}
+        save_weights(config.model, learned.weights, tokenizer, staging)
+        tensors = {name: tensor.contiguous() for name, tensor in learned.moments.items()}
         safetensors.torch.save_file(tensors, staging / OPTIMIZER)
         files.write_json(staging / STATE, {**asdict(state), "machine": machine, SETTINGS: learned_by(config)})
     # One of a later step was found damaged, or it would have been resumed from: it takes nobody's place.
     for old in [each for each in run.checkpoints() if step_of(each) <= state.step][keep:]:
+        if step_of(old) != state.best_step:
+            files.remove_sealed(old)
+    for old in run.best_models():
         if step_of(old) != state.best_step:
             files.remove_sealed(old)
 
@@ -110,13 +168,14 @@ def save_snapshot(
 
 def clear_leftovers(run: RunFolder) -> None:
     """Delete what a crash left half done."""
-    for folder in (run.path, run.path / CHECKPOINTS, run.path / SNAPSHOTS):
+    for folder in (run.path, run.path / CHECKPOINTS, run.path / BEST, run.path / SNAPSHOTS):
         files.remove_leftovers(folder)
 
 
-def forget_snapshots_after(run: RunFolder, step: int) -> None:
-    """Those of steps that are still to be taken, or taken again, perhaps by another run under this name."""
-    for folder in run.snapshots():
+def forget_models_after(run: RunFolder, step: int) -> None:
+    """Snapshots, and a best model, of steps that are still to be taken, or taken again, perhaps by another run under
+    this name."""
+    for folder in [*run.snapshots(), *run.best_models()]:
         if step_of(folder) > step:
             files.remove_sealed(folder)
 
@@ -124,6 +183,11 @@ def forget_snapshots_after(run: RunFolder, step: int) -> None:
 def newest_checkpoint(run: RunFolder, run_id: str) -> Path:
     """The newest checkpoint that is whole and this run's own; each newer one that is not is named in one line."""
     return run.first_good(run.checkpoints(), lambda each: files.damage(each) or _strangeness(each, run_id))
+
+
+def good_checkpoints(run: RunFolder, run_id: str) -> list[Path]:
+    """All of these, newest first."""
+    return [each for each in run.checkpoints() if not (files.damage(each) or _strangeness(each, run_id))]
 
 
 def refuse_other_settings(checkpoint: Path, config: RunConfig) -> None:
@@ -147,28 +211,32 @@ def restore(checkpoint: Path, learner: Learner) -> None:
         )
     load_weights(model, checkpoint)
     try:
-        learner.optimizer.restore(read_tensors(checkpoint / OPTIMIZER))
+        learner.restore(read_tensors(checkpoint / OPTIMIZER))
     except (KeyError, ValueError) as error:
         raise UserError(
             f"{checkpoint / OPTIMIZER}: of another optimizer ({error}); put run.json back as it was"
         ) from None
 
 
-def saved_state(checkpoint: Path, machine: dict[str, Any]) -> TrainState:
-    """Where a run was, and a warning of each thing by which this machine computes otherwise than the one before."""
+def saved_state(checkpoint: Path) -> TrainState:
+    """Where a run was."""
     values = files.read_json(checkpoint / STATE)
-    for name in SAME_FOR_EXACTNESS:
-        before, now = values["machine"].get(name), machine.get(name)
-        if before != now:
-            warn(f"{name} was {before}, now it is {now}: the run goes on, but not bit for bit as it would have")
-    known = {each.name for each in fields(TrainState)}
+    known = {each.name for each in fields(TrainState)} - {"ended"}
     return TrainState(**{name: value for name, value in values.items() if name in known})
 
 
-def check_room(run: RunFolder, parameters: int, keep: int) -> None:
+def differences(checkpoint: Path, machine: dict[str, Any]) -> list[str]:
+    """The things by which this machine computes otherwise than the one before."""
+    before = files.read_json(checkpoint / STATE)["machine"]
+    named = [(name, before.get(name), machine.get(name)) for name in SAME_FOR_EXACTNESS]
+    return [f"{name} was {was}, now it is {now}" for name, was, now in named if was != now]
+
+
+def check_room(run: RunFolder, parameters: int, keep: int, averaged: bool) -> None:
     """Tell before the first step that the checkpoints will not fit, rather than after an hour."""
-    # The best one, those kept, and the one being written.
-    needed = CHECKPOINT_BYTES_OF_A_PARAMETER * parameters * (keep + 2)
+    # The best one, those kept, and the one being written, with which comes a better one.
+    of_a_parameter = CHECKPOINT_BYTES_OF_A_PARAMETER + AVERAGE_BYTES_OF_A_PARAMETER * averaged
+    needed = (of_a_parameter * (keep + 2) + WEIGHT_BYTES_OF_A_PARAMETER) * parameters
     free = files.free_bytes(run.path)
     if free < needed:
         raise MachineError(

@@ -49,7 +49,10 @@ ALSO_CALLED = {
 STOPS = ("steps", "epochs", "tokens", "minutes", "target_loss")
 # Another value of these, and the same text makes other weights.
 LEARNED_BY = ("seed", "order", "model", "optim", "schedule")
-LEARNED_BY_IN_TRAIN = ("batch_tokens", "context", "micro_batch", "dtype", "compile", "head_start")
+LEARNED_BY_IN_TRAIN = (
+    *("batch_tokens", "context", "micro_batch", "dtype", "compile", "head_start"),
+    *("average", "average_share"),
+)
 
 
 class SampleConfig(Settings):
@@ -77,6 +80,8 @@ class TrainConfig(Settings):
     """Stop when so much time has passed since the first step, evaluations and saving included, compiling not."""
     target_loss: float | None = Field(None, gt=0)
     """Stop when a step's training loss is not above this."""
+    patience: int | None = Field(None, ge=1)
+    """Stop, before the end that is given otherwise, when so many evaluations in a row were no better than the best."""
     batch_tokens: int = Field(16_384, ge=1, le=2**40)
     """Tokens that each update learns from."""
     context: int | None = Field(None, ge=1)
@@ -84,6 +89,10 @@ class TrainConfig(Settings):
     head_start: bool | None = None
     """Begin with what counted pairs of tokens tell, so that the first guesses are a table's; where blocks begin as the
     identity and the head is the model's own, when not given."""
+    average: Literal["ema"] | None = None
+    """Evaluate, sample and keep the weights' moving average in place of the newest ones."""
+    average_share: float = Field(0.1, gt=0, le=0.5)
+    """How far it reaches back: on average this share of the steps so far; 0.5 is the plain mean of them all."""
     micro_batch: int | None = Field(None, ge=1)
     """Sequences that are computed at once; what fits, when not given."""
     eval_every_steps: int | None = Field(None, ge=1)
@@ -95,7 +104,10 @@ class TrainConfig(Settings):
     not given, on all of the validation text alone, or where eval_every_steps is not given either, on as much of it as a
     twentieth of the run allows, and at the end on all of it."""
     save_every_steps: int | None = Field(None, ge=1)
-    """Save every so many steps; every five minutes when not given. Each best evaluation so far is saved as well."""
+    """Save every so many steps."""
+    save_every_minutes: float | None = Field(None, gt=0)
+    """Save every so many minutes; five when save_every_steps is not given either. The weights of the best evaluation
+    so far are saved with the next checkpoint."""
     sample_every_steps: int | None = Field(None, ge=1)
     """Sample every so many steps; with each evaluation when not given, or as often as takes little of the run."""
     keep_checkpoints: int = Field(2, ge=1)
@@ -104,9 +116,12 @@ class TrainConfig(Settings):
     """Keep the weights of steps 1, 2, 4, 8 and so on, for looking back; of a large model 1, 4, 16."""
     device: str | None = None
     """cpu, cuda, cuda:1 or mps; the fastest there is when not given."""
-    dtype: Literal["float32", "bfloat16"] | None = None
-    """Numbers to compute in; bfloat16 where the machine is fast at it, when not given. Weights are kept in
-    float32."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Numbers to compute in; when not given, bfloat16 where the machine is fast at it, float16 on GPUs that are fast at
+    that alone (T4, V100, P100). Weights are kept in float32."""
+    activation_checkpointing: bool | None = None
+    """Keep of each block only what it reads, and compute it again backwards: far less memory for a third more
+    arithmetic; where one sequence would not fit otherwise, when not given."""
     compile: bool | None = None
     """Compile the model; where it pays, when not given."""
     threads: int | None = Field(None, ge=1)

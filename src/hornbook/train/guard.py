@@ -12,8 +12,6 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-import torch
-
 from hornbook.base.console import warn
 from hornbook.base.errors import UserError
 from hornbook.base.machine import BY_HAND, signals_to_end
@@ -57,29 +55,40 @@ class NonFiniteGuard:
     """Steps whose loss or gradient was not finite. Their updates never reached the weights; too many in a row end the
     run."""
 
-    def __init__(self, in_a_row: int = 0) -> None:
+    def __init__(self, in_a_row: int = 0, dtype: str = "float32") -> None:
         self.in_a_row = in_a_row
+        self._or = ", or --train.dtype float32, which holds larger numbers" if dtype == "float16" else ""
 
     def saw(self, step: int, first_sample: int, sequences: int, finite: bool) -> None:
         if finite:
             self.in_a_row = 0
             return
         self.in_a_row += 1
-        samples = f"samples {first_sample} to {first_sample + sequences - 1}"
+        samples = _samples(first_sample, sequences)
         warn(f"step {step}: loss or gradient is not finite; left out ({samples}), the weights stay as they were")
         if self.in_a_row >= NON_FINITE_IN_A_ROW:
             raise UserError(
                 f"step {step}: not finite for {self.in_a_row} steps in a row; lower --optim.lr and --optim.matrix-lr, "
-                "or lengthen --schedule.warmup-steps, and train again"
+                f"or lengthen --schedule.warmup-steps, and train again{self._or}"
             )
 
 
-def smaller_micro_batch(micro_batch: int, device: torch.device) -> int:
+def tell_spike(step: int, first_sample: int, sequences: int, loss: float, length: float) -> None:
+    """Of a step that was left out as one (spikes.py)."""
+    warn(
+        f"step {step}: loss {loss:.3f}, gradient {length:,.2f}, far beyond the steps before; left out "
+        f"({_samples(first_sample, sequences)}), the weights stay as they were"
+    )
+
+
+def _samples(first: int, count: int) -> str:
+    return f"samples {first} to {first + count - 1}"
+
+
+def smaller_micro_batch(micro_batch: int) -> int:
     """Half as many sequences at once, the batch staying as it is; a UserError where one is too many."""
     if micro_batch == 1:
         raise UserError("out of memory with one sequence at a time; lower --model.context, n-layer or n-embd")
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
     warn(
         f"out of memory with {micro_batch} sequences at once; going on with {micro_batch // 2}, "
         "the batch stays as it is"

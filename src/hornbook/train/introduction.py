@@ -17,6 +17,8 @@ from hornbook.shards.prepare import changed_in_reading
 from hornbook.train.config import RunConfig
 from hornbook.train.loop import Run
 from hornbook.train.origin import Origin
+from hornbook.train.pauses import steps_in_all
+from hornbook.train.schedule import doubts_of
 
 
 def introduce(run: Run, begin: Path | Origin | None) -> None:
@@ -29,9 +31,12 @@ def introduce(run: Run, begin: Path | Origin | None) -> None:
         f"model     {count(model.n_params())} parameters: {model.n_layer} layers, {model.n_head} heads, "
         f"width {model.n_embd}, context {model.context}",
         f"training  {config.sequences * config.window:,} tokens a step ({config.sequences} x {config.window}), "
-        f"on {machine.name}, {machine.dtype}{threads}",
+        f"on {machine.name}{threads}",
+        f"numbers   {machine.dtype}: {machine.why_dtype}{in_short_numbers(run)}",
         f"run       {run.folder} (Ctrl-C stops and saves)",
     ]
+    if run.learner.checkpoints_activations:
+        lines.insert(4, f"memory    {why_checkpointing(config)}")
     of_token = shards.bytes_of_text("train") / max(train["tokens"], 1)
     lines.insert(1, f"          a token is about {of_token:.1f} bytes of text; what is to validate is never trained on")
     lines.insert(2, f"          {loaded(config, run.loader.order, val['tokens'])}")
@@ -49,8 +54,23 @@ def introduce(run: Run, begin: Path | Origin | None) -> None:
         lines.append("weights   random; embedding and head know from counting which token follows which")
     for line in lines:
         run.progress.note(line)
-    for line in _doubts(config):
+    for line in _doubts(config, run.loader.order.samples_per_epoch):
         warn(line)
+
+
+def in_short_numbers(run: Run) -> str:
+    """What follows from them."""
+    if run.machine.dtype == "float32":
+        return ""
+    scaler = run.learner.scaler
+    scaled = f", the loss is scaled by {scaler.scale.item():,.0f}" if scaler.scales else ""
+    return f"; weights are kept in float32{scaled}"
+
+
+def why_checkpointing(config: RunConfig) -> str:
+    asked = config.train.activation_checkpointing is not None
+    why = "as asked for" if asked else "without it, one sequence would not fit"
+    return f"activation checkpointing: {why}; a third more arithmetic"
 
 
 def loaded(config: RunConfig, order: SampleOrder, val_tokens: int) -> str:
@@ -68,8 +88,10 @@ def loaded(config: RunConfig, order: SampleOrder, val_tokens: int) -> str:
     )
 
 
-def _doubts(config: RunConfig) -> Iterator[str]:
+def _doubts(config: RunConfig, samples_per_epoch: int) -> Iterator[str]:
     """What a person would hardly mean, though it was published so."""
+    if (steps := steps_in_all(config, samples_per_epoch, 0, 0.0)) is not None:
+        yield from doubts_of(config.schedule, steps)
     if (share := config.schedule.final_share) > 1 and config.schedule.kind != "constant":
         yield f"the learning rate rises to {share:g} times what it warms up to, as --schedule.final-share says"
     if (

@@ -12,23 +12,34 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from hornbook.base.machine import Machine, is_out_of_memory, mix_seed
+from hornbook.base.console import warn
+from hornbook.base.machine import Machine, free_cache, is_out_of_memory, mix_seed
 from hornbook.base.world import World
 from hornbook.model.compile import compiled_or_eager
 from hornbook.model.gpt import GPT
 from hornbook.model.init import untrained
+from hornbook.train.average import Average
 from hornbook.train.config import RunConfig
 from hornbook.train.guard import smaller_micro_batch
 from hornbook.train.optim import Optimizer, clip_gradients
-from hornbook.train.precision import WorkingCopy
+from hornbook.train.precision import LossScaler, WorkingCopy
 from hornbook.train.recorded import Numbers, StepRecorder, Take
+from hornbook.train.spikes import Spikes
 
 # Where a step can be launched as one (recorded.py).
 RECORDED_ON = ("cuda",)
 
 
 class Learner:
-    def __init__(self, config: RunConfig, machine: Machine, world: World, micro_batch: int, compiled: bool) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        machine: Machine,
+        world: World,
+        micro_batch: int,
+        compiled: bool,
+        checkpoints_activations: bool = False,
+    ) -> None:
         self.micro_batch, self.compiled = micro_batch, compiled
         self.weights_are_whole = True  # not in the middle of an update
         self._config, self._machine, self._world = config, machine, world
@@ -37,14 +48,21 @@ class Learner:
         self.model = untrained(config.model).to(self._device).train()
         self.optimizer = Optimizer(self.model, config.optim, machine.torch_dtype)
         self._working = WorkingCopy(self.model, machine.torch_dtype)
+        self.scaler = LossScaler(machine.torch_dtype, self._device)
+        self._spikes = Spikes(config.optim.spike, self._device)
+        self._average = Average(self.model, config.train.average_share) if config.train.average else None
         self._seed = config.seed
         self._take_step: Callable[[Take, float], Numbers] = self._step
         if self._device.type in RECORDED_ON:
             flops = config.sequences * config.window * config.model.flops_per_token(config.window)
             self._take_step = StepRecorder(self._step, config.sequences, flops, self._device)
+        if checkpoints_activations:
+            self._checkpoint_activations()
 
     def prepare(self) -> None:
-        """Compile what computes, where that pays."""
+        """Compile what computes, where that pays; average from where the weights are, if they are averaged."""
+        if self._average is not None:
+            self._average.begin()
         model = self._working.model
         while self.compiled:
             try:
@@ -53,10 +71,15 @@ class Learner:
                 return
             except torch.OutOfMemoryError:
                 pass  # the error holds on to what was allocated, so go on only when it is gone
-            self.micro_batch = smaller_micro_batch(self.micro_batch, self._device)
+            self._take_less_memory()
+
+    @property
+    def checkpoints_activations(self) -> bool:
+        return self._working.model.checkpoints_activations
 
     def learn(self, take: Take, step: int, factor: float) -> Numbers:
-        """One step: the loss of its batch and the length of its gradients, once they have changed the weights."""
+        """One step: its loss, the length of its gradients once they have changed the weights, whether it was left out
+        as a spike, and by what its loss was scaled."""
         self._seed = mix_seed(self._config.seed, "step", step)
         torch.manual_seed(self._seed)
         return self._take_step(take, factor)
@@ -65,11 +88,16 @@ class Learner:
         loss = self.gradients(take)
         length = clip_gradients(list(self.model.parameters()), self._config.optim.clip)
         # Decided on the device: what is not finite never reaches the weights, and nobody waits to know.
-        skip = 1 - (loss + length).isfinite().float()
+        overflowed, spike = 1 - (loss + length).isfinite().float(), self._spikes.saw(loss, length)
+        skip = torch.maximum(overflowed, spike)
         self.weights_are_whole = self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
         self.optimizer.step(factor, skip)
+        if self._average is not None:
+            self._average.update(skip)
         self.weights_are_whole = True
-        return loss, length
+        scale = self.scaler.scale.clone()
+        self.scaler.update(overflowed)
+        return Numbers(loss, length, spike, scale)
 
     def gradients(self, take: Take) -> torch.Tensor:
         """The loss of a batch, its gradients left on the model. Where memory runs out, again with smaller
@@ -84,20 +112,58 @@ class Learner:
                 for first in range(0, sequences, self.micro_batch):
                     ids, targets = take(first, min(self.micro_batch, sequences - first))
                     loss = self._working.model(ids, targets) / (sequences * context)
-                    loss.backward()
+                    loss.backward(self.scaler.scale)
                     self._working.collect_gradients()
                     total += loss.detach()
+                self.scaler.unscale(self.model)
                 return self._world.sum(total)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-            self.micro_batch = smaller_micro_batch(self.micro_batch, self._device)
+            self._take_less_memory()
             self.prepare()
+
+    def _take_less_memory(self) -> None:
+        """Fewer sequences at once; where there is but one, less that is kept of it."""
+        free_cache(self._device)
+        if self.micro_batch > 1 or self.checkpoints_activations or self._config.train.activation_checkpointing is False:
+            self.micro_batch = smaller_micro_batch(self.micro_batch)
+        else:
+            warn("out of memory with one sequence at once; going on with activation checkpointing, more slowly")
+            self._checkpoint_activations()
+
+    def _checkpoint_activations(self) -> None:
+        self._working.model.checkpoints_activations = True
+        if self._config.model.dropout > 0:  # a step that looks at random states cannot be recorded
+            self._take_step = self._step
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What must be saved beside the weights for training to go on."""
+        averaged = self._average.tensors() if self._average is not None else {}
+        return self.optimizer.tensors() | self._spikes.tensors() | averaged
+
+    def restore(self, saved: dict[str, torch.Tensor]) -> None:
+        self._spikes.restore(saved)
+        if self._average is not None:
+            self._average.restore(saved)
+        self.optimizer.restore(saved)
+
+    def kept_weights(self) -> dict[str, torch.Tensor]:
+        """Of the model that is to be kept: the newest, or their average."""
+        newest = self.model.state_dict()
+        return newest if self._average is None else self._average.of(newest)
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[GPT]:
+        """The model that is to be kept: with the newest weights, or their average."""
+        with self._average.in_place() if self._average is not None else contextlib.nullcontext():
+            yield self.model
 
     @contextlib.contextmanager
     def at_rest(self) -> Iterator[GPT]:
-        """The model that computes, with the newest weights and without dropout."""
-        self._working.refresh()
-        self._working.model.eval()
-        yield self._working.model
-        self._working.model.train()
+        """The model that computes, with the weights that are to be kept and without dropout."""
+        with self.kept():
+            self._working.refresh()
+            self._working.model.eval()
+            yield self._working.model
+            self._working.model.train()

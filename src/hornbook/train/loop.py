@@ -22,16 +22,18 @@ from hornbook.model.folder import load_weights
 from hornbook.runs.folder import RunFolder
 from hornbook.shards.format import Shards
 from hornbook.shards.order import Batch, Loader
-from hornbook.train.checkpoint import TrainState, save_checkpoint, save_snapshot
+from hornbook.train.checkpoint import TrainState, save_snapshot
 from hornbook.train.config import RunConfig
-from hornbook.train.guard import NonFiniteGuard, StopSignals
+from hornbook.train.guard import NonFiniteGuard, StopSignals, tell_spike
 from hornbook.train.learner import Learner
 from hornbook.train.metrics import MEMORY_EVERY_STEPS, Metrics, StepReading, passed
 from hornbook.train.optimizers import learning_rates
 from hornbook.train.pauses import Pauses
+from hornbook.train.proof import Proof
+from hornbook.train.saving import Saver
 from hornbook.train.schedule import WHOLE, Extension, lr_factor, share_done
 
-INTERRUPTED = "interrupted"
+INTERRUPTED, FAILED = "interrupted", "failed"
 
 
 @dataclass
@@ -51,15 +53,16 @@ class Run:
     progress: Progress
     state: TrainState
     pauses: Pauses
+    saver: Saver
+    proof: Proof | None = None
     began: float = 0.0  # when the run's clock would have been started, had the run never been interrupted
     planned: Extension = WHOLE  # since when the learning rate has followed its plan
-    saved_step: int = 0
     saved_seconds: float = 0.0
 
 
 def train(run: Run) -> str:
     """Step until the run is done; how it ended, in a few words."""
-    if share_of(run) >= 1:
+    if share_of(run) >= 1 or out_of_patience(run):
         return "nothing left to do"
     ended = ""
     with StopSignals() as signals, attention_backend(run.machine.device), saved_if_it_fails(run):
@@ -69,6 +72,7 @@ def train(run: Run) -> str:
         if run.state.step == 0 and (run.config.train.eval_from_step is not None or known_already):
             evaluate(run)
         while not ended:
+            run.saver.look()
             before = share_of(run)
             update(run, before)
             ended = look_around(run, before, run.world.any(signals.asked > 0))
@@ -83,7 +87,7 @@ def update(run: Run, share: float) -> None:
         return run.loader.take(first_sample + first, count)
 
     factor = lr_factor(config.schedule, state.step, share, run.planned)
-    loss, gradient_length = run.learner.learn(take, state.step, factor)
+    numbers = run.learner.learn(take, state.step, factor)
 
     state.step += 1
     state.sample += config.sequences
@@ -96,11 +100,12 @@ def update(run: Run, share: float) -> None:
         factor,
         state.seconds,
         progress=share_of(run),
+        before=share,
         epochs=epochs_of(run),
         rates=learning_rates(config.optim, factor),
         memory=memory_in_use(run.machine.device) if state.step % MEMORY_EVERY_STEPS == 1 else None,
     )
-    run.metrics.launched(reading, loss, gradient_length)
+    run.metrics.launched(reading, numbers)
 
 
 def look_around(run: Run, before: float, asked_to_stop: bool) -> str:
@@ -120,12 +125,18 @@ def look_around(run: Run, before: float, asked_to_stop: bool) -> str:
         ended = INTERRUPTED
     if due.evaluate or ended not in ("", INTERRUPTED):
         evaluate(run)
+        if ended in ("", INTERRUPTED):
+            ended = out_of_patience(run) or ended
     if due.sample or ended not in ("", INTERRUPTED):
         sample(run)
     if due.snapshot and run.world.is_first:
-        save_snapshot(run.folder, run.run_id, run.learner.model, run.shards.tokenizer, state, knobs.keep_checkpoints)
-    if due.save or ended or (due.evaluate and state.best_step == state.step):
+        with run.learner.kept() as model:
+            save_snapshot(run.folder, run.run_id, model, run.shards.tokenizer, state, knobs.keep_checkpoints)
+    state.ended = ended
+    if due.save or ended or (due.evaluate and state.best_step == state.step and not remembered_as_best(run)):
         save(run)
+    if ended:
+        run.saver.wait()
     if state.eval_windows and ended not in ("", INTERRUPTED):
         evaluate_whole(run)
     return ended
@@ -134,14 +145,24 @@ def look_around(run: Run, before: float, asked_to_stop: bool) -> str:
 def read_numbers(run: Run, everything: bool) -> float | None:
     """Write down the numbers that have arrived from the device; the loss that reached the target, if one did."""
     target = run.config.train.target_loss
-    for reading, loss, gradient_length in run.metrics.arrived(everything):
+    for reading, told in run.metrics.arrived(everything):
         for line in passed(run.config, reading, run.loader.order.samples_per_epoch):
             run.progress.note(line)
-        finite = math.isfinite(loss) and math.isfinite(gradient_length)
-        run.guard.saw(reading.step, reading.first_sample, run.config.sequences, finite)
-        if target is not None and loss <= target:
-            run.state.reached_loss = loss
-            return loss
+        numbers = (told.loss, told.gradient_length, reading.lr_factor)
+        if run.proof is not None and (verdict := run.proof.saw(reading.step, *numbers)):
+            run.progress.note(verdict)
+        if told.overflowed:
+            run.progress.note(
+                f"step {reading.step}: gradients past what float16 holds, as happens; left out, the loss is scaled by "
+                f"{told.scale / 2:,.0f} from here on"
+            )
+        else:
+            run.guard.saw(reading.step, reading.first_sample, run.config.sequences, told.finite)
+        if told.spike:
+            tell_spike(reading.step, reading.first_sample, run.config.sequences, told.loss, told.gradient_length)
+        if target is not None and told.loss <= target:
+            run.state.reached_loss = told.loss
+            return told.loss
     return None
 
 
@@ -156,19 +177,31 @@ def evaluate(run: Run) -> None:
             train_loss = score(model, run.shards.split("train"), context, 0, at_most).loss
     state.val_loss, state.evaluated_at = result.loss, state.step
     if math.isfinite(result.loss) and (state.best_val_loss is None or result.loss < state.best_val_loss):
-        state.best_val_loss, state.best_step = result.loss, state.step
+        state.best_val_loss, state.best_step, state.not_better_in_a_row = result.loss, state.step, 0
+    else:
+        state.not_better_in_a_row += 1
     run.metrics.evaluated(
         state.step, state.tokens, epochs_of(run), seconds_since_beginning(run), result, at_most is None, train_loss
     )
 
 
+def out_of_patience(run: Run) -> str:
+    """Why it is to end, where its evaluations have not become better for too long."""
+    patience, state = run.config.train.patience, run.state
+    if patience is None or state.not_better_in_a_row < patience:
+        return ""
+    best = f"{state.best_val_loss:.4f} in step {state.best_step}" if state.best_val_loss is not None else "none"
+    return f"no better validation loss in {state.not_better_in_a_row} evaluations (best: {best})"
+
+
 def evaluate_whole(run: Run) -> None:
     """The best model, which evaluations on a part of the validation set have found, on all of it."""
-    state, best = run.state, run.folder.checkpoint(run.state.best_step)
-    there = state.best_step != state.step and best.is_dir()
+    state, folder = run.state, run.folder
+    places = [each(state.best_step) for each in (folder.checkpoint, folder.best_model)]
+    there = [each for each in places if state.best_step != state.step and each.is_dir()]
     with run.learner.at_rest() as model:
         if there:  # in place of the newest weights, which are saved, so that it takes no more memory
-            load_weights(model, best)
+            load_weights(model, there[0])
         result = score(model, run.shards.split("val"), run.config.window, run.shards.bytes_of_text("val"))
     run.metrics.evaluated_whole(state.best_step if there else state.step, result)
 
@@ -195,11 +228,17 @@ def save(run: Run) -> None:
     state, learner = run.state, run.learner
     state.seconds = seconds_since_beginning(run)
     state.micro_batch, state.compiled = learner.micro_batch, learner.compiled
-    state.not_finite_in_a_row = run.guard.in_a_row
+    state.checkpoints_activations = learner.checkpoints_activations
+    state.not_finite_in_a_row, state.scaler = run.guard.in_a_row, learner.scaler.state() or state.scaler
     if run.world.is_first:
         state.logs = run.metrics.sync()
-        save_checkpoint(run.folder, run.run_id, learner, run.shards.tokenizer, state, run.machine.facts(), run.config)
-    run.saved_step, run.saved_seconds = state.step, state.seconds
+        run.saver.begin(state)
+    run.saved_seconds = state.seconds
+
+
+def remembered_as_best(run: Run) -> bool:
+    """Whether the next checkpoint will take along the weights of this step."""
+    return not run.world.is_first or run.saver.remember_best(run.state)
 
 
 def seconds_since_beginning(run: Run) -> float:
@@ -220,13 +259,23 @@ def epochs_of(run: Run) -> float:
 def saved_if_it_fails(run: Run) -> Iterator[None]:
     """Whatever goes wrong outside an update, the steps before it are kept."""
     try:
-        yield
-    except Exception:
-        if run.learner.weights_are_whole and run.state.step > run.saved_step:
-            with contextlib.suppress(Exception):
-                run.metrics.arrived(everything=True)
-                save(run)
-        raise
+        with run.saver:
+            try:
+                yield
+            except Exception:
+                save_what_is_whole(run)
+                raise
     finally:
         run.metrics.close()
         run.progress.close()
+
+
+def save_what_is_whole(run: Run) -> None:
+    with contextlib.suppress(Exception):
+        run.saver.wait()
+    if run.learner.weights_are_whole and run.state.step > run.saver.saved_step:
+        with contextlib.suppress(Exception):
+            run.metrics.arrived(everything=True)
+            run.state.ended = FAILED
+            save(run)
+            run.saver.wait()

@@ -2,8 +2,8 @@
 
 In: a run's config, its model (also one on the meta device), how many sequences are computed at once, and in which
 numbers.  Out: `TrainingMemory`: every part with the arithmetic that it comes from. What is held throughout is exact;
-activations are those of the eager model, of which compiling keeps less. Saving goes through main memory, and is left
-out.
+activations are those of the eager model, of which compiling keeps less. Saving copies into main memory what of it is
+free, or nothing (saving.py), and is left out.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from hornbook.train.config import RunConfig
 from hornbook.train.optim import grouped, rule_named
 
 FP32 = 4
-NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,16 @@ class TrainingMemory:
         return self.held_bytes + self.fullest.bytes
 
 
-def training_memory(config: RunConfig, model: GPT, at_once: int, dtype: torch.dtype, device: str) -> TrainingMemory:
+def training_memory(
+    config: RunConfig,
+    model: GPT,
+    at_once: int,
+    dtype: torch.dtype,
+    device: str,
+    checkpoints_activations: bool | None = None,
+) -> TrainingMemory:
     """What training needs at its fullest, with `at_once` sequences at a time in numbers of `dtype` on a kind of
-    device."""
+    device; with activation checkpointing or without, as the config says when not given."""
     count = sum(parameter.numel() for parameter in model.parameters())
     working = dtype != torch.float32
     held = [Share("weights, fp32", f"{count:,} x {FP32}", FP32 * count)]
@@ -77,19 +84,22 @@ def training_memory(config: RunConfig, model: GPT, at_once: int, dtype: torch.dt
         name = NAMES[dtype]
         held.append(Share(f"working copy, {name}", f"{count:,} x {dtype.itemsize}", dtype.itemsize * count))
     held += optimizer_parts(config, model)
+    if config.train.average:
+        held.append(Share("averaged weights, fp32", f"{count:,} x {FP32}", FP32 * count))
     gradients = Share("gradients, fp32", f"{count:,} x {FP32}", FP32 * count)
     several = at_once < config.sequences
+    before = [gradients] if several else []
     tokens = at_once * config.window
-    moments = [
-        Moment(
-            "forwards and backwards",
-            (
-                *([gradients] if several else []),
-                activations(config.model, tokens, config.window, dtype, device),
-                loss_pieces(config.model, tokens, dtype, device),
-            ),
-        )
-    ]
+    head = loss_pieces(config.model, tokens, dtype, device)
+    if checkpoints_activations is None:
+        checkpoints_activations = config.train.activation_checkpointing is True
+    if checkpoints_activations:
+        read = what_blocks_read(config.model, tokens, dtype)
+        one = activations(config.model.with_(n_layer=1), tokens, config.window, dtype, device)
+        moments = [Moment("loss", (*before, read, head)), Moment("backwards", (gradients, read, one))]
+    else:
+        kept = activations(config.model, tokens, config.window, dtype, device)
+        moments = [Moment("forwards and backwards", (*before, kept, head))]
     if working and several:
         fresh = Share(f"the working copy's, {name}", f"{count:,} x {dtype.itemsize}", dtype.itemsize * count)
         moments.append(Moment("gradients added up", (gradients, fresh)))
@@ -130,6 +140,13 @@ def activations(config: ModelConfig, tokens: int, window: int, dtype: torch.dtyp
     numbers = round(config.n_layer * sum(times * width for times, width in block)) + ends
     arithmetic = f"{tokens:,} tokens x {size} x ({config.n_layer} x ({inner}) + 4 x {config.n_embd:,})"
     return Share(f"activations, {NAMES[dtype]}", arithmetic, tokens * size * numbers)
+
+
+def what_blocks_read(config: ModelConfig, tokens: int, dtype: torch.dtype) -> Share:
+    """With activation checkpointing: the stream before each block and after the last."""
+    layers, size = config.n_layer + 1, dtype.itemsize
+    arithmetic = f"{tokens:,} tokens x {size} x {layers} x {config.n_embd:,}"
+    return Share(f"what blocks read, {NAMES[dtype]}", arithmetic, tokens * size * layers * config.n_embd)
 
 
 def _kept_in_block(config: ModelConfig, window: int, dtype: torch.dtype, device: str) -> list[tuple[float, int]]:

@@ -11,7 +11,7 @@ import math
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,6 +20,8 @@ from hornbook.infer.score import Score
 from hornbook.runs.folder import METRICS, SAMPLES, RunFolder
 from hornbook.runs.logs import Log
 from hornbook.train.config import RunConfig
+from hornbook.train.precision import LEAST_SCALE
+from hornbook.train.recorded import Numbers
 
 RATE_OVER_STEPS = 50
 # The loss that is shown is their mean; in the log stands each.
@@ -44,10 +46,31 @@ class StepReading:
     progress: float
     epochs: float
     """How often the text was read, with this step."""
+    before: float = 0.0
+    """The progress before this step."""
     rates: Mapping[str, float] = field(default_factory=dict)
     """The learning rates of this step, by what learns at them."""
     memory: tuple[int, int] | None = None
     """Bytes of the accelerator's that are taken, and that it has, where this step looked."""
+
+
+class Told(NamedTuple):
+    """The numbers of a step, once they have arrived (see recorded.Numbers)."""
+
+    loss: float
+    gradient_length: float
+    spike: float
+    scale: float
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.loss) and math.isfinite(self.gradient_length)
+
+    @property
+    def overflowed(self) -> bool:
+        """Whether gradients were not finite for their scale alone, which can still fall: nothing is wrong with the
+        run."""
+        return math.isfinite(self.loss) and not self.finite and self.scale > LEAST_SCALE
 
 
 class Metrics:
@@ -70,21 +93,21 @@ class Metrics:
         self._memory: tuple[int, int] | None = None
         self._val_loss: float | None = None
 
-    def launched(self, reading: StepReading, loss: torch.Tensor, gradient_length: torch.Tensor) -> None:
+    def launched(self, reading: StepReading, there: Numbers) -> None:
         """A step is under way; its numbers start towards the host."""
-        numbers = torch.stack([loss.float(), gradient_length.float()])
+        numbers = torch.stack([each.float() for each in there])
         event = None
         if numbers.is_cuda:
-            numbers = torch.empty(2, pin_memory=True).copy_(numbers, non_blocking=True)
+            numbers = torch.empty(len(numbers), pin_memory=True).copy_(numbers, non_blocking=True)
             event = torch.cuda.Event()
             event.record()
         elif numbers.device.type != "cpu":
             numbers = numbers.cpu()
         self._waiting.append((reading, numbers, event))
 
-    def arrived(self, everything: bool = False) -> list[tuple[StepReading, float, float]]:
-        """Steps whose numbers are here, as (reading, loss, gradient length), now written down; on an accelerator the
-        newest is left for the next call, unless `everything` is wanted."""
+    def arrived(self, everything: bool = False) -> list[tuple[StepReading, Told]]:
+        """Steps whose numbers are here, now written down; on an accelerator the newest is left for the next call,
+        unless `everything` is wanted."""
         done = []
         while self._waiting:
             reading, numbers, event = self._waiting[0]
@@ -93,9 +116,9 @@ class Metrics:
                     break
                 event.synchronize()
             self._waiting.popleft()
-            loss, length = numbers.tolist()
-            self._write_step(reading, loss, length)
-            done.append((reading, loss, length))
+            told = Told(*numbers.tolist())
+            self._write_step(reading, told)
+            done.append((reading, told))
         return done
 
     def evaluated(
@@ -164,20 +187,25 @@ class Metrics:
         """The share of the accelerator's peak that the model's own arithmetic reaches."""
         return self.tokens_per_second() * self._flops_per_token / self._peak_flops if self._peak_flops else None
 
-    def _write_step(self, reading: StepReading, loss: float, length: float) -> None:
+    def _write_step(self, reading: StepReading, told: Told) -> None:
         self._recent.append((reading.seconds, reading.tokens))
         self._memory = reading.memory or self._memory
-        if math.isfinite(loss):
-            self._losses.append(loss)
+        if math.isfinite(told.loss):
+            self._losses.append(told.loss)
         entry = {
             "step": reading.step,
             "tokens": reading.tokens,
             "epochs": _rounded(reading.epochs),
-            "loss": _or_null(loss),
-            "grad_norm": _or_null(length),
+            "loss": _or_null(told.loss),
+            "grad_norm": _or_null(told.gradient_length),
+            "lr_factor": reading.lr_factor,
             **reading.rates,
             "seconds": round(reading.seconds, 3),
         }
+        if told.scale != 1:
+            entry["loss_scale"] = told.scale
+        if told.spike:
+            entry["left_out"] = True
         if reading.memory is not None:
             entry |= dict(zip(("memory_bytes", "memory_total_bytes"), reading.memory, strict=True))
         self._log.write(entry)
@@ -208,9 +236,10 @@ def passed(config: RunConfig, reading: StepReading, samples_per_epoch: int) -> I
     for epoch in range(first, last + 1):
         if epoch <= EPOCHS_TOLD or epoch % EPOCHS_TOLD == 0:
             yield f"epoch {epoch} finished in step {reading.step}"
-    if config.schedule.kind == "drop" and reading.step - 1 == config.schedule.drop_step:
-        share, last = reading.lr_factor, reading.step - 1
-        yield f"learning rate dropped to {config.optim.lr * share:.3g}, {share:.3g} of its height, after step {last}"
+    if config.schedule.dropped_in(reading.step, reading.before, reading.progress):
+        share = config.schedule.final_share
+        lr = config.optim.lr * config.optim.lr_scale * share
+        yield f"learning rate dropped to {lr:.3g}, {share:.3g} of its height, after step {reading.step}"
 
 
 def _epoch(epochs: float) -> int:

@@ -77,7 +77,7 @@ class Muon:
         for (rows, columns), matrices in stacks.items():
             numbers, square = matrices * rows * columns, matrices * min(rows, columns) ** 2
             # In fp32 the iterate needs no copy in another type, but every generation of it is twice as large.
-            each, squares = (14, 2) if compute == torch.bfloat16 else (16, 8)
+            each, squares = (14, 2) if compute != torch.float32 else (16, 8)
             squares = 12 if _is_oblong(min(rows, columns), max(rows, columns), compute) else squares
             sum_of = f"{numbers:,} x {each} + {square:,} x {squares}" + (f" + {before:,} x 4" if before else "")
             size = numbers * each + square * squares + before * 4
@@ -88,8 +88,9 @@ class Muon:
 
 def orthogonalised(matrices: torch.Tensor, compute: torch.dtype = torch.float32) -> torch.Tensor:
     """(n, rows, columns) to matrices with the same directions, their singular values near 1."""
-    x = matrices.to(compute)
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x = (matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(
+        compute
+    )  # as they come, fp16 may not hold them
     turned = x.shape[-2] > x.shape[-1]
     x = x.mT if turned else x
     x = _by_its_square(x) if _is_oblong(x.shape[-2], x.shape[-1], compute) else _step_by_step(x)
@@ -97,7 +98,7 @@ def orthogonalised(matrices: torch.Tensor, compute: torch.dtype = torch.float32)
 
 
 def _is_oblong(rows: int, columns: int, compute: torch.dtype) -> bool:
-    """In bf16 a square loses too much of what is small."""
+    """In bf16 and fp16 a square loses too much of what is small."""
     return compute == torch.float32 and columns >= OBLONG * rows
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -75,8 +76,15 @@ def rule_named(name: str) -> type[Rule]:
 def grouped(model: GPT, config: OptimConfig) -> dict[Group, Named]:
     groups: dict[Group, Named] = {}
     for name, parameter in model.named_parameters():
-        groups.setdefault(OPTIMIZERS[config.kind](name, parameter.ndim, config), {})[name] = parameter
+        group = OPTIMIZERS[config.kind](name, parameter.ndim, config)
+        groups.setdefault(replace(group, lr=group.lr * config.lr_scale), {})[name] = parameter
     return groups
+
+
+def rules_of(model: GPT, config: OptimConfig) -> list[str]:
+    """By which rules a model learns, as the field calls them."""
+    used = {group.rule for group in grouped(model, config)}
+    return [rule_named(name).__name__ for name in RULES if name in used]
 
 
 class AdamW:

@@ -6,7 +6,7 @@ parameter learns. Where it brings a rule of its own, that is one class (see `Rul
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -34,26 +34,34 @@ Grouping = Callable[[str, int, "OptimConfig"], Group]
 def _muon_for_matrices(name: str, axes: int, config: OptimConfig) -> Group:
     if name.startswith("blocks.") and axes == 2:
         return Group("muon", config.matrix_lr, config.weight_decay)
-    return Group("adamw", _adamw_lr(name, config), config.weight_decay if config.decay == "all" else 0.0)
+    return Group("adamw", _lr(name, config), config.weight_decay if config.decay == "all" else 0.0)
 
 
-def _adamw_for_all(name: str, axes: int, config: OptimConfig) -> Group:
+def _for_all(rule: str) -> Grouping:
     """Decay by role: matrices and embeddings shrink; norms and biases, which set scales, only if asked."""
-    decays = axes == 2 or config.decay == "all"
-    return Group("adamw", _adamw_lr(name, config), config.weight_decay if decays else 0.0)
+
+    def group(name: str, axes: int, config: OptimConfig) -> Group:
+        decays = axes == 2 or config.decay == "all"
+        return Group(rule, _lr(name, config), config.weight_decay if decays else 0.0)
+
+    return group
 
 
-def _adamw_lr(name: str, config: OptimConfig) -> float:
+def _lr(name: str, config: OptimConfig) -> float:
     return config.embedding_lr or config.lr if name.startswith(LOOKED_UP) else config.lr
 
 
 OPTIMIZERS: dict[str, Grouping] = {
     "muon": _muon_for_matrices,
-    "adamw": _adamw_for_all,
+    "adamw": _for_all("adamw"),
+    "lion": _for_all("lion"),
+    "sgd": _for_all("sgd"),
 }
 RULES = {
     "muon": "hornbook.train.muon:Muon",
     "adamw": "hornbook.train.optim:AdamW",
+    "lion": "hornbook.train.momentum:Lion",
+    "sgd": "hornbook.train.momentum:SGD",
 }
 if TYPE_CHECKING:
     OptimizerName = str
@@ -72,30 +80,42 @@ LEARNS_AT = {
 def learning_rates(config: OptimConfig, factor: float = 1.0) -> dict[str, float]:
     """The real ones, at `factor` of their height: of norms, biases and the head, of the embedding, of the matrices."""
     group = OPTIMIZERS[config.kind]
-    return {name: factor * group(*parameter, config).lr for name, parameter in LEARNS_AT.items()}
+    scaled = factor * config.lr_scale
+    return {name: scaled * group(*parameter, config).lr for name, parameter in LEARNS_AT.items()}
 
 
 class OptimConfig(Settings):
     kind: OptimizerName = "muon"
-    """Muon for the matrices of the blocks and AdamW for the rest, or AdamW for all."""
+    """Muon for the matrices of the blocks and AdamW for the rest; or one rule for all: AdamW, Lion or SGD."""
     lr: float = Field(3e-3, gt=0)
-    """AdamW's learning rate."""
+    """The learning rate of all that is not Muon's. Lion wants a third of AdamW's or less, SGD ten times as much or
+    more."""
     embedding_lr: float | None = Field(None, gt=0)
-    """AdamW's learning rate for the embedding; `lr` when not given."""
+    """The same for the embedding; `lr` when not given."""
     matrix_lr: float = Field(0.02, gt=0)
     """Muon's learning rate."""
+    lr_scale: float = Field(1.0, gt=0)
+    """Multiplies all learning rates."""
     momentum: float = Field(0.95, ge=0, lt=1)
-    """Muon's memory of past gradients."""
+    """Muon's memory of past gradients, and SGD's."""
+    nesterov: bool = False
+    """Let SGD look ahead along its momentum, as Muon always does."""
     weight_decay: float = Field(0.1, ge=0)
     """How fast weights shrink, times their learning rate."""
     decay: Literal["matrices", "all"] = "matrices"
     """What shrinks: matrices, save embeddings under Muon; or norms, biases and embeddings too, as torch's AdamW does by
     itself."""
     beta1: float = Field(0.9, ge=0, lt=1)
-    """AdamW's memory of past gradients."""
+    """AdamW's memory of past gradients; of Lion, the share that it has in a step."""
     beta2: float = Field(0.95, ge=0, lt=1)
-    """AdamW's memory of past squared gradients."""
+    """AdamW's memory of past squared gradients; Lion's of past gradients."""
     eps: float = Field(1e-10, gt=0)
     """Added to AdamW's root, against division by zero."""
     clip: float | None = Field(1.0, gt=0)
     """Gradients longer than this are shortened to it."""
+    spike: float | None = Field(20.0, gt=0)
+    """Leave a step out whose loss or gradient lies so many deviations above the last 65 steps; auto: none."""
+
+    def mistakes(self) -> Iterator[tuple[str, str]]:
+        if self.nesterov and not self.momentum:
+            yield "nesterov", "looks ahead along a momentum, so give --optim.momentum one"

@@ -10,13 +10,14 @@ steps show it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from hornbook.train.checkpoint import TrainState, has_snapshot
-from hornbook.train.config import RunConfig
+from hornbook.train.config import RunConfig, TrainConfig
 
 EVALUATIONS = SAMPLES = 10
-SAVE_EVERY_SECONDS = 300.0
+SAVE_EVERY_MINUTES = 5.0
 SHARE_FOR_EVALUATIONS = 0.05
 SHARE_FOR_SAMPLES = 0.03
 # Of a token: forwards and backwards, and forwards alone.
@@ -69,7 +70,7 @@ class Pauses:
         return Due(
             evaluate=evaluating,
             sample=_every(state.step, knobs.sample_every_steps, with_it),
-            save=_every(state.step, knobs.save_every_steps, since_saved > SAVE_EVERY_SECONDS),
+            save=_every(state.step, knobs.save_every_steps, False) or since_saved > 60 * save_every_minutes(knobs),
             snapshot=knobs.snapshots and has_snapshot(state.step, self._config.model.n_params()),
         )
 
@@ -93,6 +94,12 @@ class Pauses:
             first = _windows(self._config, LEAST_TOKENS, self._val_tokens)
             state.eval_windows = first if plan is UNKNOWN else plan.windows
         return state.eval_windows or None
+
+
+def save_every_minutes(knobs: TrainConfig) -> float:
+    if knobs.save_every_minutes is None:
+        return SAVE_EVERY_MINUTES if knobs.save_every_steps is None else math.inf
+    return knobs.save_every_minutes
 
 
 def planned(config: RunConfig, steps: float, val_tokens: int, device: str, windows: int | None) -> Plan:

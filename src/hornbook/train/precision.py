@@ -1,7 +1,8 @@
-"""Compute in bf16, learn in fp32.
+"""Compute in bf16 or fp16, learn in fp32.
 
 In: the model whose weights are learned, in fp32.  Out: a working copy in the machine's fast numbers, cast once a step
-rather than at every layer, and its gradients, added up in fp32.
+rather than at every layer, and its gradients, added up in fp32. Fp16 is as exact as bf16 is not, but ends at 65,504 and
+at 0.00000006, so there the loss is scaled before its gradients are computed, and they are scaled back in fp32.
 """
 
 from __future__ import annotations
@@ -11,6 +12,11 @@ import copy
 import torch
 
 from hornbook.model.gpt import GPT
+
+# As torch's GradScaler has it: where to begin, and after how many steps without an overflow to try twice as much.
+FIRST_SCALE, STEPS_TO_GROW = 2.0**16, 2000
+# A loss that is not scaled has no gradients to overflow by; those that still do are the model's, not the numbers'.
+LEAST_SCALE = 1.0
 
 
 class WorkingCopy:
@@ -37,3 +43,39 @@ class WorkingCopy:
             assert worker.grad is not None
             master.grad = worker.grad.float() if master.grad is None else master.grad.add_(worker.grad)
             worker.grad = None
+
+
+class LossScaler:
+    """As large a scale as the gradients allow: one that overflows halves it, many steps without double it. All on the
+    device and in place, so that nobody waits to know and a step can be recorded. Powers of two, so that scaling rounds
+    nothing."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.scales = dtype == torch.float16
+        self.scale = torch.full((), FIRST_SCALE if self.scales else 1.0, device=device)
+        self._good_steps = torch.zeros((), device=device)
+
+    @torch.no_grad()
+    def unscale(self, model: GPT) -> None:
+        """The model's gradients, added up in fp32, as they are without a scale."""
+        if self.scales:
+            gradients = [each.grad for each in model.parameters() if each.grad is not None]
+            torch._foreach_mul_(gradients, 1 / self.scale)
+
+    @torch.no_grad()
+    def update(self, skipped: torch.Tensor) -> None:
+        """After a step whose gradients were not finite (`skipped` is 1), or were (0)."""
+        if self.scales:
+            self._good_steps.add_(1).mul_(1 - skipped)
+            grows = (self._good_steps == STEPS_TO_GROW).float()
+            self.scale.mul_((1 - skipped / 2) * (1 + grows)).clamp_(min=LEAST_SCALE)
+            self._good_steps.mul_(1 - grows)
+
+    def state(self) -> dict[str, float] | None:
+        """What must be saved for training to go on."""
+        return {"scale": self.scale.item(), "good_steps": self._good_steps.item()} if self.scales else None
+
+    def restore(self, saved: dict[str, float] | None) -> None:
+        if self.scales and saved is not None:
+            self.scale.fill_(saved["scale"])
+            self._good_steps.fill_(saved["good_steps"])

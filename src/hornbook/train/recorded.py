@@ -8,13 +8,23 @@ million parameters at 2,048 tokens a step take 19 ms on an H200 whose host is bu
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
 from hornbook.base.console import warn
 from hornbook.shards.order import Batch
 
-Numbers = tuple[torch.Tensor, torch.Tensor]
+
+class Numbers(NamedTuple):
+    """Of a step, each a number on the device."""
+
+    loss: torch.Tensor
+    gradient_length: torch.Tensor
+    spike: torch.Tensor  # 1 where the step was left out as one
+    scale: torch.Tensor  # by which the loss was scaled
+
+
 # Takes so many samples of the step's batch, from a first on.
 Take = Callable[[int, int], Batch]
 Step = Callable[[Take, "float | torch.Tensor"], Numbers]
@@ -35,7 +45,7 @@ class StepRecorder:
         self._record: _Record | None = None
 
     def __call__(self, take: Take, factor: float) -> Numbers:
-        """The loss of a step and the length of its gradients, its weights changed."""
+        """The numbers of a step, its weights changed."""
         if self._left == 0:
             self._left = None
             try:

@@ -8,17 +8,20 @@ of a jump, stays there and falls, as over a run of its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from hornbook.train.checkpoint import TrainState
 from hornbook.train.config import STOPS, RunConfig, TrainConfig
-from hornbook.train.schedules import SCHEDULES, ScheduleConfig
+from hornbook.train.schedules import SCHEDULES, Place, ScheduleConfig
 
 PLANNED = "planned_since"
 # Of what was added: in a short one, `warmup_steps` would take most of it.
 REWARM_SHARE = 0.1
+# A warm-up that is followed by a fall at once does not come to the whole; of half a wave, a fifth of it to this.
+LEAST_PEAK, PLACES = 0.9, 1000
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Extension:
         return {PLANNED: asdict(self)} if self.step else {}
 
     def told(self, config: ScheduleConfig) -> str:
-        height = _height(config, self.step, self.progress, 0.0)
+        height = _height(config, self.step, self.progress, 0.0, self)
         return (
             f"the end was moved: the learning rate goes from {self.factor:.0%} of its height to {height:.0%} in small "
             "steps, and falls towards the new end"
@@ -72,17 +75,40 @@ def lr_factor(config: ScheduleConfig, step: int, progress: float, since: Extensi
     """Step 0 is the first; progress is the share of the run that is done before it."""
     progress = min(max(progress, 0.0), 1.0)
     done = min(max((progress - since.progress) / (1 - since.progress), 0.0), 1.0) if since.progress < 1 else 1.0
-    warm = min((step - since.step + 1) / config.warmup_steps, 1.0) if config.warmup_steps else float(since == WHOLE)
+    if config.warmup_share is not None:
+        warm = min(done / config.warmup_share, 1.0)
+    else:
+        warm = min((step - since.step + 1) / config.warmup_steps, 1.0) if config.warmup_steps else float(since == WHOLE)
     rise = warm if since == WHOLE else max(warm, min(done / REWARM_SHARE, 1.0))
-    return since.factor + (_height(config, step, since.progress, done) - since.factor) * rise
+    return since.factor + (_height(config, step, progress, done, since) - since.factor) * rise
 
 
-def _height(config: ScheduleConfig, step: int, begun: float, done: float) -> float:
+def _height(config: ScheduleConfig, step: int, progress: float, done: float, since: Extension) -> float:
     """What the rate is to be, once it is warm. Where the plan of the whole had fallen already, what was added begins
     from there: a little more of a run is not a new one."""
     fall = SCHEDULES[config.kind]
-    share = fall(config, step, begun) * fall(config, step, done)
+    fallen = fall(config, Place(since.step, since.progress, since.progress))
+    share = fallen * fall(config, Place(step, progress, done))
     return config.final_share + (1 - config.final_share) * share
+
+
+def doubts_of(config: ScheduleConfig, steps: float) -> Iterator[str]:
+    """What the schedule of a run of so many steps cannot do."""
+    last = math.ceil(steps) - 1
+    if config.kind == "drop" and config.drop_step is not None and config.drop_step > last:
+        yield f"the learning rate drops after step {config.drop_step:,}, but the run ends with step {last + 1:,}"
+    rising = config.warmup_share * steps if config.warmup_share is not None else config.warmup_steps
+    if config.final_share > 1 or rising < 2:
+        return
+    # Nothing but the warm-up rises, so the peak is no later than its end; of a long one some places are enough.
+    until = min(math.ceil(rising), last)
+    places = sorted({round(until * place / PLACES) for place in range(PLACES + 1)})
+    peak = max(lr_factor(config, step, step / steps) for step in places)
+    if peak < LEAST_PEAK:
+        yield (
+            f"a warm-up of {rising:,.0f} in a run of {steps:,.0f} steps peaks at {peak:.3f} of the learning rate; "
+            f"--schedule.warmup-steps {max(steps / 10, 1):.0f} reaches it"
+        )
 
 
 def planned_since(

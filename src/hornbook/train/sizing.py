@@ -19,8 +19,10 @@ from hornbook.train.memory import training_memory
 LEAST_BYTES_OF_A_PARAMETER = 12
 # On a CPU few sequences are computed at once, for its caches' sake.
 CPU_TOKENS = 8192
-# Compiling takes about a minute, which a run must be long enough to win back.
-LEAST_SECONDS_TO_COMPILE = 600
+# Compiling takes about a minute, which a run must be long enough to win back: on CUDA half as long, for steps that then
+# take two thirds of the time.
+LEAST_SECONDS_TO_COMPILE = {"cuda": 300}
+ELSEWHERE = 600
 
 
 def fitted_to(shards: Shards, config: RunConfig) -> RunConfig:
@@ -58,19 +60,29 @@ def refuse_without_room(config: RunConfig, machine: Machine) -> None:
         )
 
 
-def first_micro_batch(config: RunConfig, machine: Machine) -> int:
+def is_to_checkpoint_activations(config: RunConfig, machine: Machine, before: bool | None = None) -> bool:
+    """As the user says, or as the run did before, or where not even one sequence should fit otherwise."""
+    if config.train.activation_checkpointing is not None:
+        return config.train.activation_checkpointing
+    return config.train.micro_batch is None and not _fits(config, machine, 1, False) if before is None else before
+
+
+def first_micro_batch(config: RunConfig, machine: Machine, checkpoints_activations: bool = False) -> int:
     """How many sequences to compute at once: what the user says, or as many as should fit; where they do not, the
     learner halves it."""
     if config.train.micro_batch is not None:
         return min(config.train.micro_batch, config.sequences)
-    device, room = machine.torch_device.type, 0.8 * machine.memory_bytes
-    most = CPU_TOKENS // config.window if device == "cpu" else config.sequences
-    model, at_once = outline(config.model), config.sequences
-    while at_once > 1 and (
-        at_once > most or training_memory(config, model, at_once, machine.torch_dtype, device).bytes > room
-    ):
+    most = CPU_TOKENS // config.window if machine.device == "cpu" else config.sequences
+    at_once = config.sequences
+    while at_once > 1 and (at_once > most or not _fits(config, machine, at_once, checkpoints_activations)):
         at_once = (at_once + 1) // 2
     return at_once
+
+
+def _fits(config: RunConfig, machine: Machine, at_once: int, checkpoints_activations: bool) -> bool:
+    model, device = outline(config.model), machine.torch_device.type
+    needed = training_memory(config, model, at_once, machine.torch_dtype, device, checkpoints_activations)
+    return needed.bytes <= 0.8 * machine.memory_bytes
 
 
 def is_to_be_compiled(config: RunConfig, machine: Machine, samples_per_epoch: int, before: bool | None) -> bool:
@@ -81,8 +93,8 @@ def is_to_be_compiled(config: RunConfig, machine: Machine, samples_per_epoch: in
 
 
 def _compiling_pays(config: RunConfig, machine: Machine, samples_per_epoch: int) -> bool:
-    knobs = config.train
-    if knobs.minutes is not None and knobs.minutes * 60 < LEAST_SECONDS_TO_COMPILE:
+    knobs, least = config.train, LEAST_SECONDS_TO_COMPILE.get(machine.torch_device.type, ELSEWHERE)
+    if knobs.minutes is not None and knobs.minutes * 60 < least:
         return False
     ends = [samples_per_epoch * knobs.epochs * config.window] if knobs.epochs else []
     ends += [knobs.steps * knobs.batch_tokens] if knobs.steps else []
@@ -90,4 +102,4 @@ def _compiling_pays(config: RunConfig, machine: Machine, samples_per_epoch: int)
     if not ends:
         return True
     seconds = min(ends) * config.model.flops_per_token() / (machine.peak_flops or 5e11) / 0.4
-    return seconds > LEAST_SECONDS_TO_COMPILE
+    return seconds > least

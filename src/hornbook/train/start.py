@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from hornbook.base.names import plain_name
 from hornbook.base.stored import stored
 from hornbook.base.world import World
 from hornbook.runs import folder as runs
-from hornbook.runs.folder import RECORD, Record, RunFolder, damage_of_model
+from hornbook.runs.folder import METRICS, RECORD, Record, RunFolder, damage_of_model
 from hornbook.shards.format import Shards
 from hornbook.shards.order import Loader, SampleOrder
 from hornbook.shards.prepare import open_or_prepare, too_little
@@ -37,10 +38,12 @@ from hornbook.train.checkpoint import (
     TrainState,
     check_room,
     clear_leftovers,
-    forget_snapshots_after,
+    differences,
+    forget_models_after,
     newest_checkpoint,
     refuse_other_settings,
     restore,
+    save_checkpoint,
     saved_state,
 )
 from hornbook.train.config import STOPS, RunConfig, override
@@ -51,10 +54,18 @@ from hornbook.train.learner import Learner
 from hornbook.train.metrics import Metrics
 from hornbook.train.origin import Origin
 from hornbook.train.pauses import Pauses
+from hornbook.train.proof import Proof
+from hornbook.train.saving import Saver
 from hornbook.train.schedule import Extension, planned_since
-from hornbook.train.sizing import first_micro_batch, fitted_to, is_to_be_compiled, refuse_without_room
+from hornbook.train.sizing import (
+    first_micro_batch,
+    fitted_to,
+    is_to_be_compiled,
+    is_to_checkpoint_activations,
+    refuse_without_room,
+)
 
-MAY_CHANGE = {*STOPS, "device", "threads"}
+MAY_CHANGE = {*STOPS, "patience", "device", "threads", "activation_checkpointing"}
 
 
 @dataclass(frozen=True)
@@ -145,6 +156,22 @@ def free_folder(config: RunConfig, parent: Path = runs.USUAL) -> Path:
     return runs.free_folder(name_of(Path(config.data)) if own else plain_name(config.recipe, "run"), parent)
 
 
+def learner_at(state: TrainState, config: RunConfig, machine: Machine, world: World, order: SampleOrder) -> Learner:
+    """One that computes as the run did when it was there; its weights are a matter of their own."""
+    checkpoints_activations = is_to_checkpoint_activations(config, machine, state.checkpoints_activations)
+    learner = Learner(
+        config,
+        machine,
+        world,
+        micro_batch=state.micro_batch or first_micro_batch(config, machine, checkpoints_activations),
+        compiled=is_to_be_compiled(config, machine, order.samples_per_epoch, state.compiled),
+        checkpoints_activations=checkpoints_activations,
+    )
+    if state.step:
+        learner.scaler.restore(state.scaler)
+    return learner
+
+
 def _recorded(folder: RunFolder) -> tuple[Record, RunConfig]:
     record = folder.record()
     if record.edited:
@@ -189,27 +216,27 @@ def _train(
     if machine.device == "cpu":
         keep_freed_memory()
     refuse_without_room(config, machine)
-    check_room(folder, config.model.n_params(), config.train.keep_checkpoints)
+    check_room(folder, config.model.n_params(), config.train.keep_checkpoints, config.train.average is not None)
     tokens = shards.split("train")
     order = SampleOrder(config.order, config.seed, shards.fingerprint, len(tokens), config.window, config.sequences)
-    state = saved_state(begin, machine.facts()) if isinstance(begin, Path) else TrainState()
-    learner = Learner(
-        config,
-        machine,
-        world,
-        micro_batch=state.micro_batch or first_micro_batch(config, machine),
-        compiled=is_to_be_compiled(config, machine, order.samples_per_epoch, state.compiled),
-    )
+    state, proof = TrainState(), None
+    if isinstance(begin, Path):
+        state, differing = saved_state(begin), differences(begin, machine.facts())
+        for each in differing:
+            warn(f"{each}: the run goes on, but not bit for bit as it would have")
+        proof = Proof.of(folder.metrics, state.logs[METRICS], state.step, differing) if METRICS in state.logs else None
+    learner = learner_at(state, config, machine, world, order)
     if isinstance(begin, Path):
         restore(begin, learner)
     elif begin is not None:
         begin.restore(learner, config)
     elif config.has_head_start:
         give_head_start(learner.model, tokens, config.seed)
-    forget_snapshots_after(folder, state.step)
+    forget_models_after(folder, state.step)
     planned = planned_since(before or config, config, state, order.samples_per_epoch, Extension.of(record.more))
     folder.write(record.with_(machine=machine.facts(), **planned.record()))
     flops = config.model.flops_per_token(config.window)
+    write_checkpoint = partial(save_checkpoint, folder, record.run_id, shards.tokenizer, machine.facts(), config)
     run = loop.Run(
         config=config,
         folder=folder,
@@ -220,12 +247,13 @@ def _train(
         loader=Loader(tokens, order, machine.torch_device),
         learner=learner,
         metrics=Metrics(folder, progress, flops, machine.peak_flops, state.logs if goes_on else None),
-        guard=NonFiniteGuard(state.not_finite_in_a_row),
+        guard=NonFiniteGuard(state.not_finite_in_a_row, machine.dtype),
         progress=progress,
         state=state,
         pauses=Pauses(config, order.samples_per_epoch, len(shards.split("val")), machine.torch_device.type),
         planned=planned,
-        saved_step=state.step,
+        proof=proof,
+        saver=Saver(learner, write_checkpoint, state.step),
         saved_seconds=state.seconds,
     )
     introduce(run, begin)

@@ -1,0 +1,119 @@
+"""Checkpoints are written beside training.
+
+In: a learner, and the loop's state after a step.  Out: the checkpoint of that step, some steps later.
+The weights and moments are copied at once; to lay them out, write, hash and rename them, and to let go of older ones,
+is the work of a thread, one checkpoint at a time. What goes wrong in it is raised at the next step. The weights of the
+best evaluation are kept in memory until the next checkpoint takes them along. Where main memory has no room for copies,
+training waits until all is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import replace
+from types import TracebackType
+from typing import Self, TypeVar
+
+from hornbook.base.background import Background
+from hornbook.base.console import warn
+from hornbook.base.machine import free_memory_bytes, is_out_of_memory
+from hornbook.train.checkpoint import (
+    CHECKPOINT_BYTES_OF_A_PARAMETER,
+    WEIGHT_BYTES_OF_A_PARAMETER,
+    Best,
+    Learned,
+    TrainState,
+    copied,
+)
+from hornbook.train.learner import Learner
+
+# Of the memory that is free, for the copy; another program may want some meanwhile.
+SHARE_OF_FREE_MEMORY = 0.8
+# Pinned memory comes in powers of two.
+PINNED_ROUNDED_UP = 2
+T = TypeVar("T")
+
+
+class Saver:
+    """Writes the checkpoints of one run."""
+
+    def __init__(self, learner: Learner, write: Callable[[Learned, TrainState], None], saved_step: int) -> None:
+        self.saved_step = saved_step
+        """Of the newest checkpoint that is safely on the disk."""
+        self._learner, self._write = learner, write
+        self._beside: bool | None = None
+        self._thread = Background()
+        self._writing: Future[None] | None = None
+        self._best: Best | None = None
+        self._best_on_its_way: Best | None = None
+
+    def __enter__(self) -> Self:
+        self._thread.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Whatever ends a run, what is being written is finished first; who asks to leave at once leaves it behind."""
+        at_once = error is not None and not isinstance(error, Exception)
+        self._thread.__exit__(*((kind, error, trace) if at_once else (None, None, None)))
+
+    def begin(self, state: TrainState) -> None:
+        """Copy what was learned, and have it written."""
+        self.wait()
+        if self._best is not None and self._best.step != state.best_step:
+            self._best = None  # the checkpoint itself is better
+        learned = replace(Learned.of(self._learner), best=self._best)
+        self._best_on_its_way, state = self._best, replace(state, logs=dict(state.logs))
+        if (copy := self._copied(learned.copied)) is not None:
+            self._writing = self._thread.submit(self._save, copy, state)
+        else:
+            self._save(learned, state)
+            self._best = None
+
+    def remember_best(self, state: TrainState) -> bool:
+        """Have the weights of this step written with the next checkpoint; False where memory has no room for them."""
+        weights = self._copied(lambda: copied(self._learner.kept_weights()))
+        if weights is not None:
+            self._best = Best(state.step, state.val_loss, weights)
+        return weights is not None
+
+    def look(self) -> None:
+        """Raise what went wrong since the last look."""
+        if self._writing is not None and self._writing.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until what is being written is on the disk; raise what went wrong."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+            if self._best is self._best_on_its_way:
+                self._best = None
+
+    def _save(self, learned: Learned, state: TrainState) -> None:
+        self._write(learned, state)
+        self.saved_step = state.step
+
+    def _copied(self, copy: Callable[[], T]) -> T | None:
+        try:
+            return copy() if self._may_copy() else None
+        except RuntimeError as error:
+            if not is_out_of_memory(error) and "out of memory" not in str(error):  # so CUDA says it of pinned memory
+                raise
+            self._beside = False
+            return None
+
+    def _may_copy(self) -> bool:
+        """Decided by what is free before the first copy, which later ones take the place of: a checkpoint's, of best
+        weights that go with it, and of better ones."""
+        if self._beside is None:
+            model = self._learner.model
+            needed = (CHECKPOINT_BYTES_OF_A_PARAMETER + 2 * WEIGHT_BYTES_OF_A_PARAMETER) * model.config.n_params()
+            needed *= PINNED_ROUNDED_UP if model.embedding.weight.is_cuda else 1
+            free = free_memory_bytes("cpu")
+            self._beside = free is not None and needed <= SHARE_OF_FREE_MEMORY * free
+            if not self._beside:
+                warn("main memory has no room for a second copy of what is learned: training waits while it is saved")
+        return self._beside
