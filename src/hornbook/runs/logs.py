@@ -117,7 +117,7 @@ class Following:
 
 
 def _entries(data: bytes) -> list[dict[str, Any]]:
-    entries = []
+    entries: list[dict[str, Any]] = []
     for line in data.split(b"\n"):
         with contextlib.suppress(ValueError):
             entry = json.loads(line)
