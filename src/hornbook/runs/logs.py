@@ -122,5 +122,5 @@ def _entries(data: bytes) -> list[dict[str, Any]]:
         with contextlib.suppress(ValueError):
             entry = json.loads(line)
             if isinstance(entry, dict):
-                entries.append({RENAMED.get(name, name): value for name, value in entry.items()})
+                entries.append({RENAMED.get(str(name), str(name)): value for name, value in entry.items()})
     return entries
