@@ -70,7 +70,7 @@ def test_the_report_draws_all_of_it(run: Path) -> None:
 def test_the_rates_told_are_those_that_the_parameters_learn_at(kind: str, tiny: Callable[..., RunConfig]) -> None:
     from hornbook.model.init import outline
 
-    config = OptimConfig(kind=kind, lr=0.003, embedding_lr=0.01, matrix_lr=0.02)
+    config = OptimConfig(kind=kind, lr_scale=2.0, lr=0.003, embedding_lr=0.01, matrix_lr=0.02)
     model = tiny().model.with_(vocab_size=300)
     at = {name: group.lr for group, named in grouped(outline(model), config).items() for name in named}
     told = learning_rates(config, 0.5)

@@ -57,7 +57,7 @@ def test_a_step_is_a_line_with_these_numbers(metrics: Metrics, tmp_path: Path) -
     metrics.sync()
     assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [
         {
-            "step": 3, "tokens": 3000, "epochs": 0.3, "loss": 2.5, "grad_norm": 0.75, "lr_factor": 1.0, "lr": 0.002,
+            "step": 3, "tokens": 3000, "epochs": 0.3, "loss": 2.5, "grad_norm": 0.75, "lr_factor": 0.5, "lr": 0.002,
             "seconds": 0.75,
         },
         {

@@ -71,9 +71,7 @@ def test_the_first_step_with_other_numbers_is_named(run: Path, capsys: pytest.Ca
     capsys.readouterr()
     assert main(["verify", str(run), "--replay", "--json"]) == 1
     told = json.loads(capsys.readouterr().out)["replay"]
-    assert told.startswith(
-        f"does not continue exactly: step 4 had grad norm {length * (1 + 2**-52)}, now {length};"
-    )
+    assert told.startswith(f"does not continue exactly: step 4 had grad norm {length * (1 + 2**-52)}, now {length};")
     assert told.endswith("the machine, torch and the threads are the same as then")
 
 

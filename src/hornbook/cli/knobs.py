@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from hornbook.base.console import paragraphs, say
+from hornbook.base.console import command, paragraphs, say
 from hornbook.base.errors import UserError
 
 if TYPE_CHECKING:
@@ -81,10 +81,10 @@ def show_help(words: list[str], group: str) -> None:
     given.pop("out", None)
     config = compose(named, given, tiny)
     paragraphs(USAGE)
-    values = f"Each with what `hornbook train {named or DEFAULT}` takes; auto: chosen when the run begins."
+    values = f"Each with what `{command('train', named or DEFAULT)}` takes; auto: chosen when the run begins."
     every = list(told(RunConfig, config))
     if not group:
-        say(f"What is turned most. {values}\n")
+        paragraphs(f"What is turned most. {values}\n\n")
         by_name = {dotted: lines for dotted, *lines in every}
         for dotted in FIRST:
             _show(*by_name[dotted])
@@ -92,9 +92,9 @@ def show_help(words: list[str], group: str) -> None:
         for name, about in GROUPS.items():
             say(f"  {name:10} {sum(group_of(dotted) == name for dotted, *_ in every):3}  {about}")
         return
-    say(values)
+    paragraphs(values)
     for name in GROUPS if group == "all" else [group]:
-        say(f"\n{GROUPS[name]}\n")
+        paragraphs(f"\n{GROUPS[name]}\n\n")
         for dotted, *lines in every:
             if group_of(dotted) == name:
                 _show(*lines)

@@ -76,7 +76,9 @@ def meant(named: RunConfig | str | None, knobs: Mapping[str, Any]) -> tuple[RunC
     if named is None:
         return recipe, {name: value for name, value in knobs.items() if name != "recipe"}
     if not named.endswith(SETTINGS) and recipe != named:
-        raise UserError(f"--recipe: {recipe}, but {named} is named as well; name one recipe: hornbook train {recipe}")
+        raise UserError(
+            f"--recipe: {recipe}, but {named} is named as well; name one recipe: {command('train', recipe)}"
+        )
     return named, knobs
 
 

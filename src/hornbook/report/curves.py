@@ -86,8 +86,7 @@ class Curves:
             val_losses=[each["val_loss"] for each in evaluated],
             train_steps=[each["step"] for each in both],
             train_losses=[each["train_loss"] for each in both],
-            # Earlier versions wrote down what share of its height the learning rate had.
-            drops=sorted({drop for name in ("lr_factor", "lr") for drop in _drops(_series(entries, name))}),
+            drops=_drops(_series(entries, "lr_factor")),
             grad_norms=_series(entries, "grad_norm"),
             rates={name: series for name in RATES if (series := _series(entries, name))},
             epochs_per_step=trained[-1].get("epochs", 0) / trained[-1]["step"],

@@ -117,11 +117,10 @@ class Following:
 
 
 def _entries(data: bytes) -> list[dict[str, Any]]:
-    entries = []
+    entries: list[dict[str, Any]] = []
     for line in data.split(b"\n"):
         with contextlib.suppress(ValueError):
             entry = json.loads(line)
             if isinstance(entry, dict):
-                named: dict[str, Any] = entry
-                entries.append({RENAMED.get(name, name): value for name, value in named.items()})
+                entries.append({RENAMED.get(str(name), str(name)): value for name, value in entry.items()})
     return entries

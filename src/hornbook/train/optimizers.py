@@ -80,7 +80,8 @@ LEARNS_AT = {
 def learning_rates(config: OptimConfig, factor: float = 1.0) -> dict[str, float]:
     """The real ones, at `factor` of their height: of norms, biases and the head, of the embedding, of the matrices."""
     group = OPTIMIZERS[config.kind]
-    return {name: factor * group(*parameter, config).lr for name, parameter in LEARNS_AT.items()}
+    scaled = factor * config.lr_scale
+    return {name: scaled * group(*parameter, config).lr for name, parameter in LEARNS_AT.items()}
 
 
 class OptimConfig(Settings):
