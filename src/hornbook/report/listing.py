@@ -20,8 +20,8 @@ from hornbook.base.errors import UserError
 from hornbook.runs.folder import STATE, RunFolder
 from hornbook.runs.logs import last_entries
 
-# An evaluation is among the last steps of a log, or noted in the newest checkpoint.
-BYTES_LOOKED_AT = 1 << 16
+# For the last step, and for evaluations, of which the best before these is noted in the newest checkpoint.
+LAST_BYTES, BYTES_LOOKED_AT = 1 << 12, 1 << 16
 HEADINGS = ("run", "state", "step", "loss", "best val", "size", "written")
 OF_NUMBERS = (2, 3, 4, 5)
 
@@ -70,9 +70,9 @@ def show(found: list[Standing]) -> None:
 def _standing(path: Path) -> Standing:
     run = RunFolder(path)
     locked, state = files.is_locked(path), _newest_state(run)
-    entries = last_entries(run.metrics, BYTES_LOOKED_AT)
-    steps = [each for each in entries if "loss" in each]
-    tried = [state.get("best_val_loss"), *(each.get("val_loss") for each in entries)]
+    steps = [each for each in last_entries(run.metrics, LAST_BYTES) if "loss" in each]
+    evaluations = last_entries(run.metrics, BYTES_LOOKED_AT, '"val_loss"')
+    tried = [state.get("best_val_loss"), *(each.get("val_loss") for each in evaluations)]
     evaluated = [each for each in tried if isinstance(each, int | float)]
     step = steps[-1].get("step") if steps and (locked or not state) else state.get("step")
     size, written = _size(path)
