@@ -24,8 +24,8 @@ BIN := .venv/bin
 # What is computed, and so may depend on the processor.
 NUMBERS := tests/model tests/base/test_machine.py \
 	$(addprefix tests/train/test_,accumulation.py loop.py muon.py optim.py precision.py) \
-	$(addprefix tests/infer/test_,beams.py decode.py evaluate.py quantize.py sampler.py score.py) \
-	$(addprefix tests/exchange/test_,gguf.py hub_models.py references.py systems.py transformers.py with_code.py)
+	$(addprefix tests/infer/test_,beams.py decode.py quantize.py sampler.py score.py) \
+	$(addprefix tests/exchange/test_,gguf.py references.py systems.py transformers.py with_code.py)
 QUICK := tests/test_house.py tests/test_help.py tests/base/test_settings.py tests/base/test_errors.py tests/runs \
 	tests/model/test_gpt.py tests/model/test_loss.py tests/infer/test_sampler.py tests/recipes/test_recipes.py \
 	$(addprefix tests/train/test_,metrics.py muon.py optim.py schedule.py loop.py)
@@ -35,12 +35,16 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 # What is compiled of Python is kept, or every child of the tests would compile all of it again.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test quick test-long test-plain test-space bench check size knobs clean
+.PHONY: demo test quick test-long test-plain test-space bench check style types suite size knobs clean
 
 demo: .venv/ready-to-run
 	$(BIN)/hornbook train demo
 
-test: check
+# The types are checked beside the tests: alone, that keeps one core of two waiting.
+test: style
+	@$(MAKE) --no-print-directory -j 2 types suite
+
+suite: .venv/ready-to-test
 	OMP_NUM_THREADS=1 $(PYTEST)
 
 quick: .venv/ready-to-test
@@ -64,9 +68,13 @@ test-space: .venv/ready-to-test
 bench: .venv/ready-to-test
 	$(BIN)/python bench/rows.py $(if $(ROWS),--rows $(ROWS)) $(if $(OUT),--out $(OUT)) $(if $(NANOGPT),--peer $(NANOGPT))
 
-check: .venv/ready-to-test
+check: style types
+
+style: .venv/ready-to-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: .venv/ready-to-test
 	$(BIN)/mypy
 
 # torch for Linux brings CUDA with it, driver or not.

@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 
 from hornbook.base.settings import merge
+from hornbook.report import curves
 from hornbook.train.config import RunConfig, override
 
 ROOT = Path(__file__).parent.parent
+DRAW = curves.draw
 
 # As in a terminal, for these processes and their children: a shell's background ignores the one, nohup the other.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -27,6 +29,11 @@ os.environ.setdefault(
     "TORCHINDUCTOR_CACHE_DIR",
     f"{tempfile.gettempdir()}/hornbook-tests-{os.getuid()}-{os.environ.get('ATEN_CPU_CAPABILITY', 'as-it-is')}",
 )
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """What is long does not stand in the name of a test, which all workers keep and send."""
+    return argname if isinstance(val, str | bytes) and len(val) > 100 else None
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -44,6 +51,25 @@ def no_power_cut() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_pictures() -> Iterator[None]:
+    """Commands read a run's curves and draw them, which takes longer than to train what is trained here."""
+
+    def read_alone(run: Path) -> list[Path]:
+        curves.Curves.read(run)
+        return []
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(curves, "draw", read_alone)
+        yield
+
+
+@pytest.fixture
+def pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They draw them after all."""
+    monkeypatch.setattr(curves, "draw", DRAW)
 
 
 @pytest.fixture

@@ -87,6 +87,7 @@ def test_settings_recipes_and_corpora_do_not_wait_for_torch() -> None:
     assert "--train.batch-tokens" in done.stdout
 
 
+@pytest.mark.usefixtures("pictures")
 def test_training_tells_what_was_reached_and_what_to_try_next(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,6 +138,7 @@ def test_a_text_of_any_name_on_a_screen_of_any_kind(
     assert visible(told) == told
 
 
+@pytest.mark.usefixtures("pictures")
 def test_generate_eval_verify_and_report_on_a_run(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["generate", str(trained), "--prompt", "def ", "--max-tokens", "5", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)

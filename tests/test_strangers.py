@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from effort import tries
 from hornbook.base import files
 from hornbook.base.errors import HornbookError, UserError
 from hornbook.base.ours import Hidden, hidden
@@ -36,7 +37,7 @@ from hornbook.text.tokenizer import TokenizerConfig
 from hornbook.train.config import RunConfig, override
 from hornbook.train.start import fit, resume
 
-EXAMPLES = 12 * int(os.environ.get("HORNBOOK_SOAK", "1"))
+EXAMPLES = tries(8, 24) * int(os.environ.get("HORNBOOK_SOAK", "1"))
 BYTE = TokenizerConfig(kind="byte")
 KINDS = ("staged", "discarded", "replaced", "unfinished", "partial", "spooled")
 LOOKALIKES = [f".{kind}-{owner}place" for kind in KINDS for owner in ("", "1-", "p1-00000000-", "00000000-")]

@@ -112,10 +112,15 @@ class Runs:
         (pickle.dumps({"itos": {0: "a", 1: "a"}}), "different characters"),
         (pickle.dumps({"itos": {0: "a", 1: "\r\n"}}), "different characters"),
         (pickle.dumps({"itos": {0: "a", 1: "b"}}), "ends a line"),
-        (bytes(LARGEST + 1), "too large"),
     ],
 )
 def test_anything_else_is_refused_and_does_not_run(held: bytes, says: str, tmp_path: Path) -> None:
     (tmp_path / META).write_bytes(held)
     assert says in refused(lambda: read_characters(tmp_path / META), tmp_path / META)
     assert not Path("/tmp/hornbook-was-run").exists()
+
+
+def test_a_file_too_large_for_a_table_is_refused(tmp_path: Path) -> None:
+    (tmp_path / META).touch()
+    os.truncate(tmp_path / META, LARGEST + 1)
+    assert "too large" in refused(lambda: read_characters(tmp_path / META), tmp_path / META)

@@ -43,7 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
             "tokenizer": {"kind": "byte"},
             "model": {"n_layer": 2, "n_head": 2, "n_embd": 64, "context": 64},
             "sample": {"tokens": 4},
-            "train": {"steps": 200, "batch_tokens": 1024, "dtype": "float32", "compile": False, "device": "cpu"},
+            "train": {"steps": 60, "eval_every_steps": 60, "batch_tokens": 1024, "dtype": "float32", "compile": False},
         }
     )
     fit(config, folder, Progress())

@@ -88,7 +88,7 @@ def test_texts_equal_offline_ones_however_they_came_and_went(toy_speaker: Speake
     """Requests in fp32: of any length, at random moments, a third of them cancelled on the way."""
     draw = random.Random(7)
     asked, gone = [], []
-    for number in range(tries(24, 60)):
+    for number in range(tries(16, 60)):
         options: dict[str, Any] = {
             "prompt": "".join(draw.choices("abcdé ", k=draw.choice([0, 3, 30, 63, 64, 65, 150]))),
             "n": draw.choice([1, 1, 2, 3]),

@@ -40,7 +40,7 @@ from hornbook.train.start import fit, resume
 REMOVALS = ("unlink", "rmtree", "rename")
 
 
-every_so_many = pytest.mark.parametrize("every", [3, pytest.param(1, marks=long)])
+every_so_many = pytest.mark.parametrize("every", [7, pytest.param(1, marks=long)])
 
 
 class Killed(BaseException):
@@ -134,10 +134,16 @@ def killed_in_step_four(config: RunConfig, run: Path) -> Path:
     return run
 
 
-@pytest.fixture
-def half_way(short_text: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="session")
+def killed(short_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run, killed in step 4."""
-    return killed_in_step_four(tiniest(short_text), tmp_path / "run")
+    return killed_in_step_four(tiniest(short_text), tmp_path_factory.mktemp("killed") / "run")
+
+
+@pytest.fixture
+def half_way(killed: Path, tmp_path: Path) -> Path:
+    """It, for a test to do with as it likes."""
+    return shutil.copytree(killed, tmp_path / "run")
 
 
 def test_a_run_that_was_copied_away_and_one_that_was_renamed_go_on(half_way: Path, in_peace: Path) -> None:
@@ -571,7 +577,7 @@ def resumed_on(disk: Callable[[Any], Any], run: Path, number: int, full_from: in
 
 
 @every_so_many
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("number", [errno.ENOSPC, pytest.param(errno.EIO, marks=long)])
 def test_a_disk_that_fills_at_any_write_of_a_save_costs_nothing_that_was_saved(
     number: int, every: int, half_way: Path, in_peace: Path, tmp_path: Path, disk: Callable[[Any], Any]
 ) -> None:
@@ -741,7 +747,7 @@ def test_snapshots_are_spaced_by_a_factor_and_those_of_large_models_wider(parame
     assert steps[-1] * share > 5000
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("number", [errno.ENOSPC, pytest.param(errno.EIO, marks=long)])
 def test_a_disk_that_takes_no_snapshot_stops_nothing(
     number: int, in_peace: Path, half_way: Path, tmp_path: Path, disk: Callable[[Any], Any], capsys: Any
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from bisect import bisect_left
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,9 @@ def test_a_model_of_a_markov_source_comes_within_two_percent_of_its_entropy(opti
     transitions = chance.dirichlet(np.full(8, 0.6), size=8)
     stationary = np.linalg.matrix_power(transitions, 1000)[0]
     entropy = -float(stationary @ (transitions * np.log(transitions)).sum(axis=1))
-    cumulative, draws, letters = transitions.cumsum(axis=1), chance.random(300_000), [0]
-    for draw in draws:
-        letters.append(min(int(cumulative[letters[-1]].searchsorted(draw)), 7))
+    cumulative, letters = transitions.cumsum(axis=1).tolist(), [0]
+    for draw in chance.random(300_000).tolist():
+        letters.append(min(bisect_left(cumulative[letters[-1]], draw), 7))
     text = tmp_path / "markov.txt"
     text.write_text("".join("abcdefgh"[letter] for letter in letters))
     config = tiniest(
