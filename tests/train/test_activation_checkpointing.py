@@ -32,6 +32,7 @@ SHAPES = {
     "modern": modern(**SIZES, value_embeddings=True, embedding_skip=True),
     "modern, dropout": modern(**SIZES, dropout=0.2),
 }
+FEW = {"steps": 4, "save_every_steps": 100, "eval_every_steps": 100, "snapshots": False}
 ON = {"activation_checkpointing": True}
 
 
@@ -101,7 +102,7 @@ class Small:
 def test_it_is_the_last_answer_to_too_little_memory(
     short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = tiniest(short_text, train={"steps": 4, "batch_tokens": 64})
+    config = tiniest(short_text, train=FEW)
     fit(config.with_(train={"micro_batch": 1}), tmp_path / "one")
     capsys.readouterr()
     with monkeypatch.context() as patch:

@@ -44,7 +44,7 @@ from hornbook.train.checkpoint import (
     saved_state,
 )
 from hornbook.train.config import STOPS, RunConfig, override
-from hornbook.train.guard import NonFiniteGuard
+from hornbook.train.guard import NonFiniteGuard, memory_for_a_model
 from hornbook.train.head_start import give_head_start
 from hornbook.train.introduction import introduce
 from hornbook.train.learner import Learner
@@ -199,21 +199,22 @@ def _train(
     order = SampleOrder(config.order, config.seed, shards.fingerprint, len(tokens), config.window, config.sequences)
     state = saved_state(begin, machine.facts()) if isinstance(begin, Path) else TrainState()
     checkpoints_activations = is_to_checkpoint_activations(config, machine, state.checkpoints_activations)
-    learner = Learner(
-        config,
-        machine,
-        world,
-        micro_batch=state.micro_batch or first_micro_batch(config, machine, checkpoints_activations),
-        compiled=is_to_be_compiled(config, machine, order.samples_per_epoch, state.compiled),
-        checkpoints_activations=checkpoints_activations,
-    )
-    if isinstance(begin, Path):
-        restore(begin, learner)
-        learner.scaler.restore(state.scaler)
-    elif begin is not None:
-        begin.restore(learner, config)
-    elif config.has_head_start:
-        give_head_start(learner.model, tokens, config.seed)
+    with memory_for_a_model():
+        learner = Learner(
+            config,
+            machine,
+            world,
+            micro_batch=state.micro_batch or first_micro_batch(config, machine, checkpoints_activations),
+            compiled=is_to_be_compiled(config, machine, order.samples_per_epoch, state.compiled),
+            checkpoints_activations=checkpoints_activations,
+        )
+        if isinstance(begin, Path):
+            restore(begin, learner)
+            learner.scaler.restore(state.scaler)
+        elif begin is not None:
+            begin.restore(learner, config)
+        elif config.has_head_start:
+            give_head_start(learner.model, tokens, config.seed)
     forget_snapshots_after(folder, state.step)
     planned = planned_since(before or config, config, state, order.samples_per_epoch, Extension.of(record.more))
     folder.write(record.with_(machine=machine.facts(), **planned.record()))
