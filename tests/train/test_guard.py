@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -10,14 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from trial import all_of, good_checkpoints, losses, tiniest
+from trial import all_of, good_checkpoints, losses, metrics, tiniest
 
 from hornbook.base.errors import UserError
 from hornbook.base.machine import free_cache, is_out_of_memory
 from hornbook.model.folder import load_model
 from hornbook.model.gpt import GPT
 from hornbook.runs.folder import RunFolder
-from hornbook.train import learner, loop
+from hornbook.train import learner, loop, muon
 from hornbook.train.guard import (
     NON_FINITE_IN_A_ROW,
     NonFiniteGuard,
@@ -173,6 +174,7 @@ class SmallMemory:
         learner._working.model.hidden = tried
 
 
+FEW = {"steps": 4, "save_every_steps": 100, "eval_every_steps": 100, "snapshots": False}
 ERRORS = [
     torch.OutOfMemoryError("CUDA out of memory"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried"),
@@ -222,6 +224,78 @@ def test_out_of_memory_while_compiling_halves_too(
     monkeypatch.setattr("hornbook.train.learner.compiled_or_eager", compiled)
     fit(tiniest(short_text, train={"compile": True, "steps": 1}), tmp_path / "run")
     assert tried == [(4, 16), (2, 16), (1, 16)]
+
+
+def test_out_of_memory_in_the_optimizers_first_step_halves_before_any_weight_has_changed(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several stacks of matrices the last has no room."""
+    config = tiniest(short_text, model={"dropout": 0.0, "mlp_width": 24}, train=FEW | {"micro_batch": 1})
+    fit(config, tmp_path / "one")
+    orthogonalised, tried = muon.orthogonalised, []
+
+    def short_of_memory(matrices: torch.Tensor, *words: Any) -> torch.Tensor:
+        tried.append(tuple(matrices.shape))
+        if len(tried) in (3, 6):
+            raise ERRORS[0]
+        return orthogonalised(matrices, *words)
+
+    monkeypatch.setattr(muon, "orthogonalised", short_of_memory)
+    fit(config.with_(train={"micro_batch": 4}), tmp_path / "run")
+    assert len(set(tried[:3])) == 3
+    assert losses(tmp_path / "run") == losses(tmp_path / "one")
+    state = json.loads((RunFolder(tmp_path / "run").checkpoints()[0] / "state.json").read_text())
+    assert state["micro_batch"] == 1
+
+
+def test_a_sample_for_which_there_is_no_memory_is_left_out(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiniest(short_text, train=FEW | {"eval_every_steps": 2})
+    fit(config, tmp_path / "peace")
+
+    def short_of_memory(*_: Any, **__: Any) -> None:
+        raise ERRORS[0]
+
+    monkeypatch.setattr(loop, "generate", short_of_memory)
+    capsys.readouterr()
+    fit(config, tmp_path / "run")
+    assert capsys.readouterr().err.count("out of memory in a sample") == 2
+    assert losses(tmp_path / "run") == losses(tmp_path / "peace")
+
+
+def test_an_evaluation_for_which_there_is_little_memory_is_the_same(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiniest(short_text, train=FEW | {"eval_every_steps": 2})
+    fit(config, tmp_path / "peace")
+    losses_of, sizes = GPT.losses, []
+
+    def short_of_memory(model: GPT, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(ids))
+        if len(ids) > 2:
+            raise ERRORS[0]
+        return losses_of(model, ids, targets)
+
+    monkeypatch.setattr(GPT, "losses", short_of_memory)
+    fit(config, tmp_path / "run")
+    assert max(sizes) > 2
+    assert losses(tmp_path / "run") == losses(tmp_path / "peace")
+    scores = [
+        [each["val_loss"] for each in metrics(tmp_path / name) if "val_loss" in each] for name in ("run", "peace")
+    ]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+
+
+def test_out_of_memory_for_the_model_itself_is_the_users_to_mend(
+    short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short_of_memory(*_: Any) -> None:
+        raise ERRORS[0]
+
+    monkeypatch.setattr(learner, "Optimizer", short_of_memory)
+    with pytest.raises(UserError, match=r"lower --model\.n-embd or --model\.n-layer"):
+        fit(tiniest(short_text), tmp_path / "run")
 
 
 def test_other_errors_are_not_taken_for_missing_memory(

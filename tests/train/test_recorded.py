@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from hornbook.model.gpt import GPT
 from hornbook.runs.logs import read_log
 from hornbook.shards.order import Batch
 from hornbook.train import learner, recorded
@@ -60,6 +61,35 @@ def test_a_recorded_step_learns_what_a_step_learns(
     monkeypatch.setattr(recorded._Record, "replay", counted)
     assert trained("recorded", micro_batch=3, dtype=dtype) == pytest.approx(plain, rel=1e-5)
     assert len(replayed) == 12 - recorded.STEPS_BEFORE
+
+
+def test_out_of_memory_while_recording_leaves_the_micro_batch_as_it_is(
+    trained: Callable[..., list[float]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There is memory for the step, only not for a second time: and while recording, none can be given back."""
+    plain, recording_now = trained("plain"), []
+    embedded = GPT.embedded
+
+    def fail(act: Callable[[], recorded.Numbers]) -> None:
+        recording_now.append(True)
+        try:
+            act()
+        finally:
+            recording_now.clear()
+
+    def short_of_memory(*words: Any) -> torch.Tensor:
+        if recording_now:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return embedded(*words)
+
+    monkeypatch.setattr(learner, "RECORDED_ON", ("cpu",))
+    monkeypatch.setattr(learner, "is_recording", lambda device: bool(recording_now))
+    monkeypatch.setattr(recorded, "_recorded", fail)
+    monkeypatch.setattr(GPT, "embedded", short_of_memory)
+    assert trained("unrecorded") == pytest.approx(plain, rel=1e-5)
+    told = capsys.readouterr().err
+    assert told.count("this step cannot be recorded (CUDA out of memory)") == 1
+    assert "sequences at once" not in told
 
 
 def test_a_step_that_cannot_be_recorded_goes_on_as_it_is(

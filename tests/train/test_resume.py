@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 import pty
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,7 @@ from effort import long, tries
 from hornbook.base.files import read_json
 from hornbook.base.machine import choose_machine
 from hornbook.runs.folder import RunFolder
+from hornbook.train import precision
 from hornbook.train.config import RunConfig
 from hornbook.train.start import fit
 
@@ -82,6 +85,49 @@ def test_a_run_killed_at_random_steps_is_the_uninterrupted_run_bit_for_bit(
     assert process.returncode == 0, errors
     assert all_of(run) == all_of(tmp_path / "peace"), f"chance seed {seed}"
     assert leftovers(run) == []
+
+
+# Where a scale begins that overflows, and how soon it tries to grow, so that in sixty steps it does both.
+FIRST_SCALE, STEPS_TO_GROW = 2.0**30, 9
+NOTEBOOK = f"""
+import sys
+from hornbook.cli import main
+from hornbook.train import precision
+precision.FIRST_SCALE, precision.STEPS_TO_GROW = {FIRST_SCALE}, {STEPS_TO_GROW}
+sys.exit(main())
+"""
+
+
+@long
+def test_a_day_of_a_free_card_in_small(short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A T4's numbers; disconnected twice; each time the folder is copied away and onto another machine, which has
+    neither the tokens nor anything else of before but the text."""
+    config, run = sixty_steps(short_text, "muon", "float16"), tmp_path / "run"
+    monkeypatch.setattr(precision, "FIRST_SCALE", FIRST_SCALE)
+    monkeypatch.setattr(precision, "STEPS_TO_GROW", STEPS_TO_GROW)
+    fit(config, tmp_path / "peace")
+    words = ["train", *knob_words(config), f"--out={run}"]
+    for day, killed_at in enumerate((19, 41, None)):
+        home = tmp_path / f"machine-{day}"
+        command = [sys.executable, "-c", NOTEBOOK, *words]
+        env = os.environ | {"MPLBACKEND": "agg", "HORNBOOK_HOME": str(home)}
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env)
+        try:
+            if killed_at is not None:
+                wait_until(process, run, killed_at)
+                process.send_signal(signal.SIGKILL)
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == (0 if killed_at is None else -signal.SIGKILL), errors
+        finally:
+            process.kill()
+        shutil.rmtree(home)
+        drive = shutil.copytree(run, tmp_path / f"drive-{day}")
+        shutil.rmtree(run)
+        shutil.copytree(drive, run)
+        words = ["resume", str(run)]
+    assert all_of(run) == all_of(tmp_path / "peace")
+    scales = [entry["loss_scale"] for entry in metrics(run) if "loss" in entry]
+    assert {after / before for before, after in pairwise(scales)} == {0.5, 1.0, 2.0}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=long)])

@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 from hornbook.base.console import warn
 from hornbook.base.errors import UserError
-from hornbook.base.machine import BY_HAND, signals_to_end
+from hornbook.base.machine import BY_HAND, is_out_of_memory, signals_to_end
 from hornbook.base.output import tell
 
 NON_FINITE_IN_A_ROW = 10
@@ -83,6 +84,20 @@ def tell_spike(step: int, first_sample: int, sequences: int, loss: float, length
 
 def _samples(first: int, count: int) -> str:
     return f"samples {first} to {first + count - 1}"
+
+
+@contextlib.contextmanager
+def memory_for_a_model() -> Iterator[None]:
+    """For its weights and all that is remembered of them, which no smaller batch makes smaller."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            "out of memory for the weights and what the optimizer remembers of them; lower --model.n-embd or "
+            "--model.n-layer (hornbook model tells what they take)"
+        ) from None
 
 
 def smaller_micro_batch(micro_batch: int) -> int:

@@ -23,7 +23,7 @@ from hornbook.train.config import RunConfig
 from hornbook.train.guard import smaller_micro_batch
 from hornbook.train.optim import Optimizer, clip_gradients
 from hornbook.train.precision import LossScaler, WorkingCopy
-from hornbook.train.recorded import Numbers, StepRecorder, Take
+from hornbook.train.recorded import Numbers, StepRecorder, Take, is_recording
 from hornbook.train.spikes import Spikes
 
 # Where a step can be launched as one (recorded.py).
@@ -49,6 +49,7 @@ class Learner:
         self.optimizer = Optimizer(self.model, config.optim, machine.torch_dtype)
         self._working = WorkingCopy(self.model, machine.torch_dtype)
         self.scaler = LossScaler(machine.torch_dtype, self._device)
+        self._rehearsed = False
         self._spikes = Spikes(config.optim.spike, self._device)
         self._average = Average(self.model, config.train.average_share) if config.train.average else None
         self._seed = config.seed
@@ -90,7 +91,7 @@ class Learner:
         # Decided on the device: what is not finite never reaches the weights, and nobody waits to know.
         overflowed, spike = 1 - (loss + length).isfinite().float(), self._spikes.saw(loss, length)
         skip = torch.maximum(overflowed, spike)
-        self.weights_are_whole = self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        self.weights_are_whole = is_recording(self._device)
         self.optimizer.step(factor, skip)
         if self._average is not None:
             self._average.update(skip)
@@ -102,7 +103,8 @@ class Learner:
     def gradients(self, take: Take) -> torch.Tensor:
         """The loss of a batch, its gradients left on the model. Where memory runs out, again with smaller
         micro-batches: each is weighed by its tokens, so that they add up to the gradients of the whole batch however it
-        is cut."""
+        is cut. The first time the optimizer tries, too, whether it has the memory for a step: in the middle of one it
+        would be too late."""
         sequences, context = self._config.sequences, self._config.window
         while True:
             try:
@@ -116,9 +118,12 @@ class Learner:
                     self._working.collect_gradients()
                     total += loss.detach()
                 self.scaler.unscale(self.model)
+                if not self._rehearsed:
+                    self.optimizer.rehearse()
+                    self._rehearsed = True
                 return self._world.sum(total)
             except RuntimeError as error:
-                if not is_out_of_memory(error):
+                if not is_out_of_memory(error) or is_recording(self._device):
                     raise
             self._take_less_memory()
             self.prepare()
@@ -165,5 +170,7 @@ class Learner:
         with self.kept():
             self._working.refresh()
             self._working.model.eval()
-            yield self._working.model
-            self._working.model.train()
+            try:
+                yield self._working.model
+            finally:
+                self._working.model.train()

@@ -13,8 +13,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from hornbook.base.console import Progress
-from hornbook.base.machine import Machine, attention_backend, memory_in_use
+from hornbook.base.console import Progress, warn
+from hornbook.base.machine import Machine, attention_backend, free_cache, is_out_of_memory, memory_in_use
 from hornbook.base.world import World
 from hornbook.infer.decode import generate
 from hornbook.infer.score import score
@@ -207,7 +207,17 @@ def evaluate_whole(run: Run) -> None:
 
 
 def sample(run: Run) -> None:
-    """What the model says now."""
+    """What the model says now. Where there is no memory for it, nothing, for nothing needs it to go on."""
+    try:
+        _sample(run)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        free_cache(run.machine.torch_device)
+        warn(f"step {run.state.step}: out of memory in a sample, which is left out; training goes on")
+
+
+def _sample(run: Run) -> None:
     knobs, tokenizer = run.config.sample, run.shards.tokenizer
     with run.learner.at_rest() as model:
         for prompt in knobs.prompts or ():

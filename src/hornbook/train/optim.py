@@ -51,12 +51,18 @@ class Optimizer:
         self._rules = [
             rule_named(group.rule)(named, group, config, compute) for group, named in grouped(model, config).items()
         ]
+        self._device = next(model.parameters()).device
 
     def step(self, factor: float | torch.Tensor, skip: torch.Tensor) -> None:
         """One update at `factor` of every learning rate, a number or one on the device. Where `skip` is 1, nothing
         changes; nobody waits to know."""
         for rule in self._rules:
             rule.step(factor, skip)
+
+    def rehearse(self) -> None:
+        """A step that changes nothing: memory that is not there is missed before weights are half changed."""
+        for rule in self._rules:
+            rule.step(0.0, torch.ones((), device=self._device))
 
     def tensors(self) -> dict[str, torch.Tensor]:
         return {name: tensor for rule in self._rules for name, tensor in rule.state().items()}

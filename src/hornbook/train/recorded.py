@@ -81,6 +81,11 @@ class _Record:
         return self._ids[first : first + count], self._targets[first : first + count]
 
 
+def is_recording(device: torch.device) -> bool:
+    """Whether what is called now is written down, and computed later."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 def _recorded(act: Callable[[], Numbers]) -> tuple[Callable[[], None], Numbers]:
     """What starts `act` again, and where its numbers will be. Nothing is computed yet."""
     graph = torch.cuda.CUDAGraph()

@@ -47,7 +47,7 @@ from hornbook.train.checkpoint import (
     saved_state,
 )
 from hornbook.train.config import STOPS, RunConfig, override
-from hornbook.train.guard import NonFiniteGuard
+from hornbook.train.guard import NonFiniteGuard, memory_for_a_model
 from hornbook.train.head_start import give_head_start
 from hornbook.train.introduction import introduce
 from hornbook.train.learner import Learner
@@ -225,13 +225,14 @@ def _train(
         for each in differing:
             warn(f"{each}: the run goes on, but not bit for bit as it would have")
         proof = Proof.of(folder.metrics, state.logs[METRICS], state.step, differing) if METRICS in state.logs else None
-    learner = learner_at(state, config, machine, world, order)
-    if isinstance(begin, Path):
-        restore(begin, learner)
-    elif begin is not None:
-        begin.restore(learner, config)
-    elif config.has_head_start:
-        give_head_start(learner.model, tokens, config.seed)
+    with memory_for_a_model():
+        learner = learner_at(state, config, machine, world, order)
+        if isinstance(begin, Path):
+            restore(begin, learner)
+        elif begin is not None:
+            begin.restore(learner, config)
+        elif config.has_head_start:
+            give_head_start(learner.model, tokens, config.seed)
     forget_models_after(folder, state.step)
     planned = planned_since(before or config, config, state, order.samples_per_epoch, Extension.of(record.more))
     folder.write(record.with_(machine=machine.facts(), **planned.record()))
