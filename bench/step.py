@@ -21,7 +21,8 @@ import torch
 from measuring import Claim, Contestant, Found, medians, run, timed, times_faster, turns
 from nanogpt import step_of
 
-from hornbook.base.machine import choose_machine, keep_freed_memory
+from hornbook.base.machine import choose_machine
+from hornbook.base.process import keep_freed_memory
 from hornbook.base.world import World
 from hornbook.model.config import ModelConfig, classic, modern
 from hornbook.shards.order import Batch

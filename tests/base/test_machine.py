@@ -27,11 +27,11 @@ from hornbook.base.machine import (
     choose_machine,
     cpu_multiplies_int8,
     fast_float_modes,
-    garbage_sought_among_new_objects,
     memory_in_use,
     mix_seed,
     peak_memory_bytes,
 )
+from hornbook.base.process import garbage_sought_among_new_objects
 
 GIGABYTE = 2**30
 

@@ -106,7 +106,7 @@ def _compose(named: RunConfig | str | None, knobs: Mapping[str, Any], measured: 
     if isinstance(start_from, str):
         return _from_weights(start_from, based_on, tree, knobs, origins)
     data, text, train = knobs.get("data", tree.get("data")), _how_to_read(tree, knobs), _how_to_train(tree, knobs)
-    tokenizer = merge({"tokenizer": {"kind": "bpe"}}, tree, knobs)["tokenizer"]
+    tokenizer = merge({"tokenizer": {}}, tree, knobs)["tokenizer"]
     kind = tokenizer.get("kind") if isinstance(tokenizer, Mapping) else None
     base = _base(based_on, data, text, kind, train.get("minutes"))
     config = override(base, tree, knobs, origins=origins)
@@ -139,7 +139,7 @@ def _base(
     named: Any,
     data: Any,
     text: TextConfig,
-    kind: Any = "bpe",
+    kind: Any = None,
     minutes: float | None = None,
     pace: dial.Pace = dial.PLAIN_CPU,
 ) -> RunConfig:
@@ -148,7 +148,7 @@ def _base(
     if named is not None and named != DEFAULT:
         return _recipe(str(named))
     if named is None and isinstance(data, str) and (text_bytes := _bytes_to_fit(data, text)) is not None:
-        return dial.own_text(data, text_bytes, minutes, pace, kind if kind in KINDS else "bpe")
+        return dial.own_text(data, text_bytes, minutes, pace, kind if kind in KINDS else None)
     return modern.demo(modern.DEMO_MINUTES if minutes is None else minutes, pace)
 
 

@@ -58,7 +58,9 @@ LEAST_STEPS = 700
 MOST_PARAMETERS_A_TOKEN = 10.0
 # As a model is read over the whole run, more often than this it only learns by heart.
 MOST_READINGS = 40.0
-MANY_READINGS = 4.0
+MANY_READINGS, VERY_MANY_READINGS = 4.0, 20.0
+# Of so little text a vocabulary learns no more than the text itself (records/2026-11-27-h200-recipes).
+FEW_BYTES = 50_000
 BYTES_OF_A_TOKEN = 3.0
 OF_SINGLE_SIGNS = ("byte", "char")
 # Which say less than pieces do, so up to so many of them are seen at once, in windows twice as long.
@@ -90,10 +92,11 @@ PLAIN_CPU = as_fast_as_products(1.2e11)
 
 
 def own_text(
-    data: str, text_bytes: int, minutes: float | None = None, pace: Pace = PLAIN_CPU, kind: str = "bpe"
+    data: str, text_bytes: int, minutes: float | None = None, pace: Pace = PLAIN_CPU, kind: str | None = None
 ) -> RunConfig:
     """Our settings for a text that a user brings. Without minutes, MINUTES, or as few as it takes to read a short text
     as often as helps."""
+    kind = kind or ("byte" if text_bytes < FEW_BYTES else "bpe")
     vocabulary = KNOWN_VOCABULARIES.get(kind) or (CHARACTERS if kind == "char" else vocab_size_for(text_bytes))
     tokens = max(text_bytes / bytes_of_a_token(kind), 1.0)
     seconds = 60 * (MINUTES if minutes is None else minutes)
@@ -111,11 +114,12 @@ def own_text(
     batch = min(size.batch_tokens, max(int(tokens) // 8, context))
     readings = min(LEARNING * seconds / step * batch / tokens, MOST_READINGS)
     many = readings > MANY_READINGS
+    dropout = 0.2 if readings > VERY_MANY_READINGS else 0.1 if many else 0.0
     return RunConfig(
         recipe="own-text",
         data=data,
         tokenizer=TokenizerConfig(kind=kind, vocab_size=vocabulary if kind == "bpe" else None),
-        model=size.model(context, dropout=0.1 if many else 0.0),
+        model=size.model(context, dropout),
         optim=muon(weight_decay=0.1 if many else 0.0),
         schedule=ScheduleConfig(warmup_steps=10),
         train=TrainConfig(minutes=seconds / 60, epochs=MOST_READINGS, batch_tokens=batch),

@@ -24,8 +24,9 @@ import uvicorn
 
 from hornbook.base.console import note, say
 from hornbook.base.errors import UserError
-from hornbook.base.machine import BY_HAND, garbage_sought_among_new_objects, signals_to_end
+from hornbook.base.machine import BY_HAND, signals_to_end
 from hornbook.base.output import settle
+from hornbook.base.process import garbage_sought_among_new_objects
 from hornbook.infer.speaker import Speaker, machine_to_speak
 from hornbook.serve.access import Guard, is_loopback
 from hornbook.serve.app import build_app

@@ -27,7 +27,8 @@ from hornbook.base import files
 from hornbook.base.background import Background, ended_by_signals
 from hornbook.base.console import Progress, count, duration, warn
 from hornbook.base.errors import UserError
-from hornbook.base.machine import cores_to_use, garbage_sought_among_new_objects, keep_freed_memory
+from hornbook.base.machine import cores_to_use
+from hornbook.base.process import garbage_sought_among_new_objects, keep_freed_memory
 from hornbook.base.settings import Settings
 from hornbook.base.unfinished import empty_unfinished, finish_folder, remove_abandoned, unfinished_folder
 from hornbook.shards.format import FORMAT_VERSION, MANIFEST, Shards, is_shards, listed

@@ -137,7 +137,7 @@ def look_around(run: Run, before: float, asked_to_stop: bool) -> str:
         save(run)
     if ended:
         run.saver.wait()
-    if state.eval_windows and ended not in ("", INTERRUPTED):
+    if ended not in ("", INTERRUPTED) and run.pauses.has_time_for_the_whole(state):
         evaluate_whole(run)
     return ended
 

@@ -20,6 +20,8 @@ EVALUATIONS = SAMPLES = 10
 SAVE_EVERY_MINUTES = 5.0
 SHARE_FOR_EVALUATIONS = 0.05
 SHARE_FOR_SAMPLES = 0.03
+# Of what was learned in: the last look at the best model, on all of the text.
+SHARE_FOR_THE_WHOLE = 0.1
 # Of a token: forwards and backwards, and forwards alone.
 TRAINED, SCORED = 3, 1
 # Of less, chance would decide which evaluation is the best.
@@ -100,6 +102,12 @@ def save_every_minutes(knobs: TrainConfig) -> float:
     if knobs.save_every_minutes is None:
         return SAVE_EVERY_MINUTES if knobs.save_every_steps is None else math.inf
     return knobs.save_every_minutes
+
+    def has_time_for_the_whole(self, state: TrainState) -> bool:
+        """Whether to score the best model on all of the validation text at the end, where evaluations saw a part; in a
+        run of moments that would take most of the time."""
+        affordable = SHARE_FOR_THE_WHOLE * state.tokens * TRAINED / SCORED
+        return bool(state.eval_windows) and self._val_tokens <= affordable
 
 
 def planned(config: RunConfig, steps: float, val_tokens: int, device: str, windows: int | None) -> Plan:

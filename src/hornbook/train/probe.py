@@ -11,7 +11,8 @@ import time
 
 import torch
 
-from hornbook.base.machine import Machine, keep_freed_memory, share_the_cores
+from hornbook.base.machine import Machine, share_the_cores
+from hornbook.base.process import keep_freed_memory
 from hornbook.base.world import World
 from hornbook.shards.order import Batch
 from hornbook.train.config import RunConfig

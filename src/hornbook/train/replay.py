@@ -15,12 +15,8 @@ import torch
 from hornbook.base import files
 from hornbook.base.console import Progress
 from hornbook.base.errors import UserError
-from hornbook.base.machine import (
-    attention_backend,
-    choose_machine,
-    fast_float_modes,
-    process_left_as_found,
-)
+from hornbook.base.machine import attention_backend, choose_machine, fast_float_modes
+from hornbook.base.process import process_left_as_found
 from hornbook.base.stored import stored
 from hornbook.base.world import World
 from hornbook.model.folder import load_model, read_tensors

@@ -14,15 +14,9 @@ from typing import Any
 from hornbook.base import files
 from hornbook.base.console import Progress, command, warn
 from hornbook.base.errors import UserError
-from hornbook.base.machine import (
-    Machine,
-    choose_machine,
-    fast_float_modes,
-    keep_freed_memory,
-    peak_memory_bytes,
-    process_left_as_found,
-)
+from hornbook.base.machine import Machine, choose_machine, fast_float_modes, peak_memory_bytes
 from hornbook.base.names import plain_name
+from hornbook.base.process import keep_freed_memory, process_left_as_found
 from hornbook.base.stored import stored
 from hornbook.base.world import World
 from hornbook.runs import folder as runs
