@@ -90,6 +90,7 @@ def test_an_unknown_recipe_is_told_the_nearest() -> None:
 
 def test_a_recipe_may_be_named_as_a_knob(toml: Path) -> None:
     assert compose(None, {"recipe": "gpt2", "seed": 3}) == compose("gpt2", {"seed": 3})
+    assert compose(None, {"recipe": RunConfig.model_fields["recipe"].default}).recipe == "custom", "of none"
     assert compose(str(toml), {"recipe": "demo"}).model == compose("demo", {"model": {"n_layer": 2}}).model
     assert compose("demo", {"recipe": "demo"}) == compose("demo", {})
     with pytest.raises(UserError, match=r"demo is named as well; name one recipe: hornbook train gpt2"):

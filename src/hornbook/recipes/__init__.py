@@ -43,6 +43,8 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
 }
 DEFAULT = "demo"
 SETTINGS = (".toml", ".json")
+# What a run is called that was composed without one.
+OF_NONE = "custom"
 MOST_BYTES_TO_FIT = 100_000_000
 
 
@@ -71,7 +73,8 @@ def meant(named: RunConfig | str | None, knobs: Mapping[str, Any]) -> tuple[RunC
         if isinstance(data := knobs.get("data"), str) and data != named:
             raise UserError(f"{named}: a text, and --data names another ({data}); name one of them")
         named, knobs = None, {**knobs, "data": named}
-    if not isinstance(recipe := knobs.get("recipe"), str):
+    recipe = knobs.get("recipe")
+    if not isinstance(recipe, str) or recipe == OF_NONE:
         return named, knobs
     if named is None:
         return recipe, {name: value for name, value in knobs.items() if name != "recipe"}
