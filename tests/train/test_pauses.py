@@ -75,7 +75,21 @@ def short(tiny: Callable[..., RunConfig]) -> RunConfig:
     return tiny(shards={"val_fraction": 0.2}, train={"steps": 12, "batch_tokens": 128, "keep_checkpoints": 3})
 
 
-def test_the_best_is_scored_on_all_of_the_text_at_the_end(short: RunConfig, tmp_path: Path) -> None:
+@pytest.fixture
+def time_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hornbook.train.pauses.SHARE_FOR_THE_WHOLE", 1000.0)
+
+
+def test_a_run_of_moments_does_not_end_in_a_long_look(short: RunConfig, tmp_path: Path) -> None:
+    fit(short, tmp_path / "run")
+    entries = read_log(RunFolder(tmp_path / "run").metrics)
+    assert [each["step"] for each in entries if "val_loss" in each][-1] == 12
+    assert not [each for each in entries if "final_val_loss" in each]
+
+
+def test_the_best_is_scored_on_all_of_the_text_at_the_end(
+    short: RunConfig, tmp_path: Path, time_at_the_end: None
+) -> None:
     fit(short, tmp_path / "run")
     run = RunFolder(tmp_path / "run")
     entries = read_log(run.metrics)
@@ -90,7 +104,7 @@ def test_the_best_is_scored_on_all_of_the_text_at_the_end(short: RunConfig, tmp_
 
 
 def test_of_a_run_that_got_worse_the_best_is_scored(
-    short: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    short: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, time_at_the_end: None
 ) -> None:
     monkeypatch.setattr("hornbook.train.loop.lr_factor", lambda _config, step, *_: 1.0 if step < 30 else 1000.0)
     fit(short.with_(train={"steps": 60, "batch_tokens": 2048}), tmp_path / "run")
@@ -103,7 +117,9 @@ def test_of_a_run_that_got_worse_the_best_is_scored(
     assert whole["val_loss"] == pytest.approx(judged.loss, rel=1e-6)
 
 
-def test_a_run_that_is_extended_goes_on_with_the_same_part(short: RunConfig, tmp_path: Path) -> None:
+def test_a_run_that_is_extended_goes_on_with_the_same_part(
+    short: RunConfig, tmp_path: Path, time_at_the_end: None
+) -> None:
     fit(short, tmp_path / "run")
     resume(tmp_path / "run", {"train": {"steps": 24}})
     entries = read_log(RunFolder(tmp_path / "run").metrics)

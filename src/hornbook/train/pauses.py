@@ -97,17 +97,17 @@ class Pauses:
             state.eval_windows = first if plan is UNKNOWN else plan.windows
         return state.eval_windows or None
 
-
-def save_every_minutes(knobs: TrainConfig) -> float:
-    if knobs.save_every_minutes is None:
-        return SAVE_EVERY_MINUTES if knobs.save_every_steps is None else math.inf
-    return knobs.save_every_minutes
-
     def has_time_for_the_whole(self, state: TrainState) -> bool:
         """Whether to score the best model on all of the validation text at the end, where evaluations saw a part; in a
         run of moments that would take most of the time."""
         affordable = SHARE_FOR_THE_WHOLE * state.tokens * TRAINED / SCORED
         return bool(state.eval_windows) and self._val_tokens <= affordable
+
+
+def save_every_minutes(knobs: TrainConfig) -> float:
+    if knobs.save_every_minutes is None:
+        return SAVE_EVERY_MINUTES if knobs.save_every_steps is None else math.inf
+    return knobs.save_every_minutes
 
 
 def planned(config: RunConfig, steps: float, val_tokens: int, device: str, windows: int | None) -> Plan:
