@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from hornbook.base.console import warn
-from hornbook.base.machine import Machine, free_cache, is_out_of_memory, mix_seed
+from hornbook.base.machine import Machine, draw_by, free_cache, is_out_of_memory, mix_seed
 from hornbook.base.world import World
 from hornbook.model.compile import compiled_or_eager
 from hornbook.model.gpt import GPT
@@ -82,7 +82,7 @@ class Learner:
         """One step: its loss, the length of its gradients once they have changed the weights, whether it was left out
         as a spike, and by what its loss was scaled."""
         self._seed = mix_seed(self._config.seed, "step", step)
-        torch.manual_seed(self._seed)
+        draw_by(self._seed, self._device)
         return self._take_step(take, factor)
 
     def _step(self, take: Take, factor: float | torch.Tensor) -> Numbers:
@@ -108,7 +108,7 @@ class Learner:
         sequences, context = self._config.sequences, self._config.window
         while True:
             try:
-                torch.manual_seed(self._seed)
+                draw_by(self._seed, self._device)
                 self._working.refresh()
                 total = torch.zeros((), device=self._device)
                 for first in range(0, sequences, self.micro_batch):
