@@ -57,7 +57,7 @@ def no_power_cut() -> Iterator[None]:
 def no_pictures() -> Iterator[None]:
     """Commands read a run's curves and draw them, which takes longer than to train what is trained here."""
 
-    def read_alone(run: Path) -> list[Path]:
+    def read_alone(run: Path, **_: object) -> list[Path]:
         curves.Curves.read(run)
         return []
 

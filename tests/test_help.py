@@ -43,7 +43,7 @@ def test_values_are_those_of_the_recipe_and_of_what_is_given(
 
 def test_choices_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "--help.schedule"]) == 0
-    assert f"One of: {', '.join(SCHEDULES)}." in capsys.readouterr().out
+    assert f"One of: {', '.join(SCHEDULES)}." in " ".join(capsys.readouterr().out.split())
 
 
 def test_no_line_is_wider_than_the_terminal_nor_broken_in_a_word(

@@ -160,7 +160,7 @@ def test_what_is_lost_of_a_run_is_left_out(
     copy = shutil.copytree(run, tmp_path / "copy")
     record = json.loads((copy / "run.json").read_text())
     if lost == "the data":
-        record["data"]["folder"] = str(tmp_path / "gone")
+        record["data"] |= {"folder": str(tmp_path / "gone"), "from_run": "gone"}
     elif lost == "the logs":
         (copy / "metrics.jsonl").unlink()
         (copy / "samples.jsonl").write_text('{"step": 30}\n[]\n')

@@ -50,10 +50,8 @@ def learner() -> Any:
     """Of two weights, which are tied, and a moment."""
     embedding = torch.nn.Embedding(3, 2)
     weights = {"embedding.weight": embedding.weight.detach(), "head.weight": embedding.weight.detach()}
-    model = SimpleNamespace(
-        embedding=embedding, config=SimpleNamespace(n_params=lambda: 6), state_dict=lambda: dict(weights)
-    )
-    return SimpleNamespace(model=model, optimizer=SimpleNamespace(tensors=lambda: {"moment": moment}))
+    model = SimpleNamespace(embedding=embedding, config=SimpleNamespace(n_params=lambda: 6))
+    return SimpleNamespace(model=model, kept_weights=lambda: dict(weights), tensors=lambda: {"moment": moment})
 
 
 moment = torch.zeros(6)
