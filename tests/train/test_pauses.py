@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from hornbook.train.pauses import (
     SHARE_FOR_EVALUATIONS,
     Plan,
     planned,
+    save_every_minutes,
     steps_in_all,
 )
 from hornbook.train.start import fit, resume
@@ -132,3 +134,10 @@ def test_who_says_on_how_much_has_it_so(short: RunConfig, tmp_path: Path) -> Non
     entries = read_log(RunFolder(tmp_path / "run").metrics)
     assert len({each["val_tokens"] for each in entries if "val_loss" in each}) == 1
     assert not [each for each in entries if "final_val_loss" in each]
+
+
+def test_a_small_model_is_saved_each_minute_and_a_large_one_each_fifth() -> None:
+    small, large = (of(1024).with_(model={"n_embd": width, "vocab_size": 257}) for width in (64, 1024))
+    assert [save_every_minutes(each) for each in (small, large)] == [1, 5]
+    assert save_every_minutes(small.with_(train={"save_every_steps": 9})) == math.inf
+    assert save_every_minutes(large.with_(train={"save_every_steps": 9, "save_every_minutes": 2})) == 2

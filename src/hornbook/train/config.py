@@ -106,8 +106,8 @@ class TrainConfig(Settings):
     save_every_steps: int | None = Field(None, ge=1)
     """Save every so many steps."""
     save_every_minutes: float | None = Field(None, gt=0)
-    """Save every so many minutes; five when save_every_steps is not given either. The weights of the best evaluation
-    so far are saved with the next checkpoint."""
+    """Save every so many minutes; each minute, and a large model each fifth, when save_every_steps is not given either.
+    The weights of the best evaluation so far are saved with the next checkpoint."""
     sample_every_steps: int | None = Field(None, ge=1)
     """Sample every so many steps; with each evaluation when not given, or as often as takes little of the run."""
     keep_checkpoints: int = Field(2, ge=1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -17,6 +17,7 @@ from hornbook.base.console import warn
 from hornbook.base.errors import UserError
 from hornbook.base.machine import BY_HAND, is_out_of_memory, signals_to_end
 from hornbook.base.output import tell
+from hornbook.train.metrics import StepReading, Told
 
 NON_FINITE_IN_A_ROW = 10
 
@@ -60,6 +61,22 @@ class NonFiniteGuard:
         self.in_a_row = in_a_row
         self._or = ", or --train.dtype float32, which holds larger numbers" if dtype == "float16" else ""
 
+    def heard(self, reading: StepReading, told: Told, sequences: int, note: Callable[[str], None]) -> None:
+        """Tell of a step that was left out: for its scale, which then falls, for numbers that are not finite, or for a
+        spike (spikes.py)."""
+        if told.overflowed:
+            note(
+                f"step {reading.step}: gradients past what float16 holds, as happens; left out, the loss is scaled by "
+                f"{told.scale / 2:,.0f} from here on"
+            )
+        else:
+            self.saw(reading.step, reading.first_sample, sequences, told.finite)
+        if told.spike:
+            warn(
+                f"step {reading.step}: loss {told.loss:.3f}, gradient {told.gradient_length:,.2f}, far beyond the "
+                f"steps before; left out ({_samples(reading.first_sample, sequences)}), the weights stay as they were"
+            )
+
     def saw(self, step: int, first_sample: int, sequences: int, finite: bool) -> None:
         if finite:
             self.in_a_row = 0
@@ -72,14 +89,6 @@ class NonFiniteGuard:
                 f"step {step}: not finite for {self.in_a_row} steps in a row; lower --optim.lr and --optim.matrix-lr, "
                 f"or lengthen --schedule.warmup-steps, and train again{self._or}"
             )
-
-
-def tell_spike(step: int, first_sample: int, sequences: int, loss: float, length: float) -> None:
-    """Of a step that was left out as one (spikes.py)."""
-    warn(
-        f"step {step}: loss {loss:.3f}, gradient {length:,.2f}, far beyond the steps before; left out "
-        f"({_samples(first_sample, sequences)}), the weights stay as they were"
-    )
 
 
 def _samples(first: int, count: int) -> str:

@@ -24,7 +24,7 @@ from hornbook.shards.format import Shards
 from hornbook.shards.order import Batch, Loader
 from hornbook.train.checkpoint import TrainState, save_snapshot
 from hornbook.train.config import RunConfig
-from hornbook.train.guard import NonFiniteGuard, StopSignals, tell_spike
+from hornbook.train.guard import NonFiniteGuard, StopSignals
 from hornbook.train.learner import Learner
 from hornbook.train.metrics import MEMORY_EVERY_STEPS, Metrics, StepReading, passed
 from hornbook.train.optimizers import learning_rates
@@ -151,15 +151,7 @@ def read_numbers(run: Run, everything: bool) -> float | None:
         numbers = (told.loss, told.gradient_length, reading.lr_factor)
         if run.proof is not None and (verdict := run.proof.saw(reading.step, *numbers)):
             run.progress.note(verdict)
-        if told.overflowed:
-            run.progress.note(
-                f"step {reading.step}: gradients past what float16 holds, as happens; left out, the loss is scaled by "
-                f"{told.scale / 2:,.0f} from here on"
-            )
-        else:
-            run.guard.saw(reading.step, reading.first_sample, run.config.sequences, told.finite)
-        if told.spike:
-            tell_spike(reading.step, reading.first_sample, run.config.sequences, told.loss, told.gradient_length)
+        run.guard.heard(reading, told, run.config.sequences, run.progress.note)
         if target is not None and told.loss <= target:
             run.state.reached_loss = told.loss
             return told.loss

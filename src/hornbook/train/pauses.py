@@ -14,10 +14,11 @@ import math
 from dataclasses import dataclass
 
 from hornbook.train.checkpoint import TrainState, has_snapshot
-from hornbook.train.config import RunConfig, TrainConfig
+from hornbook.train.config import RunConfig
 
 EVALUATIONS = SAMPLES = 10
-SAVE_EVERY_MINUTES = 5.0
+# A large model takes a second or two to be saved, of a small one nobody notices.
+SAVE_EVERY_MINUTES, SAVE_SMALL_EVERY_MINUTES, SMALL = 5.0, 1.0, 20_000_000
 SHARE_FOR_EVALUATIONS = 0.05
 SHARE_FOR_SAMPLES = 0.03
 # Of what was learned in: the last look at the best model, on all of the text.
@@ -67,12 +68,13 @@ class Pauses:
         """After a step, by which the run went from one share of the whole to another."""
         knobs, plan = self._config.train, self.plan(state)
         by_steps, from_step = knobs.eval_every_steps, knobs.eval_from_step or 0
+        minutes = save_every_minutes(self._config)
         evaluating = _every(state.step - from_step, by_steps, _passes(before, after, plan.evaluations))
         with_it = evaluating if by_steps is not None else _passes(before, after, plan.samples)
         return Due(
             evaluate=evaluating,
             sample=_every(state.step, knobs.sample_every_steps, with_it),
-            save=_every(state.step, knobs.save_every_steps, False) or since_saved > 60 * save_every_minutes(knobs),
+            save=_every(state.step, knobs.save_every_steps, False) or since_saved > 60 * minutes,
             snapshot=knobs.snapshots and has_snapshot(state.step, self._config.model.n_params()),
         )
 
@@ -104,10 +106,14 @@ class Pauses:
         return bool(state.eval_windows) and self._val_tokens <= affordable
 
 
-def save_every_minutes(knobs: TrainConfig) -> float:
-    if knobs.save_every_minutes is None:
-        return SAVE_EVERY_MINUTES if knobs.save_every_steps is None else math.inf
-    return knobs.save_every_minutes
+def save_every_minutes(config: RunConfig) -> float:
+    """A power cut costs no more than that."""
+    knobs = config.train
+    if knobs.save_every_minutes is not None:
+        return knobs.save_every_minutes
+    if knobs.save_every_steps is not None:
+        return math.inf
+    return SAVE_SMALL_EVERY_MINUTES if config.model.n_params() <= SMALL else SAVE_EVERY_MINUTES
 
 
 def planned(config: RunConfig, steps: float, val_tokens: int, device: str, windows: int | None) -> Plan:
