@@ -52,8 +52,8 @@ LADDER = (
 Pace = Callable[[Size, int], float]
 MINUTES = 10.0
 MADE_BY_IT = ("demo", "own-text")
-# Steps that a model needs to be worth its size.
-LEAST_STEPS = 700
+# Steps that a model needs to be worth its size: with fewer, a smaller one learns more.
+LEAST_STEPS = 1000
 # Parameters that a token of the text can fill, read again and again.
 MOST_PARAMETERS_A_TOKEN = 10.0
 # As a model is read over the whole run, more often than this it only learns by heart.
