@@ -85,6 +85,17 @@ class Disk:
         return [((of_loop, number), kind) for of_loop, kinds in self.kinds.items() for number, kind in enumerate(kinds)]
 
 
+def kill_and_go_on(config: RunConfig, run: Path, disk: Callable[[Any], Any], deadly: Disk) -> None:
+    disk(deadly)
+    with pytest.raises(Killed):
+        fit(config, run)
+    disk(Disk())
+    if RunFolder(run).checkpoints():
+        resume(run)
+    else:
+        fit(config, run)
+
+
 def chosen(whole: Disk, every: int) -> list[Operation]:
     """Its removals and renamings, and so many of the other operations."""
     return [each for each, kind in whole.operations() if kind in REMOVALS or each[1] % every == 0]
@@ -180,14 +191,7 @@ def test_a_kill_before_any_operation_of_a_run_loses_nothing(
     assert removals
     for last, half in [(each, False) for each in chosen(whole, every)] + [(each, True) for each in removals]:
         run = tmp_path / f"{last}-{half}"
-        disk(Disk(last, half))
-        with pytest.raises(Killed):
-            fit(config, run)
-        disk(Disk())
-        if RunFolder(run).checkpoints():
-            resume(run)
-        else:
-            fit(config, run)
+        kill_and_go_on(config, run, disk, Disk(last, half))
         assert all_of(run) == all_of(tmp_path / "whole"), f"killed before operation {last}"
         assert leftovers(run) == []
         shutil.rmtree(run)
@@ -263,14 +267,7 @@ def test_a_kill_while_the_best_weights_are_written_loses_nothing(
     assert len(below_best) > 10
     for last in sorted({*below_best[::every], *below_best[-2:]}):  # the last ones give it its name
         run = tmp_path / str(last[1])
-        disk(Disk(last))
-        with pytest.raises(Killed):
-            fit(config, run)
-        disk(Disk())
-        if RunFolder(run).checkpoints():
-            resume(run)
-        else:
-            fit(config, run)
+        kill_and_go_on(config, run, disk, Disk(last))
         assert (all_of(run), best_models(run)) == (all_of(peace), best_models(peace)), f"killed before {last}"
         assert leftovers(run) == []
 
