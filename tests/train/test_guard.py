@@ -51,12 +51,12 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Watched]:
         def loss_of(*words: Any) -> torch.Tensor:
             return cross_entropy(*words) * (value if due("loss") else 1.0)
 
-        def clipped(parameters: list[torch.nn.Parameter], longest: float | None) -> torch.Tensor:
+        def clipped(parameters: list[torch.nn.Parameter], *how: Any) -> torch.Tensor:
             learned[:] = parameters
             if due("gradient"):
                 assert parameters[-1].grad is not None
                 parameters[-1].grad.view(-1)[0] = value
-            return clip(parameters, longest)
+            return clip(parameters, *how)
 
         def updated(self: Optimizer, factor: float, skip: torch.Tensor) -> None:
             weights, moments = [each.detach().clone() for each in learned], copied(self.tensors())
@@ -290,7 +290,7 @@ def test_an_evaluation_for_which_there_is_little_memory_is_the_same(
 def test_out_of_memory_for_the_model_itself_is_the_users_to_mend(
     short_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def short_of_memory(*_: Any) -> None:
+    def short_of_memory(*_: Any, **__: Any) -> None:
         raise ERRORS[0]
 
     monkeypatch.setattr(learner, "Optimizer", short_of_memory)

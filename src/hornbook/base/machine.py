@@ -109,7 +109,7 @@ def choose_machine(device: str | None = None, dtype: str | None = None, threads:
     if threads is not None:
         _check_threads(threads)
         torch.set_num_threads(threads)
-    kind = device or _best_device()
+    kind = device or best_device()
     _check_device(kind)
     cores = cores_to_use()
     if kind.startswith("cuda"):
@@ -232,7 +232,7 @@ def attention_backend(device: str) -> Iterator[None]:
         yield
 
 
-def _best_device() -> str:
+def best_device() -> str:
     import torch
 
     if torch.cuda.is_available():

@@ -29,6 +29,7 @@ GONE = {errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO}
 
 _going_on = 0  # how deep in work that is worth more than to be told of
 _begun: TextIO | None = None  # on which a line stands that has no end yet
+_silent_as: str | None = None  # by which name this process tells of its errors, and of nothing else
 
 
 class OutputLostError(Exception):
@@ -59,8 +60,16 @@ def is_going_on() -> bool:
     return _going_on > 0
 
 
+def be_silent(name: str) -> None:
+    """Of several processes at one work, one tells of it; the others say no more than what is wrong with them."""
+    global _silent_as
+    _silent_as = name
+
+
 def put(text: str, stream: TextIO | None = None) -> None:
     """Tell of the work, at once. Where nobody can be told any more, the work goes on without."""
+    if _silent_as is not None:
+        return
     stream = stream or sys.stdout
     try:
         _write(stream, text)
@@ -72,6 +81,8 @@ def put(text: str, stream: TextIO | None = None) -> None:
 
 def answer(text: str) -> None:
     """Hand over what was asked for. Where that fails, there is nothing left to do for the command."""
+    if _silent_as is not None:
+        return
     try:
         _write(sys.stdout, text)
     except OSError as error:
@@ -92,6 +103,14 @@ def tell(text: str) -> None:
     """A line beside the output. One that was begun there ends first."""
     fresh_line()
     put(painted(laid_out(visible(text), sys.stderr), sys.stderr) + "\n", sys.stderr)
+
+
+def tell_mistake(text: str) -> None:
+    """What ends the work; also of a process that is silent otherwise."""
+    global _silent_as
+    name, _silent_as = _silent_as, None
+    tell(f"error: {name or ''}{text}")
+    _silent_as = name
 
 
 def is_terminal(stream: TextIO | None) -> bool:

@@ -17,7 +17,8 @@ from hornbook.base.background import left_at_once
 from hornbook.base.errors import HornbookError, UserError, one_line
 from hornbook.base.files import is_utf8
 from hornbook.base.machine import share_the_cores
-from hornbook.base.output import OutputLostError, answer, discard, settle, tell
+from hornbook.base.output import OutputLostError, answer, discard, settle, tell, tell_mistake
+from hornbook.base.world import ToldElsewhereError, leave_world
 from hornbook.cli import models, serving, speaking, texts, training, vocabularies
 from hornbook.cli.words import INTERRUPTED
 
@@ -73,8 +74,8 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         return _run(list(sys.argv[1:] if words is None else words))
     except HornbookError as error:
-        for mistake in error.mistakes:
-            tell(f"error: {mistake}")
+        for mistake in error.mistakes if not isinstance(error, ToldElsewhereError) else []:
+            tell_mistake(mistake)
         if os.environ.get("HORNBOOK_DEBUG"):
             traceback.print_exc()
         return error.exit_code
@@ -92,15 +93,16 @@ def main(words: Sequence[str] | None = None) -> int:
         if not is_ours or os.environ.get("HORNBOOK_DEBUG"):
             raise
         if isinstance(error, UnicodeEncodeError) and not is_utf8(error.object):
-            tell(f"error: {one_line(f'{error.object}: not UTF-8, as names have to be here; rename it')}")
+            tell_mistake(one_line(f"{error.object}: not UTF-8, as names have to be here; rename it"))
             return UserError.exit_code
         if isinstance(error, OSError) and error.errno in PATH_ERRORS:
-            tell(f"error: {one_line(f'{error.filename}: {error.strerror}')}")
+            tell_mistake(one_line(f"{error.filename}: {error.strerror}"))
             return UserError.exit_code
-        tell(f"error: {one_line(f'{type(error).__name__}: {error}')}")
+        tell_mistake(one_line(f"{type(error).__name__}: {error}"))
         tell("This is a bug of ours, or of the machine. HORNBOOK_DEBUG=1 shows where.")
         return 1
     finally:
+        leave_world()
         settle()
 
 

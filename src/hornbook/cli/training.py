@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hornbook.base.errors import UserError
 from hornbook.base.output import answer, answer_json, going_on
+from hornbook.base.stored import stored
+from hornbook.base.world import world
 from hornbook.cli.conclusion import conclude
 from hornbook.cli.knobs import help_asked, show_help
+from hornbook.cli.launching import Launch, launch
 from hornbook.cli.words import (
     asks_help,
     long_forms,
@@ -28,6 +31,8 @@ def train(words: list[str]) -> int:
     if (group := help_asked(words)) is not None:
         show_help(words, group)
         return 0
+    if (asked := Launch.taken_from(words)) is not None and not asked.is_of_one:
+        return launch(asked, ["train", *words])
     as_json, tiny = take_flag(words, "--json"), take_flag(words, "--tiny")
     named = words.pop(0) if words and not words[0].startswith("-") else None
     from hornbook.base.console import say
@@ -38,17 +43,25 @@ def train(words: list[str]) -> int:
 
     knobs = from_words(RunConfig, long_forms(words))
     out = knobs.pop("out", None)
-    with told_apart(as_json):
+    together = world()
+
+    def chosen() -> tuple[dict[str, Any], str]:
         config = None if named or knobs or tiny or out is None else _begun(Path(str(out)))
         if config is None:
             config = compose(named, knobs, tiny, measured=True)
             if config.recipe == "own-text":
                 say(why_these_sizes(config))
             _say_what_is_expected(config)
-        from hornbook.train.start import fit, free_folder  # torch comes in when the settings are right
+        from hornbook.train.start import free_folder  # torch comes in when the settings are right
 
-        outcome = fit(config, Path(str(out)) if out is not None else free_folder(config))
-    return conclude(outcome, as_json)
+        return config.model_dump(mode="json"), str(out) if out is not None else str(free_folder(config))
+
+    with told_apart(as_json):
+        settings, path = together.by_first(chosen)
+        from hornbook.train.start import fit
+
+        outcome = fit(stored(RunConfig, settings, Path(path)), Path(path))
+    return conclude(outcome, as_json) if together.is_first else 0
 
 
 def plan(words: list[str]) -> int:
@@ -104,10 +117,12 @@ def _begun(run: Path) -> RunConfig | None:
 def resume(words: list[str]) -> int:
     if asks_help(words):
         answer(
-            "hornbook resume runs/NAME [--minutes N | --train.steps N | ...] [--json]\n\n"
-            "Go on with a run from its newest good checkpoint.\n"
+            "hornbook resume runs/NAME [--minutes N | --train.steps N | ...] [--processes N] [--json]\n\n"
+            "Go on with a run from its newest good checkpoint, on as many processes as you like.\n"
         )
         return 0
+    if (asked := Launch.taken_from(words)) is not None and not asked.is_of_one:
+        return launch(asked, ["resume", *words])
     as_json = take_flag(words, "--json")
     if not words or words[0].startswith("-"):
         raise UserError("resume: name the run to go on with: hornbook resume runs/NAME")
@@ -117,7 +132,7 @@ def resume(words: list[str]) -> int:
 
     with told_apart(as_json):
         outcome = resume(Path(words[0]), from_words(RunConfig, long_forms(words[1:])))
-    return conclude(outcome, as_json)
+    return conclude(outcome, as_json) if world().is_first else 0
 
 
 def report(words: list[str]) -> int:

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from hornbook.base.machine import free_cache, is_out_of_memory
+from hornbook.base.world import World
 from hornbook.model.gpt import GPT
 from hornbook.shards.format import TokenArray
 from hornbook.shards.order import split_windows
@@ -40,14 +41,20 @@ def score(
     context: int,
     text_bytes: int,
     windows_at_most: int | None = None,
+    world: World | None = None,
     tokens_at_once: int = TOKENS_AT_ONCE,
 ) -> Score:
-    """The score of all of a text; or of so many whole windows, spread evenly over it."""
-    nats, predicted = 0.0, 0
+    """The score of all of a text; or of so many whole windows, spread evenly over it. Several processes take turns, and
+    come to the same number as one."""
+    world = world or World()
+    rounds: list[float] = []
+    predicted = 0
     with torch.inference_mode():
-        for windows in _windows(tokens, context, windows_at_most, max(tokens_at_once // context, 1)):
-            nats += _nats(model, windows)
+        for turn, windows in enumerate(_windows(tokens, context, windows_at_most, max(tokens_at_once // context, 1))):
+            rounds.append(_nats(model, windows) if turn % world.size == world.rank else 0.0)
             predicted += windows[:, 1:].size
+    of_all = world.gathered(torch.tensor(rounds, dtype=torch.float64))
+    nats = sum(of_all[turn % world.size, turn].item() for turn in range(len(rounds)))
     loss = nats / max(predicted, 1)
     perplexity = math.exp(loss) if loss < 700 else math.inf
     bits = loss / math.log(2) * (len(tokens) - 1)

@@ -20,8 +20,7 @@ import torch
 from hornbook.base import files
 from hornbook.base.console import count, warn
 from hornbook.base.errors import MachineError, UserError
-from hornbook.model.folder import load_config, load_weights, read_tensors, save_model, save_weights
-from hornbook.model.gpt import GPT
+from hornbook.model.folder import load_config, load_weights, read_tensors, save_weights
 from hornbook.runs.folder import BEST, CHECKPOINTS, OPTIMIZER, SNAPSHOTS, STATE, RunFolder, step_of
 from hornbook.text.tokenizer import Tokenizer
 from hornbook.train.config import RunConfig, learned_by
@@ -148,20 +147,25 @@ def has_snapshot(step: int, parameters: int) -> bool:
 
 
 def save_snapshot(
-    run: RunFolder, run_id: str, model: GPT, tokenizer: Tokenizer, state: TrainState, keep_checkpoints: int
+    run: RunFolder,
+    run_id: str,
+    config: RunConfig,
+    weights: Mapping[str, torch.Tensor],
+    tokenizer: Tokenizer,
+    state: TrainState,
 ) -> None:
     """Keep the weights of this step. Nothing needs them to go on, so a disk without room for them, and for the
     checkpoints that are still to come, stops nothing."""
     folder = run.snapshot(state.step)
-    parameters = model.config.n_params()
-    still_to_come = max(keep_checkpoints + 2 - len(run.checkpoints()), 1)
+    parameters = config.model.n_params()
+    still_to_come = max(config.train.keep_checkpoints + 2 - len(run.checkpoints()), 1)
     needed = (SNAPSHOT_DTYPE.itemsize + CHECKPOINT_BYTES_OF_A_PARAMETER * still_to_come) * parameters
     if files.free_bytes(run.path) < needed:
         warn(f"{folder}: left out, to keep room on the disk for checkpoints")
         return
     try:
         with files.staged_folder(folder, {"run_id": run_id, "step": state.step}, aside=True) as staging:
-            save_model(model, tokenizer, staging, SNAPSHOT_DTYPE)
+            save_weights(config.model, weights, tokenizer, staging, SNAPSHOT_DTYPE)
     except MachineError as error:
         warn(f"{folder}: left out ({error.__cause__}); training goes on")
 

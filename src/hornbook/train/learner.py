@@ -21,10 +21,12 @@ from hornbook.model.init import untrained
 from hornbook.train.average import Average
 from hornbook.train.config import RunConfig
 from hornbook.train.guard import smaller_micro_batch
-from hornbook.train.optim import Optimizer, clip_gradients
+from hornbook.train.optim import Optimizer, clip_gradients, grouped
+from hornbook.train.owners import Owners
 from hornbook.train.precision import LossScaler, WorkingCopy
 from hornbook.train.recorded import Numbers, StepRecorder, Take, is_recording
 from hornbook.train.spikes import Spikes
+from hornbook.train.sums import PairwiseSum, in_pairs, is_power_of_two, shares
 
 # Where a step can be launched as one (recorded.py).
 RECORDED_ON = ("cuda",)
@@ -46,7 +48,8 @@ class Learner:
         self._device = machine.torch_device
         torch.manual_seed(config.seed)
         self.model = untrained(config.model).to(self._device).train()
-        self.optimizer = Optimizer(self.model, config.optim, machine.torch_dtype)
+        self._owners = Owners(list(grouped(self.model, config.optim).values()), world)
+        self.optimizer = Optimizer(self.model, config.optim, machine.torch_dtype, only=self._owners.mine)
         self._working = WorkingCopy(self.model, machine.torch_dtype)
         self.scaler = LossScaler(machine.torch_dtype, self._device)
         self._rehearsed = False
@@ -54,7 +57,7 @@ class Learner:
         self._average = Average(self.model, config.train.average_share) if config.train.average else None
         self._seed = config.seed
         self._take_step: Callable[[Take, float], Numbers] = self._step
-        if self._device.type in RECORDED_ON:
+        if self._device.type in RECORDED_ON and world.size == 1:
             flops = config.sequences * config.window * config.model.flops_per_token(config.window)
             self._take_step = StepRecorder(self._step, config.sequences, flops, self._device)
         if checkpoints_activations:
@@ -69,9 +72,11 @@ class Learner:
             try:
                 shape = (self.micro_batch, self._config.window)
                 model.hidden = compiled_or_eager(model, shape)  # type: ignore[method-assign]
-                return
+                short = False
             except torch.OutOfMemoryError:
-                pass  # the error holds on to what was allocated, so go on only when it is gone
+                short = True  # the error holds on to what was allocated, so go on only when it is gone
+            if not self._world.any(short):
+                return
             self._take_less_memory()
 
     @property
@@ -87,12 +92,13 @@ class Learner:
 
     def _step(self, take: Take, factor: float | torch.Tensor) -> Numbers:
         loss = self.gradients(take)
-        length = clip_gradients(list(self.model.parameters()), self._config.optim.clip)
+        length = self._clip()
         # Decided on the device: what is not finite never reaches the weights, and nobody waits to know.
         overflowed, spike = 1 - (loss + length).isfinite().float(), self._spikes.saw(loss, length)
         skip = torch.maximum(overflowed, spike)
         self.weights_are_whole = is_recording(self._device)
         self.optimizer.step(factor, skip)
+        self._owners.spread_weights()
         if self._average is not None:
             self._average.update(skip)
         self.weights_are_whole = True
@@ -105,28 +111,72 @@ class Learner:
         micro-batches: each is weighed by its tokens, so that they add up to the gradients of the whole batch however it
         is cut. The first time the optimizer tries, too, whether it has the memory for a step: in the middle of one it
         would be too late."""
-        sequences, context = self._config.sequences, self._config.window
         while True:
             try:
-                draw_by(self._seed, self._device)
-                self._working.refresh()
-                total = torch.zeros((), device=self._device)
-                for first in range(0, sequences, self.micro_batch):
-                    ids, targets = take(first, min(self.micro_batch, sequences - first))
-                    loss = self._working.model(ids, targets) / (sequences * context)
-                    loss.backward(self.scaler.scale)
-                    self._working.collect_gradients()
-                    total += loss.detach()
-                self.scaler.unscale(self.model)
+                loss = self._gradients_of_my_share(take)
                 if not self._rehearsed:
+                    self._owners.mine_have_gradients()
                     self.optimizer.rehearse()
                     self._rehearsed = True
-                return self._world.sum(total)
+                short = False
             except RuntimeError as error:
                 if not is_out_of_memory(error) or is_recording(self._device):
                     raise
+                short = True
+            if not self._world.any(short):
+                break
             self._take_less_memory()
             self.prepare()
+        with_a_share = [rank for rank, share in enumerate(self._shares()) if share]
+        self._owners.gather_gradients(with_a_share)
+        self.scaler.unscale(self.model)
+        losses = self._world.gathered(loss)
+        return in_pairs([losses[rank] for rank in with_a_share])
+
+    def _gradients_of_my_share(self, take: Take) -> torch.Tensor:
+        """Of the micro-batches that are this process's, or of all of them."""
+        sequences, context = self._config.sequences, self._config.window
+        model, total = self._working.model, torch.zeros((), device=self._device)
+        self._draw_by(0)
+        self._working.refresh()
+        tree = PairwiseSum()
+        share = self._shares()[self._world.rank]
+        for place in share:
+            self._draw_by(place)
+            first = place * self.micro_batch
+            ids, targets = take(first, min(self.micro_batch, sequences - first))
+            loss = model(ids, targets) / (sequences * context)
+            loss.backward(self.scaler.scale)
+            self._working.collect_gradients()
+            total = total + loss.detach()
+            if self._sums_in_pairs and (place % 2 == 1 or place == share[-1]) and len(share) > 3:
+                tree.add([*self._working.take_gradients(), total])
+                total = torch.zeros_like(total)
+        if branches := tree.total():
+            self._working.give_gradients(branches[:-1])
+            total = branches[-1]
+        return total
+
+    @property
+    def _sums_in_pairs(self) -> bool:
+        """So that they are the same on any number of processes; on an accelerator, where it would take memory that is
+        scarce, one after another."""
+        return self._device.type == "cpu" and is_power_of_two(self._world.size)
+
+    def _shares(self) -> list[range]:
+        return shares(-(-self._config.sequences // self.micro_batch), self._world.size)
+
+    def _draw_by(self, place: int) -> None:
+        """What is random in a micro-batch follows from its place in the batch, whoever computes it."""
+        if place == 0:
+            draw_by(self._seed, self._device)
+        elif self._config.model.dropout > 0 and (self._world.size > 1 or self._device.type == "cpu"):
+            draw_by(mix_seed(self._seed, place), self._device)
+
+    def _clip(self) -> torch.Tensor:
+        mine = list(self._owners.mine.values())
+        length = self._owners.length_of_gradients() if self._world.size > 1 else None
+        return clip_gradients(mine, self._config.optim.clip, length)
 
     def _take_less_memory(self) -> None:
         """Fewer sequences at once; where there is but one, less that is kept of it."""
@@ -143,15 +193,16 @@ class Learner:
             self._take_step = self._step
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What must be saved beside the weights for training to go on."""
+        """What must be saved beside the weights for training to go on: all of it with the first process, to which the
+        others send what they own."""
         averaged = self._average.tensors() if self._average is not None else {}
-        return self.optimizer.tensors() | self._spikes.tensors() | averaged
+        return self._world.sent_to_first(self.optimizer.tensors()) | self._spikes.tensors() | averaged
 
     def restore(self, saved: dict[str, torch.Tensor]) -> None:
         self._spikes.restore(saved)
         if self._average is not None:
             self._average.restore(saved)
-        self.optimizer.restore(saved)
+        self.optimizer.restore({name: each for name, each in saved.items() if not self._owners.is_of_another(name)})
 
     def kept_weights(self) -> dict[str, torch.Tensor]:
         """Of the model that is to be kept: the newest, or their average."""

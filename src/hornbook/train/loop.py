@@ -129,11 +129,12 @@ def look_around(run: Run, before: float, asked_to_stop: bool) -> str:
             ended = out_of_patience(run) or ended
     if due.sample or ended not in ("", INTERRUPTED):
         sample(run)
-    if due.snapshot and run.world.is_first:
-        with run.learner.kept() as model:
-            save_snapshot(run.folder, run.run_id, model, run.shards.tokenizer, state, knobs.keep_checkpoints)
+    if due.snapshot:
+        weights = run.learner.kept_weights()
+        if run.world.is_first:
+            save_snapshot(run.folder, run.run_id, run.config, weights, run.shards.tokenizer, state)
     state.ended = ended
-    if due.save or ended or (due.evaluate and state.best_step == state.step and not remembered_as_best(run)):
+    if due.save or ended or (due.evaluate and state.best_step == state.step and not run.saver.remember_best(state)):
         save(run)
     if ended:
         run.saver.wait()
@@ -164,9 +165,9 @@ def evaluate(run: Run) -> None:
     state, context, at_most = run.state, run.config.window, run.pauses.windows(run.state)
     train_loss = None
     with run.learner.at_rest() as model:
-        result = score(model, run.shards.split("val"), context, run.shards.bytes_of_text("val"), at_most)
+        result = score(model, run.shards.split("val"), context, run.shards.bytes_of_text("val"), at_most, run.world)
         if run.config.train.eval_batches is not None:
-            train_loss = score(model, run.shards.split("train"), context, 0, at_most).loss
+            train_loss = score(model, run.shards.split("train"), context, 0, at_most, run.world).loss
     state.val_loss, state.evaluated_at = result.loss, state.step
     if math.isfinite(result.loss) and (state.best_val_loss is None or result.loss < state.best_val_loss):
         state.best_val_loss, state.best_step, state.not_better_in_a_row = result.loss, state.step, 0
@@ -190,11 +191,12 @@ def evaluate_whole(run: Run) -> None:
     """The best model, which evaluations on a part of the validation set have found, on all of it."""
     state, folder = run.state, run.folder
     places = [each(state.best_step) for each in (folder.checkpoint, folder.best_model)]
-    there = [each for each in places if state.best_step != state.step and each.is_dir()]
+    there = [each for each in places if state.best_step != state.step and run.world.from_first(each.is_dir())]
     with run.learner.at_rest() as model:
         if there:  # in place of the newest weights, which are saved, so that it takes no more memory
             load_weights(model, there[0])
-        result = score(model, run.shards.split("val"), run.config.window, run.shards.bytes_of_text("val"))
+        val, size = run.shards.split("val"), run.shards.bytes_of_text("val")
+        result = score(model, val, run.config.window, size, world=run.world)
     run.metrics.evaluated_whole(state.best_step if there else state.step, result)
 
 
@@ -232,15 +234,9 @@ def save(run: Run) -> None:
     state.micro_batch, state.compiled = learner.micro_batch, learner.compiled
     state.checkpoints_activations = learner.checkpoints_activations
     state.not_finite_in_a_row, state.scaler = run.guard.in_a_row, learner.scaler.state() or state.scaler
-    if run.world.is_first:
-        state.logs = run.metrics.sync()
-        run.saver.begin(state)
+    state.logs = run.metrics.sync()
+    run.saver.begin(state)
     run.saved_seconds = state.seconds
-
-
-def remembered_as_best(run: Run) -> bool:
-    """Whether the next checkpoint will take along the weights of this step."""
-    return not run.world.is_first or run.saver.remember_best(run.state)
 
 
 def seconds_since_beginning(run: Run) -> float:
@@ -265,7 +261,8 @@ def saved_if_it_fails(run: Run) -> Iterator[None]:
             try:
                 yield
             except Exception:
-                save_what_is_whole(run)
+                if run.world.size == 1:  # the others may be anywhere
+                    save_what_is_whole(run)
                 raise
     finally:
         run.metrics.close()

@@ -18,7 +18,7 @@ import torch
 from hornbook.base.console import Progress, count, duration
 from hornbook.infer.score import Score
 from hornbook.runs.folder import METRICS, SAMPLES, RunFolder
-from hornbook.runs.logs import Log
+from hornbook.runs.logs import Log, NoLog
 from hornbook.train.config import RunConfig
 from hornbook.train.precision import LEAST_SCALE
 from hornbook.train.recorded import Numbers
@@ -81,9 +81,11 @@ class Metrics:
         flops_per_token: int,
         peak_flops: float | None,
         kept: dict[str, int] | None,
+        writes: bool = True,
     ) -> None:
-        self._log = Log(folder.metrics, (kept or {}).get(METRICS))
-        self._samples = Log(folder.samples, (kept or {}).get(SAMPLES))
+        log = Log if writes else NoLog
+        self._log: Log | NoLog = log(folder.metrics, (kept or {}).get(METRICS))
+        self._samples: Log | NoLog = log(folder.samples, (kept or {}).get(SAMPLES))
         self._progress = progress
         self._flops_per_token = flops_per_token
         self._peak_flops = peak_flops

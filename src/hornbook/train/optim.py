@@ -7,7 +7,7 @@ Out: changed weights.
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -45,12 +45,20 @@ class Rule(Protocol):
 
 
 class Optimizer:
-    """Every parameter of a model under the rule of its group."""
+    """Every parameter of a model under the rule of its group; of those that are named, where some are."""
 
-    def __init__(self, model: GPT, config: OptimConfig, compute: torch.dtype = torch.float32) -> None:
-        self._rules = [
-            rule_named(group.rule)(named, group, config, compute) for group, named in grouped(model, config).items()
+    def __init__(
+        self,
+        model: GPT,
+        config: OptimConfig,
+        compute: torch.dtype = torch.float32,
+        only: Collection[str] | None = None,
+    ) -> None:
+        groups = [
+            (group, {name: each for name, each in named.items() if only is None or name in only})
+            for group, named in grouped(model, config).items()
         ]
+        self._rules = [rule_named(group.rule)(named, group, config, compute) for group, named in groups if named]
         self._device = next(model.parameters()).device
 
     def step(self, factor: float | torch.Tensor, skip: torch.Tensor) -> None:
@@ -150,11 +158,15 @@ def gradient_of(parameter: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def clip_gradients(parameters: list[torch.nn.Parameter], longest: float | None) -> torch.Tensor:
-    """Shorten the gradients, all together, to at most `longest`; their length before, on the device."""
+def clip_gradients(
+    parameters: list[torch.nn.Parameter], longest: float | None, length: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Shorten the gradients, all together, to at most `longest`; their length before, on the device, which is known
+    already where these are a part of them."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    length = torch.nn.utils.get_total_norm(gradients)
-    if longest is not None:
+    if length is None:
+        length = torch.nn.utils.get_total_norm(gradients)
+    if longest is not None and gradients:
         torch._foreach_mul_(gradients, (longest / (length + 1e-6)).clamp(max=1.0))
     return length
 

@@ -39,6 +39,10 @@ class Origin:
     grows: bool = False
 
     @classmethod
+    def asked_for(cls, config: RunConfig) -> Origin | None:
+        return cls.find(config.start_from).grown(config.grow) if config.start_from is not None else None
+
+    @classmethod
     def find(cls, start_from: str) -> Origin:
         path = Path(start_from).expanduser()
         named = not path.exists() and is_hub_name(start_from)

@@ -44,6 +44,17 @@ class WorkingCopy:
             master.grad = worker.grad.float() if master.grad is None else master.grad.add_(worker.grad)
             worker.grad = None
 
+    def take_gradients(self) -> list[torch.Tensor]:
+        """Those of the masters, who have none from then on."""
+        gradients = [each.grad for each in self._masters if each.grad is not None]
+        for each in self._masters:
+            each.grad = None
+        return gradients
+
+    def give_gradients(self, gradients: list[torch.Tensor]) -> None:
+        for each, gradient in zip(self._masters, gradients, strict=True):
+            each.grad = gradient
+
 
 class LossScaler:
     """As large a scale as the gradients allow: one that overflows halves it, many steps without double it. All on the

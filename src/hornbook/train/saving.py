@@ -13,11 +13,12 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from hornbook.base.background import Background
 from hornbook.base.console import warn
 from hornbook.base.machine import free_memory_bytes, is_out_of_memory
+from hornbook.base.world import World
 from hornbook.train.checkpoint import (
     CHECKPOINT_BYTES_OF_A_PARAMETER,
     WEIGHT_BYTES_OF_A_PARAMETER,
@@ -27,6 +28,9 @@ from hornbook.train.checkpoint import (
     copied,
 )
 from hornbook.train.learner import Learner
+
+if TYPE_CHECKING:
+    import torch
 
 # Of the memory that is free, for the copy; another program may want some meanwhile.
 SHARE_OF_FREE_MEMORY = 0.8
@@ -38,10 +42,16 @@ T = TypeVar("T")
 class Saver:
     """Writes the checkpoints of one run."""
 
-    def __init__(self, learner: Learner, write: Callable[[Learned, TrainState], None], saved_step: int) -> None:
+    def __init__(
+        self,
+        learner: Learner,
+        write: Callable[[Learned, TrainState], None],
+        saved_step: int,
+        world: World | None = None,
+    ) -> None:
         self.saved_step = saved_step
         """Of the newest checkpoint that is safely on the disk."""
-        self._learner, self._write = learner, write
+        self._learner, self._write, self._world = learner, write, world or World()
         self._beside: bool | None = None
         self._thread = Background()
         self._writing: Future[None] | None = None
@@ -65,6 +75,9 @@ class Saver:
         if self._best is not None and self._best.step != state.best_step:
             self._best = None  # the checkpoint itself is better
         learned = replace(Learned.of(self._learner), best=self._best)
+        if not self._world.is_first:
+            self.saved_step = state.step
+            return
         self._best_on_its_way, state = self._best, replace(state, logs=dict(state.logs))
         if (copy := self._copied(learned.copied)) is not None:
             self._writing = self._thread.submit(self._save, copy, state)
@@ -74,18 +87,25 @@ class Saver:
 
     def remember_best(self, state: TrainState) -> bool:
         """Have the weights of this step written with the next checkpoint; False where memory has no room for them."""
-        weights = self._copied(lambda: copied(self._learner.kept_weights()))
+        kept = self._learner.kept_weights()
+        return self._world.by_first(lambda: self._remember(state, kept))
+
+    def _remember(self, state: TrainState, kept: dict[str, torch.Tensor]) -> bool:
+        weights = self._copied(lambda: copied(kept))
         if weights is not None:
             self._best = Best(state.step, state.val_loss, weights)
         return weights is not None
 
     def look(self) -> None:
         """Raise what went wrong since the last look."""
-        if self._writing is not None and self._writing.done():
+        if self._world.any(self._writing is not None and self._writing.done()):
             self.wait()
 
     def wait(self) -> None:
         """Until what is being written is on the disk; raise what went wrong."""
+        self._world.by_first(self._wait)
+
+    def _wait(self) -> None:
         if self._writing is not None:
             writing, self._writing = self._writing, None
             writing.result()

@@ -67,16 +67,29 @@ def is_to_checkpoint_activations(config: RunConfig, machine: Machine, before: bo
     return config.train.micro_batch is None and not _fits(config, machine, 1, False) if before is None else before
 
 
-def first_micro_batch(config: RunConfig, machine: Machine, checkpoints_activations: bool = False) -> int:
-    """How many sequences to compute at once: what the user says, or as many as should fit; where they do not, the
-    learner halves it."""
-    if config.train.micro_batch is not None:
-        return min(config.train.micro_batch, config.sequences)
-    most = CPU_TOKENS // config.window if machine.device == "cpu" else config.sequences
+def first_micro_batch(
+    config: RunConfig, machine: Machine, checkpoints_activations: bool = False, ranks: int = 1, before: int = 0
+) -> int:
+    """How many sequences to compute at once: what the user says, or the run did before, or as many as should fit;
+    where they do not, the learner halves it. Never so many that one of several processes would have none."""
+    most = -(-config.sequences // ranks)
+    if asked := before or config.train.micro_batch:
+        return min(asked, most)
+    if machine.device == "cpu":
+        most = min(most, max(CPU_TOKENS // config.window, 1))
     at_once = config.sequences
     while at_once > 1 and (at_once > most or not _fits(config, machine, at_once, checkpoints_activations)):
         at_once = (at_once + 1) // 2
     return at_once
+
+
+def refuse_idle(config: RunConfig, ranks: int) -> None:
+    """Each of several processes wants something to do."""
+    if config.sequences < ranks:
+        raise UserError(
+            f"--train.batch-tokens: {config.sequences} sequences of {config.window} tokens a step are too few for "
+            f"{ranks} processes; give {config.window * ranks} or more, or start fewer"
+        )
 
 
 def _fits(config: RunConfig, machine: Machine, at_once: int, checkpoints_activations: bool) -> bool:

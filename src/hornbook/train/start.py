@@ -5,6 +5,9 @@ In: a RunConfig, or the folder of a run.  Out: an assembled `Run`, handed to the
 
 from __future__ import annotations
 
+import contextlib
+import os
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,11 +17,18 @@ from typing import Any
 from hornbook.base import files
 from hornbook.base.console import Progress, command, warn
 from hornbook.base.errors import UserError
-from hornbook.base.machine import Machine, choose_machine, fast_float_modes, peak_memory_bytes
+from hornbook.base.machine import (
+    Machine,
+    best_device,
+    choose_machine,
+    cores_to_use,
+    fast_float_modes,
+    peak_memory_bytes,
+)
 from hornbook.base.names import plain_name
 from hornbook.base.process import keep_freed_memory, process_left_as_found
 from hornbook.base.stored import stored
-from hornbook.base.world import World
+from hornbook.base.world import World, world
 from hornbook.runs import folder as runs
 from hornbook.runs.folder import METRICS, RECORD, Record, RunFolder, damage_of_model
 from hornbook.shards.format import Shards
@@ -56,9 +66,12 @@ from hornbook.train.sizing import (
     fitted_to,
     is_to_be_compiled,
     is_to_checkpoint_activations,
+    refuse_idle,
     refuse_without_room,
 )
 
+# By which torchrun names all processes that it begins, also those that take the place of one that failed.
+LAUNCH = "TORCHELASTIC_RUN_ID"
 MAY_CHANGE = {*STOPS, "patience", "device", "threads", "activation_checkpointing"}
 
 
@@ -82,45 +95,76 @@ class Outcome:
 @process_left_as_found()
 def fit(config: RunConfig, path: Path, progress: Progress | None = None) -> Outcome:
     """Train a model from nothing, or from what another has learned, into a new run folder."""
-    folder, progress = RunFolder(path), progress or Progress()
-    folder.refuse_taken()
+    together, folder, progress = world(), RunFolder(path), progress or Progress()
+    if together.by_first(lambda: was_begun_by_this_launch(folder)):
+        return resume(path, None, progress)
+    together.by_first(folder.refuse_taken)
     if not files.is_utf8(str(path)):
         raise UserError(f"{path}: not UTF-8, and libraries that write into it take nothing else; choose another --out")
-    machine = choose_machine(config.train.device, config.train.dtype, config.train.threads)
-    config = config.with_(data=pinned(config.data))  # a branch of the hub may be at another commit tomorrow
-    origin = Origin.find(config.start_from).grown(config.grow) if config.start_from is not None else None
+    machine = machine_of(config, together)
+    # A branch of the hub may be at another commit tomorrow.
+    config = config.with_(data=together.by_first(lambda: pinned(config.data)))
+    origin = together.host_by_host(lambda: Origin.asked_for(config))
     if origin is not None:
         origin.check(config)
-    shards = open_or_prepare(config.data, config.tokenizer, config.shards, progress, config.text)
+    shards = together.host_by_host(
+        lambda: open_or_prepare(config.data, config.tokenizer, config.shards, progress, config.text)
+    )
     if origin is not None:
         origin.check_tokenizer(shards)
     config = fitted_to(shards, config)
     if doubt := too_little(shards):
         warn(doubt)
-    record = Record(config.model_dump(), shards.folder, shards.fingerprint)
+    run_id = together.from_first(uuid.uuid4().hex)
+    record = Record(config.model_dump(), shards.folder, shards.fingerprint, run_id)
     if origin is not None:
         record = record.with_(**{"from": origin.record()})
-    files.make_folder(path)
-    with files.locked(path):
-        folder.refuse_taken()  # another process may have been quicker
-        clear_leftovers(folder)
+    if launch := os.environ.get(LAUNCH):
+        record = record.with_(launch=launch)
+    with contextlib.ExitStack() as stack:
+
+        def take_place() -> None:
+            files.make_folder(path)
+            stack.enter_context(files.locked(path))
+            folder.refuse_taken()  # another process may have been quicker
+            clear_leftovers(folder)
+
+        together.by_first(take_place)
         return _train(config, folder, record, shards, machine, origin, progress)
+
+
+def was_begun_by_this_launch(folder: RunFolder) -> bool:
+    """Whether torchrun, under the same id, began this run before, so that the same words mean to go on with it; from
+    nothing, where it was ended before its first checkpoint."""
+    launch = os.environ.get(LAUNCH)
+    if launch is None or not folder.has_record() or not folder.is_ours() or not folder.checkpoints():
+        return False
+    return bool(folder.record().more.get("launch") == launch)
+
+
+def machine_of(config: RunConfig, together: World) -> Machine:
+    """Of several processes on a host, each has its own accelerator, or its share of the processor."""
+    knobs = config.train
+    if together.size == 1:
+        return choose_machine(knobs.device, knobs.dtype, knobs.threads)
+    device, threads = knobs.device, knobs.threads
+    if (device or best_device()) == "cuda":
+        device = f"cuda:{together.rank_on_host}"
+    elif threads is None:
+        threads = max(cores_to_use() // int(os.environ.get("LOCAL_WORLD_SIZE", together.size)), 1)
+    dtype = together.by_first(lambda: choose_machine(device, knobs.dtype, threads).dtype)
+    return choose_machine(device, dtype, threads)
 
 
 @process_left_as_found()
 def resume(path: Path, changes: Mapping[str, Any] | None = None, progress: Progress | None = None) -> Outcome:
     """Go on with a run from its newest good checkpoint. `changes` may move where it stops."""
-    folder, progress = RunFolder(path), progress or Progress()
+    together, folder, progress = world(), RunFolder(path), progress or Progress()
     if not folder.has_record():
         begin = f"; begin one: {command('train', '--out', path)}"
         raise UserError(f"{path}: no run to go on with (no {RECORD})" + (runs.did_you_mean(path) or begin))
     record, config = _recorded(folder)
-    try:
-        shards = Shards.open(record.shards).checked(say=progress.note)
-    except UserError as error:  # the cache was cleared, or is damaged; the same text gives the same tokens
-        where = "standard input" if config.data == STANDARD_INPUT else "the text"
-        progress.note(f"{error.mistakes[0].partition('; ')[0]}; looking for {where}")
-        shards = _prepared_again(config, folder, progress)
+    shards = together.host_by_host(lambda: _shards_of(record, config, folder, progress))
     if shards.fingerprint != record.fingerprint:
         raise UserError(f"{shards.folder}: not the data that this run began with; train on it into another --out")
     changes = changes or {}
@@ -129,11 +173,17 @@ def resume(path: Path, changes: Mapping[str, Any] | None = None, progress: Progr
         may = ", ".join(sorted(MAY_CHANGE))
         raise UserError(f"{min(fixed)}: a run keeps the settings that it began with, except --train. {may}")
     before, config = config, override(config, changes)
-    machine = choose_machine(config.train.device, config.train.dtype, config.train.threads)
-    with files.locked(path):
-        clear_leftovers(folder)
-        checkpoint = newest_checkpoint(folder, record.run_id)
-        refuse_other_settings(checkpoint, config)
+    machine = machine_of(config, together)
+    with contextlib.ExitStack() as stack:
+
+        def take_place() -> str:
+            stack.enter_context(files.locked(path))
+            clear_leftovers(folder)
+            newest = newest_checkpoint(folder, record.run_id)
+            refuse_other_settings(newest, config)
+            return str(newest)
+
+        checkpoint = Path(together.by_first(take_place))
         record = replace(record, config=config.model_dump(), shards=shards.folder)
         return _train(config, folder, record, shards, machine, checkpoint, progress, before)
 
@@ -147,7 +197,9 @@ def begun(path: Path) -> RunConfig | None:
 def free_folder(config: RunConfig, parent: Path = runs.USUAL) -> Path:
     """Where a run goes that was given no --out: named after its text, or its recipe."""
     own = config.recipe in ("own-text", "continued")
-    return runs.free_folder(name_of(Path(config.data)) if own else plain_name(config.recipe, "run"), parent)
+    name = name_of(Path(config.data)) if own else plain_name(config.recipe, "run")
+    begun_before = (each for each in sorted(parent.glob(f"{name}*")) if was_begun_by_this_launch(RunFolder(each)))
+    return next(begun_before, None) or runs.free_folder(name, parent)
 
 
 def learner_at(state: TrainState, config: RunConfig, machine: Machine, world: World, order: SampleOrder) -> Learner:
@@ -157,7 +209,7 @@ def learner_at(state: TrainState, config: RunConfig, machine: Machine, world: Wo
         config,
         machine,
         world,
-        micro_batch=state.micro_batch or first_micro_batch(config, machine, checkpoints_activations),
+        micro_batch=first_micro_batch(config, machine, checkpoints_activations, world.size, state.micro_batch),
         compiled=is_to_be_compiled(config, machine, order.samples_per_epoch, state.compiled),
         checkpoints_activations=checkpoints_activations,
     )
@@ -176,6 +228,15 @@ def _recorded(folder: RunFolder) -> tuple[Record, RunConfig]:
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{folder.record_file}: damaged; train again into another --out") from None
     return record, config
+
+
+def _shards_of(record: Record, config: RunConfig, folder: RunFolder, progress: Progress) -> Shards:
+    try:
+        return Shards.open(record.shards).checked(say=progress.note)
+    except UserError as error:  # the cache was cleared, or is damaged; the same text gives the same tokens
+        where = "standard input" if config.data == STANDARD_INPUT else "the text"
+        progress.note(f"{error.mistakes[0].partition('; ')[0]}; looking for {where}")
+        return _prepared_again(config, folder, progress)
 
 
 def _prepared_again(config: RunConfig, folder: RunFolder, progress: Progress) -> Shards:
@@ -206,11 +267,13 @@ def _train(
     before: RunConfig | None = None,
 ) -> Outcome:
     """Assemble the run, from nothing, another model or a checkpoint, and let the loop have it."""
-    world, goes_on = World(), isinstance(begin, Path)
+    together, goes_on = world(), isinstance(begin, Path)
     if machine.device == "cpu":
         keep_freed_memory()
     refuse_without_room(config, machine)
-    check_room(folder, config.model.n_params(), config.train.keep_checkpoints, config.train.average is not None)
+    refuse_idle(config, together.size)
+    averages = config.train.average is not None
+    together.by_first(lambda: check_room(folder, config.model.n_params(), config.train.keep_checkpoints, averages))
     tokens = shards.split("train")
     order = SampleOrder(config.order, config.seed, shards.fingerprint, len(tokens), config.window, config.sequences)
     state, proof = TrainState(), None
@@ -218,37 +281,43 @@ def _train(
         state, differing = saved_state(begin), differences(begin, machine.facts())
         for each in differing:
             warn(f"{each}: the run goes on, but not bit for bit as it would have")
-        proof = Proof.of(folder.metrics, state.logs[METRICS], state.step, differing) if METRICS in state.logs else None
+        if METRICS in state.logs and together.is_first:
+            proof = Proof.of(folder.metrics, state.logs[METRICS], state.step, differing)
     with memory_for_a_model():
-        learner = learner_at(state, config, machine, world, order)
+        learner = learner_at(state, config, machine, together, order)
         if isinstance(begin, Path):
             restore(begin, learner)
         elif begin is not None:
             begin.restore(learner, config)
         elif config.has_head_start:
             give_head_start(learner.model, tokens, config.seed)
-    forget_models_after(folder, state.step)
     planned = planned_since(before or config, config, state, order.samples_per_epoch, Extension.of(record.more))
-    folder.write(record.with_(machine=machine.facts(), **planned.record()))
+
+    def write_down() -> None:
+        forget_models_after(folder, state.step)
+        folder.write(record.with_(machine=machine.facts(), **planned.record()))
+
+    together.by_first(write_down)
     flops = config.model.flops_per_token(config.window)
+    metrics = Metrics(folder, progress, flops, machine.peak_flops, state.logs if goes_on else None, together.is_first)
     write_checkpoint = partial(save_checkpoint, folder, record.run_id, shards.tokenizer, machine.facts(), config)
     run = loop.Run(
         config=config,
         folder=folder,
         run_id=record.run_id,
         machine=machine,
-        world=world,
+        world=together,
         shards=shards,
         loader=Loader(tokens, order, machine.torch_device),
         learner=learner,
-        metrics=Metrics(folder, progress, flops, machine.peak_flops, state.logs if goes_on else None),
+        metrics=metrics,
         guard=NonFiniteGuard(state.not_finite_in_a_row, machine.dtype),
         progress=progress,
         state=state,
         pauses=Pauses(config, order.samples_per_epoch, len(shards.split("val")), machine.torch_device.type),
         planned=planned,
         proof=proof,
-        saver=Saver(learner, write_checkpoint, state.step),
+        saver=Saver(learner, write_checkpoint, state.step, together),
         saved_seconds=state.seconds,
     )
     introduce(run, begin)

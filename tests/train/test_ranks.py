@@ -1,0 +1,107 @@
+"""Several processes at one run: the same weights as of one, and what happens to one of them happens to all."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import worlds
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hornbook.train.sums import PairwiseSum, in_pairs, shares
+
+pytestmark = pytest.mark.xdist_group("worlds")
+Told = dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def told(tmp_path_factory: pytest.TempPathFactory, some_text: str) -> Told:
+    """What happened in worlds of 1, 2 and 4 ranks; see worlds.py."""
+    folder = tmp_path_factory.mktemp("worlds")
+    text = folder / "text.txt"
+    text.write_text(some_text[:20_000])
+    program = [sys.executable, str(Path(worlds.__file__)), str(text), str(folder)]
+    ended = subprocess.run(program, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    result: Told = json.loads((folder / "told.json").read_text())
+    return result
+
+
+@given(terms=st.integers(1, 70), ranks=st.sampled_from([1, 2, 3, 4, 5, 8]))
+def test_each_term_has_one_rank_and_ranks_without_any_come_last(terms: int, ranks: int) -> None:
+    given_out = shares(terms, ranks)
+    assert len(given_out) == ranks
+    assert [term for share in given_out for term in share] == list(range(terms))
+    if ranks in (1, 2, 4, 8):
+        assert sorted(given_out, key=len, reverse=True) == given_out
+
+
+@given(
+    numbers=st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=40),
+    ranks=st.sampled_from([1, 2, 4, 8]),
+)
+def test_a_sum_is_the_same_to_the_last_bit_on_any_number_of_ranks(numbers: list[float], ranks: int) -> None:
+    def summed(share: range) -> torch.Tensor:
+        tree = PairwiseSum()
+        for place in share[::2]:  # a pair at a time, as the learner adds them
+            pair = torch.tensor(numbers[place])
+            if place + 1 in share:
+                pair = pair + torch.tensor(numbers[place + 1])
+            tree.add([pair])
+        return tree.total()[0]
+
+    alone = summed(range(len(numbers)))
+    together = in_pairs([summed(share) for share in shares(len(numbers), ranks) if share])
+    assert torch.equal(alone, together)
+    exact = sum(map(Fraction, numbers))
+    assert abs(Fraction(alone.item()) - exact) <= Fraction(2**-23) * 7 * sum(abs(Fraction(each)) for each in numbers)
+
+
+@pytest.mark.parametrize("ranks", ["2", "4"])
+@pytest.mark.parametrize("name", worlds.SAME)
+def test_the_weights_are_those_of_one_process(told: Told, name: str, ranks: str) -> None:
+    digest, losses = told["1"]["same"][0][name]
+    learned = [each["loss"] for each in losses if each["loss"] is not None]
+    assert learned[-1] < learned[0]
+    for each in told[ranks]["same"]:
+        assert each[name] == [digest, losses]
+
+
+def test_a_run_goes_on_with_another_number_of_processes_as_if_nothing_had_happened(told: Told) -> None:
+    moved_on, in_one = told["1"]["moved on"]
+    assert moved_on == in_one
+
+
+def test_a_gradient_that_is_not_finite_on_one_rank_is_left_out_on_all(told: Told) -> None:
+    assert told["4"]["not_finite"] == [[False, False, True, False, False]] * 4
+
+
+def test_memory_that_runs_out_on_one_rank_halves_the_micro_batch_on_all(told: Told) -> None:
+    assert told["4"]["out_of_memory"] == [1] * 4
+
+
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(told: Told) -> None:
+    assert told["4"]["asked_to_stop"] == [["interrupted", 3]] * 4
+
+
+def test_a_full_disk_of_the_first_ends_all_and_hurts_nothing(told: Told) -> None:
+    first, *others = told["4"]["full_disk"]
+    for (kind, mistake), whole, afterwards in [first, *others]:
+        assert kind == ("MachineError" if [[kind, mistake], whole, afterwards] == first else "ToldElsewhereError")
+        assert "full" in mistake
+        assert whole == ["step-00000002"]
+        assert afterwards == ["done", worlds.STEPS]
+
+
+def test_who_is_left_alone_is_told_who_is_missing(told: Told) -> None:
+    (left, _) = told["2"]["lost"]
+    assert "rank 1 on" in left[0]
+    assert "hornbook resume" in left[0]

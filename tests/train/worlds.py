@@ -1,0 +1,251 @@
+"""Worlds of several ranks, for tests: processes forked from one that has imported everything.
+
+In: the folder of a text, and where results go.  Out: JSON, by the size of the world and the name of what happened in
+it, what each of its ranks has to tell. Run as a program of its own, so that no test forks a process with threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hornbook.base import files
+from hornbook.base.errors import HornbookError
+from hornbook.base.settings import merge
+from hornbook.base.world import OthersLostError, leave_world, world
+from hornbook.runs.logs import read_log
+from hornbook.train import learner as learners
+from hornbook.train import loop
+from hornbook.train.config import RunConfig, override
+from hornbook.train.start import Outcome, fit, resume
+
+STEPS = 5
+BASE: dict[str, Any] = {
+    "tokenizer": {"kind": "byte"},
+    "model": {"n_layer": 2, "n_head": 2, "n_embd": 32, "context": 32, "dropout": 0.1},
+    "schedule": {"warmup_steps": 2},
+    "sample": {"tokens": 4},
+    "train": {
+        "steps": STEPS,
+        "batch_tokens": 256,
+        "micro_batch": 1,
+        "dtype": "float32",
+        "compile": False,
+        "device": "cpu",
+        "threads": 1,
+        "snapshots": False,
+        "eval_every_steps": 3,
+    },
+}
+# What must not show in the weights: 8 micro-batches; or 7 or 6, which 4 ranks do not divide.
+SAME: dict[str, dict[str, Any]] = {
+    "muon": {},
+    "muon, bfloat16, averaged": {"train": {"dtype": "bfloat16", "average": "ema", "batch_tokens": 7 * 32}},
+    "adamw, tied, two at once": {
+        "optim": {"kind": "adamw"},
+        "model": {"tied": True, "dropout": 0.0},
+        "train": {"batch_tokens": 11 * 32, "micro_batch": 2},
+    },
+}
+UNEVENTFUL, EVENTFUL = ["same"], ["same", "not_finite", "out_of_memory", "asked_to_stop", "full_disk"]
+
+
+class Scenes:
+    """What happens in a world, in a folder of its own."""
+
+    def __init__(self, text: Path, folder: Path) -> None:
+        self.text, self.folder = text, folder
+
+    def config(self, *knobs: dict[str, Any]) -> RunConfig:
+        tree = merge(BASE, {"data": str(self.text)})
+        for each in knobs:
+            tree = merge(tree, each)
+        return override(RunConfig.model_validate({"train": {"steps": 1}}), tree)
+
+    def run(self, name: str, *knobs: dict[str, Any]) -> Path:
+        return fit(self.config(*knobs), self.folder / name).folder
+
+    def same(self) -> dict[str, Any]:
+        return {name: told_of(self.run(name, knobs)) for name, knobs in SAME.items()}
+
+    def not_finite(self) -> Any:
+        """The gradient of one rank, in one step."""
+        steps, culprit = iter(range(1, 100)), world().size - 1
+        gather = learners.Owners.gather_gradients
+
+        def gathered(self: learners.Owners, ranks: Any) -> None:
+            if next(steps) == 3 and world().rank == culprit:
+                gradient = next(iter(self._all.values())).grad
+                assert gradient is not None
+                gradient.view(-1)[0] = float("nan")
+            gather(self, ranks)
+
+        with replaced(learners.Owners, "gather_gradients", gathered):
+            run = self.run("not finite")
+        return [each["grad_norm"] is None for each in read_log(run / "metrics.jsonl") if "loss" in each]
+
+    def out_of_memory(self) -> Any:
+        """Of one rank alone; then all of them compute fewer sequences at once, as if they always had."""
+        share, steps = learners.Learner._gradients_of_my_share, iter(range(1, 100))
+
+        def short(self: learners.Learner, take: Any) -> torch.Tensor:
+            if next(steps) == 3 and world().rank == world().size - 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return share(self, take)
+
+        with replaced(learners.Learner, "_gradients_of_my_share", short):
+            run = self.run("out of memory", {"train": {"micro_batch": 2}})
+        return files.read_json(run / f"checkpoints/step-{STEPS:08}/state.json")["micro_batch"]
+
+    def asked_to_stop(self) -> Any:
+        """One rank, by SIGTERM in the middle of a step."""
+        culprit, update, steps = world().size - 1, loop.update, iter(range(1, 100))
+
+        def interrupted(run: loop.Run, share: float) -> None:
+            if next(steps) == 3 and world().rank == culprit:
+                os.kill(os.getpid(), signal.SIGTERM)
+            update(run, share)
+
+        with replaced(loop, "update", interrupted):
+            outcome = fit(self.config(), self.folder / "asked to stop")
+        return ended(outcome)
+
+    def full_disk(self) -> Any:
+        """Of the one that writes; all end, and what was saved before is whole."""
+        write, path = files.write_json, self.folder / "full disk"
+
+        def full(there: Path, value: Any) -> None:
+            if there.name == "state.json" and value["step"] == 4:
+                raise OSError(28, "No space left on device", str(there))
+            write(there, value)
+
+        with replaced(files, "write_json", full):
+            try:
+                fit(self.config({"train": {"save_every_steps": 2}}), path)
+                return "done"
+            except HornbookError as error:
+                told = [type(error).__name__, *error.mistakes]
+        return [told, sorted(each.name for each in path.glob("checkpoints/step-*")), ended(resume(path))]
+
+    def lost(self) -> Any:
+        """One rank ends in the middle of a step, the others tell so."""
+        update, steps = loop.update, iter(range(1, 100))
+
+        def dies(run: loop.Run, share: float) -> None:
+            if next(steps) == 3 and world().rank == world().size - 1:
+                os._exit(9)
+            update(run, share)
+
+        with replaced(loop, "update", dies):
+            try:
+                self.run("lost")
+            except OthersLostError as error:
+                return list(error.mistakes)
+        return "done"
+
+
+def told_of(run: Path) -> list[Any]:
+    """Of a run: a digest of its weights and moments, and its losses."""
+    losses = [
+        {name: each.get(name) for name in ("loss", "grad_norm", "val_loss")} for each in read_log(run / "metrics.jsonl")
+    ]
+    return [digest(run), losses]
+
+
+def digest(run: Path) -> str:
+    newest = max(run.glob("checkpoints/step-*"))
+    parts = [(newest / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors")]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def to(step: int) -> dict[str, Any]:
+    return {"train": {"steps": step}}
+
+
+def ended(outcome: Outcome) -> list[Any]:
+    return [outcome.reason, outcome.step]
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+def in_a_world(size: int, act: Callable[[], Any], results: Path) -> list[Any]:
+    """What each rank of a new world has to tell of `act`; None of one that died."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    children = []
+    for rank in range(size):
+        if (child := os.fork()) == 0:
+            code = 1
+            try:
+                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+                os.environ |= {"LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+                os.environ["HORNBOOK_PATIENCE_SECONDS"] = "60"
+                world.cache_clear()
+                (results / f"{rank}.json").write_text(json.dumps(act()))
+                leave_world()
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
+    found = [results / f"{rank}.json" for rank in range(size)]
+    told = [json.loads(each.read_text()) if each.exists() else None for each in found]
+    for each in found:
+        each.unlink(missing_ok=True)
+    return told
+
+
+def main(text: Path, folder: Path) -> None:
+    torch.set_num_threads(1)
+    results = folder / "results"
+    results.mkdir()
+    told: dict[str, dict[str, list[Any]]] = {}
+    for size, names in ((1, UNEVENTFUL), (2, UNEVENTFUL), (4, EVENTFUL)):
+        scenes = Scenes(text, folder / str(size))
+
+        def all_of_them(scenes: Scenes = scenes, names: list[str] = names) -> dict[str, Any]:
+            return {name: getattr(scenes, name)() for name in names}
+
+        ranks = in_a_world(size, all_of_them, results)
+        told[str(size)] = {name: [rank and rank[name] for rank in ranks] for name in names}
+    told["2"]["lost"] = in_a_world(2, Scenes(text, folder / "2").lost, results)
+
+    scenes, steady, path = Scenes(text, folder), {"schedule": {"kind": "constant"}}, folder / "moved on"
+    for at, size in ((2, 1), (4, 2), (6, 4), (8, 2), (10, 1)):
+
+        def go_on(at: int = at) -> Any:
+            is_new = at == 2
+            outcome = fit(scenes.config(steady, {"train": {"steps": 2}}), path) if is_new else resume(path, to(at))
+            return ended(outcome)
+
+        in_a_world(size, go_on, results)
+    in_a_world(1, lambda: ended(fit(scenes.config(steady, to(10)), folder / "in one")), results)
+    told["1"]["moved on"] = [digest(path), digest(folder / "in one")]
+    (folder / "told.json").write_text(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
