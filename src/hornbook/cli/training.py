@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,15 +70,27 @@ def plan(words: list[str]) -> int:
         answer(
             "hornbook plan [RECIPE | TEXT | FILE.toml] [--minutes N] [--json] [--any.knob VALUE ...]\n\n"
             "What `hornbook train` would choose for the same words, and come to: when it ends, how much memory it\n"
-            "takes, and about which loss it reaches. A few steps are timed on this machine; nothing is trained.\n"
+            "takes, and about which loss it reaches. A few steps are timed on this machine; nothing is trained.\n\n"
+            "hornbook plan RECIPE --gpus 1024 --gpu H100 --network 400Gb\n\n"
+            "What it comes to on other machines, on paper: memory, step, bytes on the wire, saving, failures, each\n"
+            "with its formula; the cheapest split into shards and replicas, and the largest model that fits.\n"
+            "  --gpus N             all of them        --gpu NAME    of those in `hornbook model demo`\n"
+            "  --hosts N            of eight GPUs each, when not given\n"
+            "  --network RATE       of each GPU to other hosts: 400Gb (bits a second), 50GB (bytes)\n"
+            "  --store RATE         of all hosts into the file system that keeps checkpoints: 2TB\n"
+            "  --restart-minutes N  from a failure to the next step; 15 when not given\n"
+            "  --share-of-peak N    of a GPU's products, from the MFU of a run on one host; 0.4 when not given\n"
         )
         return 0
     as_json, tiny = take_flag(words, "--json"), take_flag(words, "--tiny")
+    cluster, words = _take_cluster(words)
     named = words.pop(0) if words and not words[0].startswith("-") else None
     from hornbook.base.settings import from_words
     from hornbook.train.config import RunConfig
 
     knobs = from_words(RunConfig, long_forms(words))
+    if cluster:
+        return _plan_at_scale(named, knobs, tiny, cluster, as_json)
     from hornbook.plan.forecast import forecast  # torch comes in when the words are understood
 
     with told_apart(as_json):
@@ -86,6 +99,42 @@ def plan(words: list[str]) -> int:
         answer_json(found.as_dict())
     else:
         found.show()
+    return 0
+
+
+def _take_cluster(words: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """What is said of a cluster, and the other words."""
+    parser = parser_of("plan", "")
+    for option, kind in (("--gpus", int), ("--gpu", str), ("--hosts", int), ("--network", str), ("--store", str)):
+        parser.add_argument(option, type=kind)
+    for option in ("--restart-minutes", "--share-of-peak"):
+        parser.add_argument(option, type=float)
+    given, others = parser.parse_known_args(words)
+    cluster = {name: value for name, value in vars(given).items() if value is not None}
+    for needed in ("gpus", "gpu") if cluster else ():
+        if needed not in cluster:
+            raise UserError(f"plan: a cluster needs --{needed} as well, as in --gpus 1024 --gpu H100 --network 400Gb")
+    return cluster, others
+
+
+def _plan_at_scale(
+    named: str | None, knobs: Mapping[str, Any], tiny: bool, cluster: Mapping[str, Any], as_json: bool
+) -> int:
+    from hornbook.base.console import note
+    from hornbook.plan.cluster import cluster_of
+
+    machines = cluster_of(**cluster)
+    if machines.network is None and "network" in cluster:
+        note(f"--network: all {machines.gpus} GPUs are in one host; if they are not, say in how many: --hosts 2")
+    from hornbook.plan.at_scale import at_scale  # torch comes in when the words are understood
+    from hornbook.plan.told import as_dict, show
+
+    with told_apart(as_json):
+        found = at_scale(named, knobs, machines, tiny)
+    if as_json:
+        answer_json(as_dict(found))
+    else:
+        show(found)
     return 0
 
 

@@ -108,16 +108,7 @@ def forecast(named: str | None, knobs: Mapping[str, Any], tiny: bool = False) ->
 def foretold(config: RunConfig) -> Forecast:
     """Of settings that were composed."""
     text_bytes, difficulty = _of_text(config)
-    shards = Shards.open(Path(config.data)) if is_shards(Path(config.data)) else None
-    entries = shards.vocab_size if shards is not None else vocabulary_of(config)
-    if entries is None and config.tokenizer.kind == "char":
-        entries = CHARACTERS  # about
-    if entries is None:
-        raise UserError(
-            "plan: how many entries the vocabulary has is not known before the text is read; give "
-            "--tokenizer.vocab-size"
-        )
-    config = config.with_(model=config.model.with_(vocab_size=entries).model_dump())
+    config = with_likely_vocabulary(config)
     machine = choose_machine(config.train.device, config.train.dtype, config.train.threads)
     each = seconds_a_step(config, machine)
     steps = _steps(config, each, text_bytes)
@@ -141,6 +132,20 @@ def foretold(config: RunConfig) -> Forecast:
         memory_bytes=memory.bytes,
         bits_per_byte=None if difficulty is None else (A + B * difficulty) * (seen / 1e6) ** -C,
     )
+
+
+def with_likely_vocabulary(config: RunConfig) -> RunConfig:
+    """With as many entries as its vocabulary has, or about as many."""
+    shards = Shards.open(Path(config.data)) if is_shards(Path(config.data)) else None
+    entries = shards.vocab_size if shards is not None else vocabulary_of(config)
+    if entries is None and config.tokenizer.kind == "char":
+        entries = CHARACTERS
+    if entries is None:
+        raise UserError(
+            "plan: how many entries the vocabulary has is not known before the text is read; give "
+            "--tokenizer.vocab-size"
+        )
+    return config.with_(model=config.model.with_(vocab_size=entries).model_dump())
 
 
 def _steps(config: RunConfig, seconds_a_step: float, text_bytes: float) -> int:

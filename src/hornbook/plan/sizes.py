@@ -205,8 +205,8 @@ class Sizes:
                 "numbers": SHORT_NAMES[self.numbers],
                 "batch_sequences": self.run.sequences,
                 "window": self.run.window,
-                "one_at_once": _memory_as_dict(self.memory(1, self.numbers)),
-                "whole_batch_at_once": _memory_as_dict(self.memory(self.at_once, self.numbers)),
+                "one_at_once": memory_as_dict(self.memory(1, self.numbers)),
+                "whole_batch_at_once": memory_as_dict(self.memory(self.at_once, self.numbers)),
             },
             "gpus": [held.as_dict() for held in self.gpus],
         }
@@ -328,7 +328,7 @@ def _moments_of(memory: TrainingMemory, at_once: int, told: TrainingMemory | Non
     return rows
 
 
-def _memory_as_dict(memory: TrainingMemory) -> dict[str, Any]:
+def memory_as_dict(memory: TrainingMemory) -> dict[str, Any]:
     return {
         "held": [asdict(part) for part in memory.held],
         "moments": [
