@@ -23,7 +23,7 @@ from hornbook.plan.split import Split
 from hornbook.recipes import compose
 from hornbook.train.config import RunConfig
 
-# Of splits whose steps are as long, but for this much, the one that sends least is the cheapest.
+# Of splits whose steps are as long, but for this much, the cheapest is the one that communicates for the least time.
 AS_QUICK = 1.01
 # As far as settings go.
 MOST_LAYERS, MOST_WIDTH = 10_000, 1_000_000
@@ -146,10 +146,10 @@ def fits(split: Split) -> bool:
 
 
 def cheapest(found: list[Split]) -> Split:
-    """The quickest; of those that are as quick, the one that sends least, computes least, and in the fewest rounds."""
+    """The quickest; of those that are as quick, the one that communicates and computes least, in the fewest rounds."""
     quickest = min(split.seconds for split in found)
     quick = [split for split in found if split.seconds <= AS_QUICK * quickest]
-    return min(quick, key=lambda split: (sum(split.wire), split.flops, split.rounds, split.memory.bytes))
+    return min(quick, key=lambda split: (split.communication, split.flops, split.rounds, split.memory.bytes))
 
 
 def least(model: Counted, cluster: Cluster) -> Split:

@@ -92,7 +92,7 @@ def show(plan: AtScale) -> None:
     say()
     headings = ("shards x replicas", "at once", "each holds", "sends a step", "step", "tokens/s", "MFU")
     table(headings, [_row(split, split == cheapest) for split in plan.fitting], right=(1, 2, 3, 4, 5, 6))
-    say(f"{CHEAPEST} the cheapest: the quickest, and among those within 1% of it what sends least")
+    say(f"{CHEAPEST} the cheapest: the quickest, and among those within 1% of it what communicates least")
     if any(split.gathers_again for split in plan.fitting):
         say(f"{GATHERED_AGAIN} blocks are given back after forwards and gathered again backwards")
     if any(split.checkpoints_activations for split in plan.fitting):
