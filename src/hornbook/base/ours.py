@@ -21,7 +21,7 @@ from hornbook.base.reading import read_json, read_small, sha256
 
 MANIFEST = "MANIFEST.json"
 STAGED, DISCARDED, REPLACED = "staged", "discarded", "replaced"
-UNFINISHED, PARTIAL, SPOOLED = "unfinished", "partial", "spooled"
+UNFINISHED, PARTIAL, SPOOLED, PART = "unfinished", "partial", "spooled", "part"
 _HIDDEN = re.compile(r"\.([a-z]+)-(?:p(\d{1,9})-)?([0-9a-f]{8})-(.+)", re.DOTALL)
 MOST_NAMED = 3
 # What a folder's proof lists: names below it, its manifest among them; None where there is no proof.

@@ -19,14 +19,18 @@ def prepare_text(words: list[str]) -> int:
     from hornbook.base.settings import build, from_words
     from hornbook.shards.hdf5 import places_for, write_hdf5
     from hornbook.shards.prepare import PrepareConfig, default_folder, prepare, report, too_little
+    from hornbook.shards.workers import workers_from
     from hornbook.text.corpora import find_source
     from hornbook.text.readers import joined
 
     if asks_help(words):
         answer(
             "hornbook prepare CORPUS|PATH|PATTERN|-... [--out FOLDER] [--json] [--errors strict|replace]\n"
-            "                 [--max-documents N] [--to hdf5 FILE] [--any.knob VALUE ...]\n\n"
-            "Text to tokens on disk; with --to hdf5 pile.h5 also as pile_train.h5 and pile_val.h5.\n\n"
+            "                 [--max-documents N] [--to hdf5 FILE] [--workers 8|ray|ray://HOST:PORT]\n"
+            "                 [--any.knob VALUE ...]\n\n"
+            "Text to tokens on disk; with --to hdf5 pile.h5 also as pile_train.h5 and pile_val.h5.\n"
+            "With --workers 8 so many processes share the work; with ray, or a cluster's address, Ray does.\n"
+            "The shards are the same, byte for byte, whoever prepares them.\n\n"
         )
         show_all(PrepareConfig)
         return 0
@@ -37,14 +41,15 @@ def prepare_text(words: list[str]) -> int:
     if not names:
         raise UserError("prepare: name a corpus or a path: hornbook prepare python-stdlib")
     given = from_words(PrepareConfig, long_forms(words))
-    chosen = given.pop("out", None)
+    chosen, spread = given.pop("out", None), given.pop("workers", None)
     knobs = build(PrepareConfig, given)
     places = places_for(form) if form is not None else {}
+    workers = None if spread is None else workers_from(str(spread))
     progress = Progress(sys.stderr if as_json else None)
     with ended_by_signals(), progress:
         source = joined([find_source(name, knobs.text, progress=progress) for name in names])
         out = Path(str(chosen)) if chosen is not None else default_folder(source, knobs.tokenizer, knobs.shards)
-        shards = prepare(source, knobs.tokenizer, knobs.shards, out, progress)
+        shards = prepare(source, knobs.tokenizer, knobs.shards, out, progress, workers)
         written = write_hdf5(shards, places) if places else []
     if doubt := too_little(shards):
         warn(doubt)

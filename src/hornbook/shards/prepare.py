@@ -9,15 +9,15 @@ goes on where its last full file ended.
 
 from __future__ import annotations
 
-import gzip
+import contextlib
 import hashlib
 import json
-import lzma
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +32,26 @@ from hornbook.base.process import garbage_sought_among_new_objects, keep_freed_m
 from hornbook.base.settings import Settings
 from hornbook.base.unfinished import empty_unfinished, finish_folder, remove_abandoned, unfinished_folder
 from hornbook.shards.format import FORMAT_VERSION, MANIFEST, Shards, is_shards, listed
+from hornbook.shards.parts import FOLDER, Plan, is_planned
 from hornbook.shards.splits import Piece, SplitRule
-from hornbook.shards.twins import Twins, find_twins
+from hornbook.shards.spread import Spread, digest_of, planned
+from hornbook.shards.tasks import Here, Workers
+from hornbook.shards.twins import Twins
 from hornbook.shards.writer import STATE, Encoded, PieceEncoder, ShardWriter, read_state, write_state
+from hornbook.shards.written import HeldBack, Written, yardsticks
 from hornbook.text.corpora import find_source
+from hornbook.text.cutting import Share, cut
 from hornbook.text.documents import AS_IT_COMES, TextConfig
 from hornbook.text.encoder import EncoderFailed, SlowEncoder, fastest_encoder, has_gigatoken
 from hornbook.text.learning import learn
 from hornbook.text.readers import Source
+from hornbook.text.streams import Tally
 from hornbook.text.tokenizer import LEARNED, Tokenizer, TokenizerConfig, refuse_ids, train_tokenizer
 
 BATCH_CHARACTERS = 8_000_000
 BATCHES_WAITING = 4
 TOKENS_PER_SHARD = 100_000_000
-YARDSTICK_BYTES = 8_000_000
-LEAST_YARDSTICK_BYTES = 1000  # of less text, a compressor's own heads and tables are most of what it writes
+PART_BYTES = 64_000_000  # of text, where it is prepared by many
 LONG_LEARNING_SECONDS = 10.0
 SHARE_OF_TWINS_TO_WARN_OF = 0.01
 SPLIT_RULE = 2  # counted up where the same text with the same knobs is split in another way than before
@@ -101,35 +106,23 @@ def prepare(
     config: ShardsConfig,
     out: Path,
     progress: Progress | None = None,
+    workers: Workers | None = None,
 ) -> Shards:
-    """Write the shards of a source into the folder `out`, or find them there, every byte as it was written."""
+    """Write the shards of a source into the folder `out`, or find them there, every byte as it was written. This
+    process does it, or workers do: the files are the same."""
     progress = progress or Progress(live=False)
-    in_cache = out.parent == _cache()
-    if not out.name or not (in_cache or is_shards(out)):  # before the text is read
-        files.refuse_to_replace(out, listed)
-    keep_freed_memory(one_heap=cores_to_use() <= 2)
-    signature = source.signature()
-    key = _key(signature, tokenizer_config, config)
-    rule = SplitRule(source, config.val_fraction, config.test_fraction)  # what is no text leaves no folder behind
-    if rule.measured.ids:
-        refuse_ids(tokenizer_config.kind, rule.measured.ids)
-    if in_cache:
-        remove_abandoned(out.parent, out)
-    other = f"{out}: another process is preparing this text; waiting for it"
-    with ended_by_signals(), unfinished_folder(out, STATE, lambda: progress.note(other)) as place:
-        if (there := _there(out, key, progress, whole=True)) is not None:
+    work = _Preparation(source, tokenizer_config, config, out, progress)
+    if workers is not None and len(work.shares) == 1:
+        workers = None
+    if workers is None:
+        work.measure()  # what is no text leaves no folder behind
+    with ended_by_signals(), work.turn() as place:
+        if (there := _there(out, work.key, progress, whole=True)) is not None:
             return there
-        if in_cache:  # where only we give names
+        if work.in_cache:  # where only we give names
             files.set_aside_strangers(out, listed)
         files.refuse_to_replace(out, listed)
-        work = _Preparation(source, signature, rule, tokenizer_config, place, key, progress)
-        try:
-            manifest = work.run(fast=True)
-        except EncoderFailed as failure:
-            progress.note(f"{failure}; going on with tokenizers, which is slower")
-            files.remove(place / STATE)
-            manifest = work.run(fast=False)
-        finish_folder(place, out, STATE, MANIFEST, manifest, listed)
+        finish_folder(place, out, STATE, MANIFEST, work.do(workers), listed)
     shards = Shards.open(out)
     shards.note_written()
     return shards
@@ -181,31 +174,65 @@ def too_little(shards: Shards) -> str | None:
     )
 
 
-@dataclass
 class _Preparation:
     """One text on its way into a folder."""
 
-    source: Source
-    signature: str
-    rule: SplitRule
-    config: TokenizerConfig
-    place: Path
-    key: str
-    progress: Progress
-    _held_back: list[bytes] = field(default_factory=list)
+    def __init__(
+        self, source: Source, config: TokenizerConfig, shards: ShardsConfig, out: Path, progress: Progress
+    ) -> None:
+        self.source, self.config, self.progress = source, config, progress
+        self._shards, self._out = shards, out
+        self.in_cache = out.parent == _cache()
+        if not out.name or not (self.in_cache or is_shards(out)):  # before the text is read
+            files.refuse_to_replace(out, listed)
+        keep_freed_memory(one_heap=cores_to_use() <= 2)
+        self.signature = source.signature()
+        self.key = _key(self.signature, config, shards)
+        self.place = Path()
 
-    def run(self, fast: bool) -> dict[str, Any]:
+    @cached_property
+    def shares(self) -> list[Share]:
+        return cut(self.source, PART_BYTES)
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[Path]:
+        """The folder in which it grows, for this process alone."""
+        if self.in_cache:
+            remove_abandoned(self._out.parent, self._out)
+        other = f"{self._out}: another process is preparing this text; waiting for it"
+        with unfinished_folder(self._out, STATE, lambda: self.progress.note(other)) as self.place:
+            yield self.place
+
+    def measure(self, shares: Sequence[Share] | None = None) -> None:
+        parts = [share.part for share in shares] if shares else None
+        self.rule = SplitRule(self.source, self._shards.val_fraction, self._shards.test_fraction, parts)
+        if self.rule.measured.ids:
+            refuse_ids(self.config.kind, self.rule.measured.ids)
+
+    def do(self, workers: Workers | None) -> dict[str, Any]:
         """Everything but the manifest, which it returns."""
         state = read_state(self.place, self.key)
+        if state is not None and "manifest" in state:
+            manifest: dict[str, Any] = state["manifest"]
+        elif workers is not None or (is_planned(self.place) and planned(self.place, self.key, self.shares)):
+            manifest = self._by_parts(workers or Here())
+        else:
+            try:
+                return self._alone(state, fast=True)
+            except EncoderFailed as failure:
+                self.progress.note(f"{failure}; going on with tokenizers, which is slower")
+                return self._alone(None, fast=False)
+        files.remove(self.place / FOLDER)
+        return manifest
+
+    def _alone(self, state: dict[str, Any] | None, fast: bool) -> dict[str, Any]:
         if state is None:
-            empty_unfinished(self.place)
-            state = {"key": self.key}
-            tokenizer = self._learn(state)
+            tokenizer, state = self._begun()
         else:
             tokenizer = Tokenizer.load(self.place)
-            self.progress.note(f"going on with the preparation of {self.source.name} that was cut off")
-        if fast and tokenizer.has_gpt2_pieces and not has_gigatoken():
-            self.progress.note("gigatoken is not installed; going on with tokenizers, which is slower")
+            self._tell_of_going_on()
+        if fast:
+            self._tell_of_the_encoder(tokenizer)
         encoder = PieceEncoder(tokenizer, fastest_encoder if fast else SlowEncoder)
         measured = self.rule.measured
         known = measured.text_bytes if measured.whole and not measured.ids else None
@@ -213,16 +240,69 @@ class _Preparation:
         try:
             with Background() as ahead:
                 with garbage_sought_among_new_objects():
-                    self._write(writer, encoder, ahead)
-                scale = ahead.submit(yardsticks, self._held_back if tokenizer.keeps_text else [])
+                    held_back = self._write(writer, encoder, ahead)
+                scale = ahead.submit(yardsticks, held_back.texts if tokenizer.keeps_text else [])
                 writer.finish()
-                twins = self._twins(tokenizer, writer)
-            return self._manifest(tokenizer, encoder, writer, twins, scale.result())
+                tally, duplicates = self.rule.tally, self.rule.duplicates
+                name = encoder.inner.name
+                written = Written(
+                    self.place, tokenizer, writer.dtype, writer.splits, tally, duplicates, name, writer.seconds
+                )
+                twins = self._twins(written)
+            return self._manifest(written, self.rule.description, twins, scale.result())
         finally:
             writer.abandon()
 
-    def _twins(self, tokenizer: Tokenizer, writer: ShardWriter) -> Twins:
-        twins = find_twins(writer.ids_of("val"), writer.ids_of("train"), tokenizer.end_of_text)
+    def plan(self) -> Spread:
+        """How the text is prepared by parts: as others have begun it, where they have."""
+        plan = planned(self.place, self.key, self.shares)
+        if plan is not None:
+            tokenizer = Tokenizer.load(self.place)
+            self._tell_of_going_on()
+        else:
+            self.measure(self.shares)
+            tokenizer, state = self._begun()
+            homes = replace(self.rule.homes, duplicates=0)
+            shares = digest_of(self.shares)
+            rule, starts = self.rule.description, self.rule.starts
+            plan = Plan(self.key, tokenizer.fingerprint, shares, homes, starts, rule, BATCH_CHARACTERS)
+            plan.write(self.place)
+            write_state(self.place, state | {"tokenizer": tokenizer.fingerprint, "splits": {}})
+            del self.rule  # and what is kept of the text with it
+        self._tell_of_the_encoder(tokenizer)
+        return Spread(self.place, plan, self.source, self.shares, tokenizer, self.progress)
+
+    def _by_parts(self, workers: Workers) -> dict[str, Any]:
+        spread = self.plan()
+        with Background() as ahead, workers:
+            spread.make_all(workers)
+            scale = ahead.submit(yardsticks, spread.held_back() if spread.tokenizer.keeps_text else [])
+            spread.put_together(workers, TOKENS_PER_SHARD)
+            written = spread.written()
+            twins = self._twins(written)
+            _tell_of_skipped(written.tally)
+        manifest = self._manifest(written, spread.plan.rule, twins, scale.result())
+        state = {"key": self.key, "tokenizer": spread.tokenizer.fingerprint, "manifest": manifest}
+        write_state(self.place, state | {"splits": {name: asdict(each) for name, each in written.splits.items()}})
+        return manifest
+
+    def _begun(self) -> tuple[Tokenizer, dict[str, Any]]:
+        empty_unfinished(self.place)
+        state = {"key": self.key}
+        return self._learn(state), state
+
+    def _tell_of_going_on(self) -> None:
+        self.progress.note(f"going on with the preparation of {self.source.name} that was cut off")
+
+    def _tell_of_the_encoder(self, tokenizer: Tokenizer) -> None:
+        if tokenizer.has_gpt2_pieces and not has_gigatoken():
+            self.progress.note("gigatoken is not installed; going on with tokenizers, which is slower")
+
+    def _manifest(self, written: Written, rule: str, twins: Twins, scale: dict[str, float]) -> dict[str, Any]:
+        return written.manifest(self.source, self.signature, self.key, self.config.kind, rule, twins, scale)
+
+    def _twins(self, written: Written) -> Twins:
+        twins = written.twins()
         if twins.share >= SHARE_OF_TWINS_TO_WARN_OF:
             warn(f"{told_of(twins)}: validation will look better than it is; leave such copies out of the text")
         return twins
@@ -242,11 +322,12 @@ class _Preparation:
         training = (piece.data for piece in pieces if piece.split == "train" and piece.ids is None)
         return learn(self.config, training, self.rule.measured.text_bytes, self.source.name, self.progress)
 
-    def _write(self, writer: ShardWriter, encoder: PieceEncoder, ahead: Background) -> None:
+    def _write(self, writer: ShardWriter, encoder: PieceEncoder, ahead: Background) -> HeldBack:
+        held_back = HeldBack()
         waiting: deque[tuple[Future[list[Encoded]], int]] = deque()
         measured, done = self.rule.measured, 0
         ahead.submit(lambda: encoder.inner)  # which takes a while to be loaded
-        for batch, items, size in self._batches(writer.items):
+        for batch, items, size in self._batches(writer.items, held_back):
             waiting.append((ahead.submit(encoder.encode, batch), items))
             while waiting and (len(waiting) > BATCHES_WAITING or waiting[0][0].done()):
                 encoded, read = waiting.popleft()
@@ -259,19 +340,15 @@ class _Preparation:
             )
         for encoded, read in waiting:
             writer.add(encoded.result(), read)
-        if (tally := self.rule.tally).skipped:
-            warn(f"{tally.skipped:,} records were passed over, the first: {tally.first_skipped}")
+        _tell_of_skipped(self.rule.tally)
+        return held_back
 
-    def _batches(self, have: int) -> Iterator[tuple[list[Piece], int, int]]:
+    def _batches(self, have: int, held_back: HeldBack) -> Iterator[tuple[list[Piece], int, int]]:
         """Pieces, how many things of the source are read with them, and their bytes; without the first `have`."""
-        self._held_back = []
         batch: list[Piece] = []
-        size = items = held = 0
+        size = items = 0
         for items, pieces in enumerate(self.rule.split(), start=1):
-            for piece in pieces:
-                if piece.split == "val" and piece.ids is None and held <= YARDSTICK_BYTES:
-                    self._held_back.append(piece.data)
-                    held += len(piece.data)
+            held_back.add(pieces)
             if items <= have:
                 continue
             batch += pieces
@@ -281,55 +358,10 @@ class _Preparation:
                 batch, size = [], 0
         yield batch, items, size
 
-    def _manifest(
-        self,
-        tokenizer: Tokenizer,
-        encoder: PieceEncoder,
-        writer: ShardWriter,
-        twins: Twins,
-        bits_per_byte: dict[str, float],
-    ) -> dict[str, Any]:
-        splits: dict[str, Any] = {
-            name: {key: value for key, value in asdict(split).items() if key != "open_bytes"}
-            for name, split in writer.splits.items()
-            if name != "test" or split.shards
-        }
-        if bits_per_byte:
-            splits["val"]["yardsticks"] = bits_per_byte
-        totals = {
-            name: sum(facts[name] for facts in splits.values()) for name in ("documents", "bytes_of_text", "tokens")
-        }
-        seconds = writer.seconds
-        content = [tokenizer.fingerprint, *(each["sha256"] for facts in splits.values() for each in facts["shards"])]
-        return {
-            "format_version": FORMAT_VERSION,
-            "name": self.source.name.encode(errors="backslashreplace").decode(),
-            "key": self.key,
-            "dtype": f"uint{writer.dtype.itemsize * 8}",
-            "vocab_size": tokenizer.vocab_size,
-            "tokenizer": self.config.kind,
-            "tokenizer_fingerprint": tokenizer.fingerprint,
-            "source_signature": self.signature,
-            **({"origins": origins} if (origins := self.source.origins) else {}),
-            "split_rule": self.rule.description,
-            "reading": {
-                "replaced_characters": self.rule.tally.replaced,
-                "skipped_records": self.rule.tally.skipped,
-                "attachments": self.rule.tally.attachments,
-                "left_out_files": self.source.left_out,
-            },
-            "report": totals
-            | {
-                "bytes_per_token": totals["bytes_of_text"] / max(totals["tokens"], 1),
-                "duplicates": self.rule.duplicates,
-                "twins": {"documents": twins.documents, "compared": twins.compared},
-                "encoder": encoder.inner.name if totals["tokens"] else None,
-                "seconds": seconds,
-                "bytes_per_second": totals["bytes_of_text"] / max(seconds, 1e-9),
-            },
-            "splits": splits,
-            "fingerprint": hashlib.sha256("".join(content).encode()).hexdigest(),
-        }
+
+def _tell_of_skipped(tally: Tally) -> None:
+    if tally.skipped:
+        warn(f"{tally.skipped:,} records were passed over, the first: {tally.first_skipped}")
 
 
 def _key(signature: str, tokenizer: TokenizerConfig, shards: ShardsConfig) -> str:
@@ -351,14 +383,3 @@ def _there(out: Path, key: str | None, progress: Progress, whole: bool = False) 
     except UserError as error:
         progress.note(f"{error.mistakes[0].partition('; prepare')[0]}; to be prepared again")
         return None
-
-
-def yardsticks(text: Sequence[bytes]) -> dict[str, float]:
-    """Bits per byte that general compressors need for a text, for scale; of a long one not told."""
-    whole = b"".join(text)
-    if not LEAST_YARDSTICK_BYTES <= len(whole) <= YARDSTICK_BYTES:
-        return {}
-    # Preset 9 of xz, without clearing memory for eight times as much as there may be to remember.
-    xz = {"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": YARDSTICK_BYTES}
-    sizes = {"gzip -9": len(gzip.compress(whole, 9)), "xz -9": len(lzma.compress(whole, filters=[xz]))}
-    return {name: 8 * size / len(whole) for name, size in sizes.items()}

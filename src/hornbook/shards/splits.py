@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import math
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, chain, islice
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from hornbook.base.errors import UserError
-from hornbook.text.readers import Source
+from hornbook.text.readers import Part, Source
 from hornbook.text.records import Document
 from hornbook.text.streams import Tally
 
@@ -76,6 +76,8 @@ class Measured:
     """What was not read yet."""
     tally: Tally = field(default_factory=Tally)
     """Of what was kept, and of the rest."""
+    starts: list[tuple[int, int]] = field(default_factory=list)
+    """How many documents, and how many characters of them, come before each share that was begun."""
     _digest: int | None = None
     _size: int = 0
     """Of the document that has not ended yet."""
@@ -108,10 +110,17 @@ class Measured:
             self._digest, self._size = None, 0
 
 
-def measure(source: Source, val_fraction: float | None) -> Measured:
-    """Read until it is clear how to split: a large text of many documents not to its end."""
+def measure(source: Source, val_fraction: float | None, shares: Sequence[Part] | None = None) -> Measured:
+    """Read until it is clear how to split: a large text of many documents not to its end. It is read
+    as it is, or by the shares into which it was cut."""
     found = Measured()
-    found.rest = reading = source.documents(found.tally)
+
+    def by_shares(shares: Sequence[Part]) -> Iterator[Document]:
+        for share in shares:
+            found.starts.append((found.documents, found.characters))
+            yield from share.documents(found.tally)
+
+    found.rest = reading = by_shares(shares) if shares else source.documents(found.tally)
     estimate = source.likely_bytes_of_text()
     limits = [part.config.max_documents for part in source.parts]
     for read, document in enumerate(reading, start=1):
@@ -136,37 +145,27 @@ def val_fraction_for(text_bytes: int) -> float:
     return max(min(0.1, 500_000 / max(text_bytes, 1)), 0.0005)
 
 
-class SplitRule:
-    """Gives each document of a source its split; counts the duplicates that it drops."""
+@dataclass
+class Homes:
+    """Gives each document its split; counts the duplicates that it drops."""
 
-    def __init__(self, source: Source, val_fraction: float | None, test_fraction: float = 0.0) -> None:
-        self._source = source
-        self.measured = measured = measure(source, val_fraction)
-        self.tally = measured.tally
-        """Of the walk that was begun last: what of it was passed over or replaced."""
-        val = val_fraction or val_fraction_for(measured.text_bytes)
-        if val + test_fraction >= 1:
-            raise UserError(
-                f"--shards.test-fraction: {test_fraction:g} and {val:.4g} for validation leave nothing to train on"
-            )
-        self.duplicates = 0
-        self._val_below, self._test_below = int(val * 2**64), int((val + test_fraction) * 2**64)
-        few = measured.whole and _are_few(measured.different, val)
-        self._held = self._held_back(None if few else self._by_hash)
-        self._copies: dict[int, str] = {}
-        """Of few documents, by their number: where those belong of which another one counts."""
-        self._cuts = self._hold_back_the_tail(val, test_fraction) if few else None
-        rule = "tail of the text" if few else "hash of the document's text"
-        shares = f"{val:.4g} for validation" + (f", {test_fraction:.4g} for testing" if test_fraction else "")
-        self.description = f"{rule}, {shares}" if measured.characters else "the corpus's own"
+    val_below: int
+    test_below: int
+    held: dict[int, int] = field(default_factory=dict)
+    """Hashes of what is held back without regard to the rest, with the place of its split in SPLITS."""
+    copies: dict[int, str] = field(default_factory=dict)
+    """Of few documents, by their number: where those belong of which another one counts."""
+    cuts: list[int] | None = None
+    """Of few documents: where the tails begin."""
+    duplicates: int = 0
 
-    def split(self) -> Iterator[list[Piece]]:
-        """For each thing that the source yields, the pieces that become of it: none, one, or several."""
+    def split(self, documents: Iterable[Document], number: int = 0, characters: int = 0) -> Iterator[list[Piece]]:
+        """For each of the documents, the pieces that become of it: none, one, or several. So many documents, and
+        characters of those that count, come before them."""
         self.duplicates = 0
-        number = characters = 0
         begins, home = True, "train"
         unended: set[str] = set()
-        for document in self._documents():
+        for document in documents:
             data = _utf8(document)
             if begins:
                 home = self._home(document, data, number)
@@ -183,6 +182,74 @@ class SplitRule:
             unended = {piece.split for piece in pieces if not piece.ends}
             yield pieces
 
+    def by_hash(self, digest: int) -> str:
+        return "val" if digest < self.val_below else "test" if digest < self.test_below else "train"
+
+    def _home(self, document: Document, data: bytes, number: int) -> str:
+        """Of the document, or of all its pieces, of which this is the first."""
+        if self.cuts is not None and not document.split:
+            return self.copies.get(number, CUT)
+        if document.split and not self.held:
+            return document.split
+        digest = _hash(document, data)
+        home = document.split or self.by_hash(digest)
+        return DROPPED if self.held.get(digest, 0) > SPLITS.index(home) else home
+
+    def _cut(self, document: Document, data: bytes, begin: int, unended: set[str]) -> list[Piece]:
+        """The parts of a document before, between and after the places where the tails begin; a tail's beginning ends
+        what was before."""
+        pieces: list[Piece] = []
+        rest: Document | None = document
+        at = begin
+        for split, until in zip(SPLITS, [*(self.cuts or []), None], strict=False):
+            if rest is None:
+                break
+            part, rest = (rest, None) if until is None else rest.cut(until - at)
+            if part is not None:
+                text = data if part is document else _utf8(part)
+                at += part.size
+                pieces.append(Piece(split, part.name, text, split not in unended, part.ends or at == until, part.ids))
+        return pieces
+
+
+class SplitRule:
+    """How a source is split: what was measured of it, and where each of its documents belongs."""
+
+    def __init__(
+        self,
+        source: Source,
+        val_fraction: float | None,
+        test_fraction: float = 0.0,
+        shares: Sequence[Part] | None = None,
+    ) -> None:
+        self._source = source
+        self.measured = measured = measure(source, val_fraction, shares)
+        self.tally = measured.tally
+        """Of the walk that was begun last: what of it was passed over or replaced."""
+        val = val_fraction or val_fraction_for(measured.text_bytes)
+        if val + test_fraction >= 1:
+            raise UserError(
+                f"--shards.test-fraction: {test_fraction:g} and {val:.4g} for validation leave nothing to train on"
+            )
+        self.homes = homes = Homes(int(val * 2**64), int((val + test_fraction) * 2**64))
+        few = measured.whole and _are_few(measured.different, val)
+        homes.held = self._held_back(None if few else homes.by_hash)
+        self.starts = [(0, 0)] * len(shares or ())
+        """What comes before each share, for `Homes.split` to begin there."""
+        if few:
+            self._hold_back_the_tail(val, test_fraction)
+        rule = "tail of the text" if few else "hash of the document's text"
+        told = f"{val:.4g} for validation" + (f", {test_fraction:.4g} for testing" if test_fraction else "")
+        self.description = f"{rule}, {told}" if measured.characters else "the corpus's own"
+
+    @property
+    def duplicates(self) -> int:
+        return self.homes.duplicates
+
+    def split(self) -> Iterator[list[Piece]]:
+        """For each thing that the source yields, the pieces that become of it: none, one, or several."""
+        return self.homes.split(self._documents())
+
     def _documents(self) -> Iterable[Document]:
         """All of the source: on from where it was measured, or where that is not kept any more, from the beginning."""
         kept = self.measured.kept
@@ -195,8 +262,8 @@ class SplitRule:
         return chain(kept, self.measured.rest)
 
     def _held_back(self, by_hash: Callable[[int], str] | None) -> dict[int, int]:
-        """Hashes of what is held back without regard to the rest, with the place of its split in SPLITS: that of a
-        corpus, and beside a corpus that trains on what it brings, that of other documents."""
+        """Hashes of what a corpus holds back, and beside a corpus that trains on what it brings, of what is held back
+        of other documents."""
         held: dict[int, int] = {}
         parts = self._source.parts
         of_others = by_hash if any(part.split == "train" for part in parts) else None
@@ -216,51 +283,29 @@ class SplitRule:
             begins = document.ends
         return held
 
-    def _home(self, document: Document, data: bytes, number: int) -> str:
-        """Of the document, or of all its pieces, of which this is the first."""
-        if self._cuts is not None and not document.split:
-            return self._copies.get(number, CUT)
-        if document.split and not self._held:
-            return document.split
-        digest = _hash(document, data)
-        home = document.split or self._by_hash(digest)
-        return DROPPED if self._held.get(digest, 0) > SPLITS.index(home) else home
-
-    def _hold_back_the_tail(self, val: float, test: float) -> list[int]:
+    def _hold_back_the_tail(self, val: float, test: float) -> None:
         """Where the tails begin. Of documents of the same text the last one counts: the others are trained on where all
         of it is, and dropped where any of it is held back. What a corpus holds back by itself counts nowhere else."""
-        hashes, sizes = self.measured.hashes, self.measured.sizes
+        hashes, sizes, homes = self.measured.hashes, self.measured.sizes, self.homes
         last = [self.measured.last[digest << 64 | size] for digest, size in zip(hashes, sizes, strict=True)]
-        counts = [last[number] == number and digest not in self._held for number, digest in enumerate(hashes)]
+        counts = [last[number] == number and digest not in homes.held for number, digest in enumerate(hashes)]
         ends = list(accumulate(size * counts[number] for number, size in enumerate(sizes)))
         characters = self.measured.characters - sum(sizes) + (ends[-1] if ends else 0)
         cuts = [int(characters * (1 - share)) for share in ([val + test, test] if test else [val])]
         for number, digest in enumerate(hashes):
             at = sum(ends[last[number]] > cut for cut in cuts)
             if not counts[number]:
-                self._copies[number] = DROPPED if at > 0 or digest in self._held else "train"
+                homes.copies[number] = DROPPED if at > 0 or digest in homes.held else "train"
             elif at:
-                self._held[digest] = max(at, self._held.get(digest, 0))
-        return cuts
-
-    def _by_hash(self, digest: int) -> str:
-        return "val" if digest < self._val_below else "test" if digest < self._test_below else "train"
-
-    def _cut(self, document: Document, data: bytes, begin: int, unended: set[str]) -> list[Piece]:
-        """The parts of a document before, between and after the places where the tails begin; a tail's beginning ends
-        what was before."""
-        pieces: list[Piece] = []
-        rest: Document | None = document
-        at = begin
-        for split, until in zip(SPLITS, [*(self._cuts or []), None], strict=False):
-            if rest is None:
-                break
-            part, rest = (rest, None) if until is None else rest.cut(until - at)
-            if part is not None:
-                text = data if part is document else _utf8(part)
-                at += part.size
-                pieces.append(Piece(split, part.name, text, split not in unended, part.ends or at == until, part.ids))
-        return pieces
+                homes.held[digest] = max(at, homes.held.get(digest, 0))
+        homes.cuts = cuts
+        # Those beyond what is remembered count all.
+        whole = [0, *accumulate(sizes)]
+        counted = [0, *ends]
+        self.starts = [
+            (number, counted[min(number, len(ends))] + characters - whole[min(number, len(ends))])
+            for number, characters in self.measured.starts
+        ]
 
 
 def _are_few(documents: int, fraction: float) -> bool:

@@ -22,7 +22,6 @@ from hornbook.base.errors import UserError
 from hornbook.base.room import LARGER_DISK, Room
 from hornbook.base.unfinished import AGAIN, BinaryWriter
 from hornbook.shards.splits import SPLITS, Piece
-from hornbook.shards.twins import SplitIds
 from hornbook.text.encoder import Encoder, Ids, Offsets
 from hornbook.text.tokenizer import Tokenizer
 
@@ -146,12 +145,6 @@ class ShardWriter:
     def finish(self) -> None:
         for name in list(self._open):
             self._close(name)
-
-    def ids_of(self, name: str) -> SplitIds:
-        """What is written of a split, whether its last file is full or not."""
-        split = self.splits[name]
-        paths = tuple(sorted(self._folder.glob(f"{name}-*.bin")))
-        return SplitIds(paths, self.dtype, split.tokens, split.bytes_of_text)
 
     def abandon(self) -> None:
         for file in self._open.values():

@@ -7,6 +7,7 @@ each may also be compressed.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ class Format:
     """Whether a file holds many documents, rather than being one."""
     text_share: float = 1
     """Bytes of text to those of a file, about, so that sizes can be chosen before anything is read."""
+    by_lines: bool = False
+    """Whether each line is a record of its own, so that a large file can be read from any of them on."""
     version: int = 1
     """One more when files that could be read before come out otherwise: what was prepared from them is then old."""
 
@@ -55,20 +58,20 @@ class _Picker:
 
     def __init__(self, input: Input) -> None:
         self._input = input
-        self._field = input.field
+        self.field = input.field
 
     def text(self, record: Any) -> str:
         if isinstance(record, str):
             return self._sound(record)
         if not isinstance(record, dict):
             raise Trouble(f"should be an object or a string, not {kind_of(record)}")
-        if self._field is None:
-            self._field = choose_field({name: isinstance(value, str) for name, value in record.items()})
-        if self._field not in record:
-            raise Trouble(f"has no field {short(self._field)}; it has {listed(record)}")
-        text = record[self._field]
+        if self.field is None:
+            self.field = choose_field({name: isinstance(value, str) for name, value in record.items()})
+        if self.field not in record:
+            raise Trouble(f"has no field {short(self.field)}; it has {listed(record)}")
+        text = record[self.field]
         if not isinstance(text, str):
-            raise Trouble(f"field {short(self._field)} should hold text, not {kind_of(text)}")
+            raise Trouble(f"field {short(self.field)} should hold text, not {kind_of(text)}")
         return self._sound(text)
 
     def _sound(self, text: str) -> str:
@@ -106,6 +109,16 @@ def read_jsonl(input: Input) -> Iterator[Found]:
         yield from troubles
 
 
+def settled_field(input: Input) -> str | None:
+    """Which field of JSON lines holds the text: the one that is said, or that the first record settles; None where
+    that record settles none."""
+    picker = _Picker(input)
+    first = next((line for _, line in read_lines(input.text_blocks()) if line is None or line.strip()), None)
+    with contextlib.suppress(Trouble):
+        picker.text(parsed(input.decode(first or b"")))
+    return picker.field
+
+
 def read_json(input: Input) -> Iterator[Found]:
     """The elements of an array, or objects one after another, of which there is mostly one."""
     picker = _Picker(input)
@@ -135,7 +148,7 @@ FORMATS = {
         ),
         Format("html", (".html", ".htm", ".xhtml"), read_html, records=False, text_share=0.3, version=2),
         Format("notebook", (".ipynb",), read_notebook, records=False, text_share=0.3, version=2),
-        Format("jsonl", (".jsonl", ".ndjson"), read_jsonl),
+        Format("jsonl", (".jsonl", ".ndjson"), read_jsonl, by_lines=True),
         Format("json", (".json",), read_json),
         Format("csv", (".csv",), read_csv, version=2),
         Format("tsv", (".tsv",), read_tsv, version=2),

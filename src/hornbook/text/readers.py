@@ -29,7 +29,7 @@ from hornbook.text.documents import AS_IT_COMES, TextConfig
 from hornbook.text.folders import files_below
 from hornbook.text.formats import FORMATS, ending_of, format_of, read
 from hornbook.text.records import Document, Found, Input
-from hornbook.text.streams import BLOCK, Tally, Trouble, compression_of, ending_by_magic
+from hornbook.text.streams import BLOCK, Tally, Trouble, compression_of, ending_by_magic, read_blocks
 
 STANDARD_INPUT = "-"
 # Text of a compressed file to its size on disk, so that sizes can be chosen before anything is read.
@@ -63,6 +63,10 @@ class Part:
     """Where it was fetched from, to the commit, where it is not in a table."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """What of a folder is not read: endings, and how many files there are of each."""
+    is_share: bool = False
+    """Whether it is one of several into which a part was cut, any of which may be empty."""
+    span: tuple[int, int] | None = None
+    """The bytes of its one file that are read, from the beginning of a line to the end of one."""
 
     def documents(self, tally: Tally | None = None) -> Iterator[Document]:
         """Every document that is not empty, one after another; at least one, or a UserError. What is passed over or
@@ -75,15 +79,15 @@ class Part:
             if found == self.config.max_documents:
                 break
         if tally is not None:
-            tally.replaced += mine.replaced
-            tally.skipped += mine.skipped
-            tally.attachments += mine.attachments
-            tally.first_skipped = tally.first_skipped or mine.first_skipped
-        if not found:
-            where = self.name if self.content is not None else self.files[0] if len(self.files) == 1 else self.root
-            if mine.skipped:
-                raise UserError(f"{where}: no record could be read; the first of {mine.skipped}: {mine.first_skipped}")
-            raise UserError(f"{where}: empty; there is no text to learn from")
+            tally.add(mine)
+        if not found and not self.is_share:
+            raise self.nothing_found(mine)
+
+    def nothing_found(self, tally: Tally) -> UserError:
+        where = self.name if self.content is not None else self.files[0] if len(self.files) == 1 else self.root
+        if tally.skipped:
+            return UserError(f"{where}: no record could be read; the first of {tally.skipped}: {tally.first_skipped}")
+        return UserError(f"{where}: empty; there is no text to learn from")
 
     def _shaped(self, tally: Tally) -> Iterator[Document]:
         if self.shape is not None:
@@ -98,7 +102,7 @@ class Part:
         for path in self.files:
             open_piece: Document | None = None
             name = self.name if self.content is not None else _name_below(path, self.root)
-            for found in _with_its_end(path, name, self.config, tally):
+            for found in _with_its_end(path, name, self.config, tally, self.span):
                 if isinstance(found, Trouble):
                     self._stop_or_skip(path, found, tally)
                 elif found.size or (open_piece is not None and found.ends):
@@ -108,18 +112,27 @@ class Part:
                 yield Document(open_piece.name, "")
 
     def _stop_or_skip(self, path: Path, trouble: Trouble, tally: Tally) -> None:
+        tally.skipped += 1
+        if self.config.bad_records == "skip" and tally.first_skipped:
+            return
         where = self.name if self.content is not None else str(path)
-        line = f"{where} {trouble.place}".rstrip() + f": {trouble.what}"
+        line = f"{where} {self._place_in_file(path, trouble.place)}".rstrip() + f": {trouble.what}"
         if self.config.bad_records == "stop":
             if trouble.place and "--text." not in trouble.what:
                 line += "; --text.bad-records skip passes it over"
             raise UserError(line) from None
-        tally.skipped += 1
-        tally.first_skipped = tally.first_skipped or line
+        tally.first_skipped = line
+
+    def _place_in_file(self, path: Path, place: str) -> str:
+        """`line 3` of a span, as a line of its file."""
+        if self.span is None or not place.startswith("line "):
+            return place
+        before = sum(block.count(b"\n") for block in read_blocks(path, span=(0, self.span[0])))
+        return f"line {before + int(place.removeprefix('line '))}"
 
     def likely_bytes_of_text(self) -> float:
         """From the sizes on disk, nothing read."""
-        return sum(os.stat(path).st_size * _expands(path, self.config) for path in self.files)
+        return sum(likely_bytes(path, self.config) for path in self.files)
 
     def files_that_are_documents(self) -> Iterator[Path]:
         """Those of which it is sure, nothing read, that each is one document: or reading it stops everything."""
@@ -250,9 +263,11 @@ def _fixed_part(pattern: Path) -> Path:
     return Path(*parts)
 
 
-def _expands(path: Path, config: TextConfig) -> float:
+def likely_bytes(path: Path, config: TextConfig) -> float:
+    """Of text in a file, from its size on disk."""
     chosen = format_of(path, config.format) or FORMATS["text"]
-    return EXPANDS * min(chosen.text_share, 1) if compression_of(path.name) else chosen.text_share
+    expands = EXPANDS * min(chosen.text_share, 1) if compression_of(path.name) else chosen.text_share
+    return os.stat(path).st_size * expands
 
 
 def _name_below(path: Path, folder: Path) -> str:
@@ -263,12 +278,14 @@ def _name_below(path: Path, folder: Path) -> str:
     return path.relative_to(folder).as_posix()
 
 
-def _with_its_end(path: Path, name: str, config: TextConfig, tally: Tally) -> Iterator[Found]:
+def _with_its_end(
+    path: Path, name: str, config: TextConfig, tally: Tally, span: tuple[int, int] | None
+) -> Iterator[Found]:
     """What a file holds; trouble that ends it comes last, like that of a record."""
     late: list[Trouble] = []
     try:
         how = (config.format, config.field, config.document, config.errors)
-        yield from read(Input(path, name, tally, *how, late, config.headers))
+        yield from read(Input(path, name, tally, *how, late, config.headers, span))
         yield from late
     except Trouble as trouble:
         yield trouble

@@ -79,16 +79,19 @@ class Input(NamedTuple):
     """Trouble that is told when all is read, since nothing is lost by it."""
     headers: tuple[str, ...] = ()
     """Of letters, those that stand above the text."""
+    span: tuple[int, int] | None = None
+    """The bytes of it that are read, where that is not all."""
 
     def blocks(self) -> Iterator[bytes]:
-        return read_blocks(self.path, self.late)
+        return read_blocks(self.path, self.late, self.span)
 
     def bytes_if_small(self) -> bytes | None:
         """All of a file that is one block; None where it is to be read block by block."""
         return None if compression_of(self.path.name) else files.read_if_small(self.path, BLOCK)
 
     def text_blocks(self) -> Iterator[bytes]:
-        return text_only(self.blocks())
+        """Without byte-order mark; what follows the beginning of a file is not looked at, whether it is text."""
+        return text_only(self.blocks()) if self.span is None or self.span[0] == 0 else self.blocks()
 
     def decode(self, data: bytes) -> str:
         return decode(data, self.errors, self.tally)

@@ -57,6 +57,13 @@ class Tally:
     attachments: int = 0
     """Of letters, which are passed over."""
 
+    def add(self, other: Tally) -> None:
+        """What was met after that."""
+        self.replaced += other.replaced
+        self.skipped += other.skipped
+        self.attachments += other.attachments
+        self.first_skipped = self.first_skipped or other.first_skipped
+
 
 class _Gzip:
     """zlib's decompressor with the ways of the others."""
@@ -127,13 +134,15 @@ class _OtherDataError(Exception):
     """What follows the compressed data is none; all of that was read."""
 
 
-def read_blocks(path: Path, late: list[Trouble] | None = None) -> Iterator[bytes]:
-    """The bytes of a file, decompressed, in blocks of at most a megabyte. Trouble that takes nothing from them is put
-    into `late` where that is given."""
+def read_blocks(path: Path, late: list[Trouble] | None = None, span: tuple[int, int] | None = None) -> Iterator[bytes]:
+    """The bytes of a file, decompressed, in blocks of at most a megabyte; of one that is not compressed, those of a
+    span alone. Trouble that takes nothing from them is put into `late` where that is given."""
     compression = compression_of(path.name)
     try:
         with open(path, "rb") as file:
-            if compression:
+            if span is not None:
+                yield from _of_span(file, *span)
+            elif compression:
                 yield from _decompressed(file, compression)
             else:
                 yield from iter(lambda: file.read(BLOCK), b"")
@@ -156,6 +165,13 @@ def read_blocks(path: Path, late: list[Trouble] | None = None) -> Iterator[bytes
         if not compression:
             raise
         raise _unsound(compression, error) from None
+
+
+def _of_span(file: IO[bytes], begin: int, end: int) -> Iterator[bytes]:
+    file.seek(begin)
+    while begin < end and (block := file.read(min(BLOCK, end - begin))):
+        begin += len(block)
+        yield block
 
 
 def _unsound(compression: str, error: Exception) -> Trouble:
