@@ -25,7 +25,7 @@ def test_the_document_is_what_the_words_are() -> None:
 def test_every_word_that_a_word_leads_to_is_there(form: Callable[[], str]) -> None:
     text = form()
     anchors = {anchor(word) for word in WORDS}
-    targets = set(re.findall(r"\(#([^)]+)\)", text)) | set(re.findall(r'href="#([^"]+)"', text))
+    targets = set(re.findall(r"\(#([^)]+)\)", text)) | set(re.findall(r'href="#word-([^"]+)"', text))
     assert targets
     assert targets <= anchors
     assert "[" not in re.sub(r"\[[^]]+\]\(#[^)]+\)", "", text)
@@ -76,7 +76,7 @@ def test_the_tours_words_lead_to_the_glossary() -> None:
 def test_the_pages_links_lead_to_words() -> None:
     words = [word for file in PAGE.glob("*.js") for word in re.findall(r'word: "([^"]+)"', file.read_text())]
     words += re.findall(r'toGlossary\("([^"]+)"', (PAGE / "page.js").read_text())
-    words += re.findall(r'href="/glossary#([^"]+)"', (PAGE / "index.html").read_text())
+    words += re.findall(r'href="/glossary#word-([^"]+)"', (PAGE / "index.html").read_text())
     assert len(words) > 8
     assert {word for word in words if word not in {anchor(each) for each in WORDS}} == set()
 

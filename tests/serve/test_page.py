@@ -267,7 +267,7 @@ def test_what_a_thing_is_can_be_asked(size: str, open_page: Open) -> None:
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     links = page.locator("a[href^='/glossary#']").evaluate_all("all => all.map((each) => each.hash.slice(1))")
     assert len(links) == 8 + 2 + 3  # a "?" each, the curve's lines, and the facts
-    page.goto("/glossary#perplexity")
+    page.goto("/glossary#word-prompt")
     expect(page.locator("dt:target")).to_be_in_viewport()
     assert set(links) <= set(page.locator("dt").evaluate_all("all => all.map((each) => each.id)"))
     assert violations(page) == []

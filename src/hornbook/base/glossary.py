@@ -47,7 +47,7 @@ WORDS = {
     "Optimizer": "The rule by which [gradients][gradient] become changes of the [parameters]: Muon and AdamW keep "
     "averages over past ones.",
     "Overfitting": "A model learns its text by heart: [training loss] goes on falling, [validation loss] rises. More "
-    "text helps most, then fewer readings, a smaller model, [dropout].",
+    "text helps most, then fewer [epochs][epoch], a smaller model, [dropout].",
     "Parameters": "The numbers of which a model consists and which training changes, also called its weights.",
     "Perplexity": "e to the [loss]: among so many equally likely [tokens][token] would one be as unsure as the model "
     "is. It depends on the [vocabulary]; [bits per byte] do not.",
@@ -111,12 +111,14 @@ def markdown() -> str:
 
 
 def page() -> str:
-    """HTML."""
+    """HTML. Its style is that of the page, which has elements of its own called `prompt` and so on."""
     entries = []
     for word, about in WORDS.items():
-        text = _LINK.sub(lambda found: f'<a href="#{_target(found)}">{found[1]}</a>', html.escape(about, quote=False))
+        text = _LINK.sub(
+            lambda found: f'<a href="#word-{_target(found)}">{found[1]}</a>', html.escape(about, quote=False)
+        )
         text = re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
-        entries.append(f'<dt id="{anchor(word)}">{html.escape(word)}</dt>\n<dd>{text}</dd>')
+        entries.append(f'<dt id="word-{anchor(word)}">{html.escape(word)}</dt>\n<dd>{text}</dd>')
     return PAGE.format(introduction=INTRODUCTION, entries="\n".join(entries))
 
 

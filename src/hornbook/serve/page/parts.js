@@ -11,7 +11,7 @@ export function element(name, className = "", ...children) {
 
 // A link to a word of the glossary; in another tab, since this one holds a text that is kept nowhere else.
 export const toGlossary = (word, text) =>
-  Object.assign(element("a", "", text), { href: `/glossary#${word}`, target: "_blank" });
+  Object.assign(element("a", "", text), { href: `/glossary#word-${word}`, target: "_blank" });
 
 // A button that tells what a thing is, and the words that it shows; both are to be placed.
 export function explained(what, words, word) {
