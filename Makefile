@@ -3,7 +3,7 @@
 # make quick    style, and the tests that find most in a minute: while you work
 # make test-long     the tests that take long by nature, and all others with more examples; PART=long: the former alone
 # make test-plain    the tests of what is computed, on this processor as if it were a plain one: AVX2, no bf16, no int8
-# make knobs    write docs/knobs.md anew
+# make knobs    write docs/knobs.md anew, and make glossary docs/glossary.md
 # make bench   what we are measured by beside the peers at hand, in a quarter of an hour: ROWS="1 2", OUT=records/NAME,
 #              NANOGPT=FOLDER with a checkout of it
 # make test-space    start the app of a Space, with gradio in an environment of its own
@@ -35,7 +35,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 # What is compiled of Python is kept, or every child of the tests would compile all of it again.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test quick test-long test-plain test-space bench check style types suite size knobs clean
+.PHONY: demo test quick test-long test-plain test-space bench check style types suite size knobs glossary clean
 
 demo: .venv/ready-to-run
 	$(BIN)/hornbook train demo
@@ -101,6 +101,9 @@ size:
 
 knobs: .venv/ready-to-run
 	$(BIN)/python -c 'from hornbook.cli.knobs import markdown; print(markdown(), end="")' > docs/knobs.md
+
+glossary: .venv/ready-to-run
+	$(BIN)/python -c 'from hornbook.base.glossary import markdown; print(markdown(), end="")' > docs/glossary.md
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shlex
 import shutil
@@ -34,8 +35,13 @@ def test_notebook_shows_curves_inline_and_lets_the_model_speak(tmp_path: Path) -
     printed = "".join(output["text"] for output in outputs if output["output_type"] == "stream")
     assert "def " in printed
     assert "validation loss" in printed
+    # The loss by hand, and that of the trained model on the same text.
+    by_hand = float(re.findall(r"^loss (\d\.\d+), perplexity", printed, flags=re.MULTILINE)[0])
+    shown = [output.get("data", {}).get("text/plain", "") for output in outputs]
+    [score] = [text for text in shown if text.startswith("Score(")]
+    assert float(re.findall(r"loss=([\d.]+)", score)[0]) < by_hand < math.log(1024)
     # Progress is one line that moves.
-    training = executed[1]["outputs"]
+    training = next(cell["outputs"] for cell in executed if "hornbook.fit(" in cell["source"])
     live = [output for output in training if output["output_type"] == "display_data"]
     assert len(live) == 1
     assert re.match(r"epoch \d+  step 60  loss \d", live[0]["data"]["text/plain"])

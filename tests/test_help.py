@@ -9,6 +9,7 @@ import pytest
 from hornbook import cli
 from hornbook.base.settings import knobs, spoken
 from hornbook.cli.knobs import FIRST, GROUPS, group_of
+from hornbook.cli.words import in_columns
 from hornbook.recipes import RECIPES
 from hornbook.train.config import RunConfig
 from hornbook.train.schedules import SCHEDULES
@@ -44,6 +45,17 @@ def test_values_are_those_of_the_recipe_and_of_what_is_given(
 def test_choices_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "--help.schedule"]) == 0
     assert f"One of: {', '.join(SCHEDULES)}." in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_the_commands_do_stays_in_its_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = in_columns(cli.ABOUT, cli.SECOND_COLUMN)
+    assert max(map(len, narrow.splitlines())) < 80
+    assert narrow.split() == cli.ABOUT.split()
+    assert len([line for line in narrow.splitlines() if line.startswith("  hornbook ")]) == len(cli.COMMANDS)
+    below = [line for line in narrow.splitlines() if line.startswith("   ")]
+    assert below
+    assert {len(line) - len(line.lstrip()) for line in below} == {cli.SECOND_COLUMN}
 
 
 def test_no_line_is_wider_than_the_terminal_nor_broken_in_a_word(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import runpy
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.image import imread
 
 TOUR = Path(__file__).parent.parent / "docs" / "tour"
 TWO_SCREENS = 80  # lines
@@ -25,6 +27,13 @@ def test_its_snippets_run_and_what_they_claim_holds(
             exec(compile(snippet, page.name, "exec"), names)
     assert "bits per byte" in capsys.readouterr().out
     assert len(pages) == 9
+
+    drawn = runpy.run_path(str(TOUR / "pictures.py"))["draw"](names["run"].folder, tmp_path)
+    assert all(imread(each).std() > 0.05 for each in drawn)  # not blank
+    shown = {name for page in pages for name in re.findall(r"!\[[^]]*\]\(([\w-]+\.png)\)", page.read_text())}
+    by_report = {"gradients.png", "overfitting.png"}
+    assert shown - {each.name for each in drawn} == by_report
+    assert {each.name for each in drawn} < shown
 
 
 def test_its_pages_are_short_and_lead_from_one_to_the_next() -> None:

@@ -20,10 +20,10 @@ def refused(told: ConsoleMessage) -> bool:
     return told.text.startswith("Failed to load resource")
 
 
-def requests_of(page: Page) -> list[dict[str, Any]]:
+def requests_of(page: Page, path: str = "/v1/completions") -> list[dict[str, Any]]:
     """What the page asks the model from here on."""
     asked: list[dict[str, Any]] = []
-    page.on("request", lambda each: each.url.endswith("/v1/completions") and asked.append(each.post_data_json))
+    page.on("request", lambda each: each.url.endswith(path) and asked.append(each.post_data_json))
     return asked
 
 

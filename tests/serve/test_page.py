@@ -247,11 +247,14 @@ def test_what_a_thing_is_can_be_asked(size: str, open_page: Open) -> None:
     page = open_page(size)
     if size == "phone":
         page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Show what a token looked at").check()
     for name, words in {
         "Temperature": "How bold",
         "Top-k": "k likeliest",
         "Top-p": "together have this probability",
         "Seed": "draws a new one",
+        "Length": "How many tokens",
+        "attention": "1 in sum",
         "loss": "natural logarithm",
         "a snapshot": "as they were",
     }.items():
@@ -260,6 +263,13 @@ def test_what_a_thing_is_can_be_asked(size: str, open_page: Open) -> None:
         button.click()
         expect(told).to_be_visible()
         expect(button).to_have_attribute("aria-expanded", "true")
+    assert violations(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    links = page.locator("a[href^='/glossary#']").evaluate_all("all => all.map((each) => each.hash.slice(1))")
+    assert len(links) == 8 + 2 + 3  # a "?" each, the curve's lines, and the facts
+    page.goto("/glossary#word-prompt")
+    expect(page.locator("dt:target")).to_be_in_viewport()
+    assert set(links) <= set(page.locator("dt").evaluate_all("all => all.map((each) => each.id)"))
     assert violations(page) == []
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
@@ -300,6 +310,51 @@ def test_a_token_tells_what_else_the_model_considered(site: str, open_page: Open
     page.get_by_label("Mark surprising tokens").uncheck()
     expect(unlikely).to_have_css("text-decoration-line", "none")
     expect(unlikely).to_have_css("background-color", "rgba(0, 0, 0, 0)")
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_token_tells_what_it_looked_at_where_that_is_asked_for(size: str, site: str, open_page: Open) -> None:
+    page = open_page(size)
+    looked = requests_of(page, "/api/attention")
+    write(page, PROMPT)
+    spans = page.locator("#answer > span")
+
+    def point_at(place: int) -> None:
+        spans.nth(place).tap() if size == "phone" else spans.nth(place).hover()
+
+    def told(asked: dict[str, Any]) -> Any:
+        return httpx2.post(f"{site}/api/attention", json=asked, timeout=30, verify=False).json()
+
+    def expect_shown(weights: list[float]) -> None:
+        most = sorted((100 * each for each in weights), reverse=True)[:5]
+        rows = page.locator("#looked-most em")
+        expect(rows).to_have_count(5)
+        shown = [float(each.rstrip("%").replace("<0.1", "0")) for each in rows.all_inner_texts()]
+        assert shown == pytest.approx(most, abs=0.51)
+
+    point_at(2)
+    expect(page.get_by_role("tooltip")).to_be_visible()
+    if size == "phone":
+        page.get_by_role("button", name="Settings").click()
+    assert looked == []  # ordinary reading costs the server nothing
+    page.get_by_label("Show what a token looked at").check()
+    with page.expect_request_finished(lambda each: each.url.endswith("/api/attention") and len(looked) == 2):
+        point_at(9)
+    assert (looked[1]["prompt"], len(looked[1]["ids"])) == (PROMPT, 9)
+    answer = told(looked[1])
+    before = "".join("▯" if each.startswith("bytes:") else each for each in answer["tokens"])
+    expect(page.locator("#looked-text b")).to_have_text(spans.nth(9).inner_text())
+    assert page.locator("#looked-text").evaluate("each => each.textContent").startswith(before)
+    expect_shown([sum(each) / len(answer["weights"]) for each in zip(*answer["weights"], strict=True)])
+    assert violations(page) == []
+
+    page.keyboard.press("Escape")
+    with page.expect_request_finished(lambda each: each.url.endswith("/api/attention")):
+        page.get_by_label("Layer").select_option(label="2")
+    page.get_by_label("Head").select_option(label="1")
+    assert looked[2] == looked[1] | {"layer": 1}
+    expect_shown(told(looked[2])["weights"][0])
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_the_keyboard_walks_over_the_tokens(open_page: Open) -> None:

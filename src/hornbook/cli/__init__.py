@@ -17,10 +17,10 @@ from hornbook.base.background import left_at_once
 from hornbook.base.errors import HornbookError, UserError, one_line
 from hornbook.base.files import is_utf8
 from hornbook.base.machine import share_the_cores
-from hornbook.base.output import OutputLostError, answer, discard, settle, tell, tell_mistake
+from hornbook.base.output import OutputLostError, answer, discard, is_terminal, settle, tell, tell_mistake
 from hornbook.base.world import ToldElsewhereError, leave_world
-from hornbook.cli import models, serving, speaking, texts, training, vocabularies
-from hornbook.cli.words import INTERRUPTED
+from hornbook.cli import glossary, models, serving, speaking, texts, training, vocabularies
+from hornbook.cli.words import INTERRUPTED, in_columns
 
 ABOUT = """\
 hornbook trains GPT-style language models from scratch.
@@ -42,9 +42,11 @@ hornbook trains GPT-style language models from scratch.
   hornbook runs     [FOLDER]               the runs there are, how each stands, and who is at work
   hornbook recipes                         the runs that have a name
   hornbook corpora                         the texts that have a name
+  hornbook glossary [WORD]                 what a word means: perplexity, bits per byte, top-p
 
 `hornbook train` alone trains a small model in three minutes. `hornbook COMMAND --help` tells more.
 """
+SECOND_COLUMN = 43
 COMMANDS = {
     "train": training.train,
     "plan": training.plan,
@@ -63,6 +65,7 @@ COMMANDS = {
     "runs": models.runs,
     "recipes": models.recipes,
     "corpora": texts.corpora,
+    "glossary": glossary.glossary,
 }
 # A name that no file can have, or one that may not be looked at, wherever it was met.
 PATH_ERRORS = {errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.ENOTDIR, errno.EISDIR}
@@ -108,7 +111,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
-        answer(ABOUT)
+        answer(in_columns(ABOUT, SECOND_COLUMN) if is_terminal(sys.stdout) else ABOUT)
         return 0
     if words[0] == "--version":
         from importlib.metadata import version

@@ -61,6 +61,7 @@ def conclude(outcome: Outcome, as_json: bool) -> int:
         say()
         for line in in_plain_words(best, shards.vocab_size, yardsticks, rises):
             say(line)
+        say(f"What the words mean: {command('glossary', 'perplexity')}")
     prompts = _speak(outcome, record, shards)
     say(f"\nrun       {run}")
     for picture in pictures:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     pass
 
 INTERRUPTED = 130
+NARROWEST = 24  # a column
 DROPS = " (without what the tokenizer drops, such as blanks and accents: lower than of the whole text)"
 SHORT = {
     "--errors": "--text.errors",
@@ -50,6 +51,21 @@ def with_model_options(parser: Parser, words: list[str], intermixed: bool = Fals
     parser.add_argument("--device", help="cpu, cuda, mps; the fastest there is when not given")
     parser.add_argument("--dtype", help="float32, exact, when not given; bfloat16 or, on a CPU, int8 are faster")
     return with_json(parser, words, intermixed)
+
+
+def in_columns(text: str, second: int) -> str:
+    """Lines of two columns, the second of which begins at `second`, each wrapped in its own where a terminal is too
+    narrow."""
+    import textwrap
+
+    from hornbook.base.console import width
+
+    wide = max(width(), second + NARROWEST)
+    lines = []
+    for line in text.splitlines():
+        below = " " * second if line.startswith("  ") and line[second - 1 : second + 1].strip() else ""
+        lines += textwrap.wrap(line, wide, subsequent_indent=below, break_on_hyphens=False) or [""]
+    return "\n".join(lines) + "\n"
 
 
 def asks_help(words: list[str]) -> bool:

@@ -115,8 +115,10 @@ class KVCache:
         """The id before each of the newest, (B, T)."""
         return id_before(ids, self.last_ids)
 
-    def extend(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Put the newest in place, and hand back all, in the cache's number type."""
+    def extend(
+        self, layer: int, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Put the newest in place, and hand back all, with their queries, in the cache's number type."""
         keys, values = keys.to(self.keys.dtype), values.to(self.values.dtype)
         if self.mask is None:
             start = self.end - keys.shape[2]
@@ -124,7 +126,8 @@ class KVCache:
         else:
             self.keys[layer].transpose(1, 2)[self.rows, self.places] = keys.transpose(1, 2)
             self.values[layer].transpose(1, 2)[self.rows, self.places] = values.transpose(1, 2)
-        return self.keys[layer, :, :, : self.end], self.values[layer, :, :, : self.end]
+        known = self.keys[layer, :, :, : self.end], self.values[layer, :, :, : self.end]
+        return queries.to(self.keys.dtype), *known
 
     def advance(self, ids: torch.Tensor) -> None:
         """After the last layer: ids (B, T) were seen."""

@@ -14,6 +14,7 @@ import numpy as np
 from hornbook.base.errors import UserError
 from hornbook.base.machine import Machine, choose_machine
 from hornbook.base.settings import nearest
+from hornbook.infer.attended import Attended, attended_by
 from hornbook.infer.beams import beam_search
 from hornbook.infer.config import SamplerConfig
 from hornbook.infer.continuation import Continuation
@@ -32,7 +33,7 @@ DRAWN = {"seed", "temperature", "top_k", "top_p", *FILTERS}
 
 
 class Speaker:
-    """Generates, streams, scores, embeds, encodes and decodes.
+    """Generates, streams, scores, embeds, encodes and decodes, and tells what it looked at.
 
     What generates takes these options: `max_tokens`; `seed`; `n` continuations of each prompt, with the seeds from
     `seed` on; `stop`, strings before the first of which a text ends; `logprobs`, to be told of each token its
@@ -201,6 +202,14 @@ class Speaker:
         """The states from which the model would go on: `per_token`, of each of `ids`, and their mean, `pooled`. The ids
         are those of a prompt."""
         return embedding_of(self.model, self.tokenizer.encode_prompt(text, specials))
+
+    def attention(self, text: str, specials: bool = False) -> Attended:
+        """What each token of a text looked at: of its `ids`, those of a prompt, the `weights` by layer and head,
+        (L, H, T, T)."""
+        ids, context = self.tokenizer.encode_prompt(text, specials), self.model.config.context
+        if len(ids) > context:
+            raise UserError(f"{len(ids):,} tokens, and the model reads {context:,} at a time: give it a shorter text")
+        return attended_by(self.model, ids)
 
     def __repr__(self) -> str:
         config = self.model.config

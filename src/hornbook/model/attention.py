@@ -29,7 +29,9 @@ class Cache(Protocol):
 
     def previous(self, ids: torch.Tensor) -> torch.Tensor: ...
 
-    def extend(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
+    def extend(
+        self, layer: int, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: ...
 
     def advance(self, ids: torch.Tensor) -> None: ...
 
@@ -71,8 +73,7 @@ class Attention(nn.Module):
         if not self.norms_come_first:
             q, k = self.query_norm(q), self.key_norm(k)
         if cache is not None:
-            k, v = cache.extend(self.layer, k, v)
-            q = q.to(k.dtype)
+            q, k, v = cache.extend(self.layer, q, k, v)
         mask = cache.mask if cache is not None else None
         y = attend(q, k, v, self.scale, dropout=self.dropout if self.training else 0.0, mask=mask)
         y = y.transpose(1, 2).reshape(B, T, -1).to(x.dtype)

@@ -72,7 +72,7 @@ class Forecast:
 
     def in_a_line(self) -> str:
         """For whom it is about to be trained."""
-        read = f" and {self.readings:.2g} readings of the text" if self.readings is not None else ""
+        read = f" and {self.readings:.2g} epochs" if self.readings is not None else ""
         told = f"expected: done in {duration(self.seconds)}, after {self.steps:,} steps{read}"
         if self.between is not None:
             told += f", at {self.between[0]:.2f} to {self.between[1]:.2f} bits per byte"
@@ -89,7 +89,7 @@ class Forecast:
             f"{model.context}, {vocabulary}"
         )
         say(f"machine   {self.machine}: {self.seconds_a_step:.3g} s for a step of {config.train.batch_tokens:,} tokens")
-        read = f", the text {self.readings:.2g} times" if self.readings is not None else ""
+        read = f", {self.readings:.2g} epochs" if self.readings is not None else ""
         say(f"training  {count(self.tokens)} tokens in {self.steps:,} steps{read}")
         say(f"time      {duration(self.seconds)}")
         say(f"memory    {count(float(self.memory_bytes))}B")

@@ -11,6 +11,8 @@ class Logprobs(TypedDict):
     """Of tokens; one that is but a part of a character has as its text `bytes:` and its bytes."""
 
     tokens: list[str]
+    token_ids: list[int]
+    """What OpenAI has not."""
     token_logprobs: list[float | None]
     top_logprobs: list[dict[str, float]]
     text_offset: list[int]
@@ -47,6 +49,15 @@ class CompletionAnswer(TypedDict):
     choices: list[Choice]
     hornbook: Beyond
     usage: NotRequired[Usage | None]
+
+
+class AttentionAnswer(TypedDict):
+    """The tokens that were looked at, the first `forgotten` of the text left out, and of each head their weights."""
+
+    forgotten: int
+    layers: int
+    tokens: list[str]
+    weights: list[list[float]]
 
 
 class ModelEntry(TypedDict):

@@ -13,15 +13,17 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
+from hornbook.base import glossary
 from hornbook.base.errors import UserError
 from hornbook.base.names import own_version
 from hornbook.base.settings import worded
 from hornbook.serve.answers import COMPLETION, CompletionAnswer, Health, ModelEntry, ModelList
+from hornbook.serve.attention import add_attention
 from hornbook.serve.completions import Completion, CompletionRequest, MistakeError
 from hornbook.serve.engine import Added, Engine, Job, RefusedError
 from hornbook.serve.models import Models
@@ -59,6 +61,7 @@ def build_app(models: Models) -> FastAPI:
     _add_models(app, models)
     _add_health(app, models)
     add_runs(app, models)
+    add_attention(app, models)
     _add_page(app)
     _add_errors(app)
     return app
@@ -274,6 +277,10 @@ def _add_page(app: FastAPI) -> None:
         part = await files.get_response(request.path_params.get("name", "index.html"), request.scope)
         part.headers["cache-control"] = "no-cache"  # asked for each time, and sent where it has changed
         return part
+
+    @app.api_route("/glossary", methods=["GET", "HEAD"], include_in_schema=False)
+    def words() -> HTMLResponse:
+        return HTMLResponse(glossary.page())
 
 
 def _add_errors(app: FastAPI) -> None:

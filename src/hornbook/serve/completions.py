@@ -24,6 +24,7 @@ from hornbook.infer.decode import Chosen, Growing
 from hornbook.infer.speaker import Speaker
 from hornbook.serve.answers import Choice, CompletionAnswer, Logprobs
 from hornbook.serve.engine import Added
+from hornbook.text.tokenizer import Tokenizer
 
 MAX_TOKENS = 4096  # new ones of a text
 TEXTS = 32  # prompts times n
@@ -166,7 +167,7 @@ class Completion:
         self.texts: list[tuple[Growing, Continuation]] = []
         self.prompt_tokens = 0
         for prompt in asked.prompts:
-            ids, text = _ids_and_text(prompt, speaker)
+            ids, text = ids_and_text(prompt, speaker)
             self.prompt_tokens += len(ids)
             if self.prompt_tokens > PROMPT_TOKENS:
                 raise MistakeError("prompt", f"more than {PROMPT_TOKENS:,} tokens, which this server takes at most")
@@ -225,7 +226,8 @@ class Completion:
             return None
         tokens, echoed = text.tokens[first:last], len(text.prompt) if self.asked.echo else 0
         return {
-            "tokens": [self._name(each.id) for each in tokens],
+            "tokens": [name_of(each.id, self._tokenizer) for each in tokens],
+            "token_ids": [each.id for each in tokens],
             "token_logprobs": [each.logprob for each in tokens],
             "top_logprobs": [self._alternatives(each) for each in tokens],
             "text_offset": [echoed + start for start in text.starts[first:last]],
@@ -234,18 +236,8 @@ class Completion:
     def _alternatives(self, chosen: Chosen) -> dict[str, float]:
         named: dict[str, float] = {}
         for token, value in chosen.alternatives:  # the likeliest first, and of two with the same text it stays
-            named.setdefault(self._name(token), value)
+            named.setdefault(name_of(token, self._tokenizer), value)
         return named
-
-    def _name(self, token: int) -> str:
-        """Its text, or where it is but a part of a character, its bytes as OpenAI spells them."""
-        if token >= self._tokenizer.vocab_size:
-            return ""
-        piece = self._tokenizer.piece(token)
-        try:
-            return piece.decode() or self._tokenizer.name(token)
-        except UnicodeDecodeError:
-            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
 
     def _chunk(self, choice: Choice) -> CompletionAnswer:
         frame = self._frame([choice])
@@ -270,17 +262,32 @@ class Completion:
         }
 
 
+def name_of(token: int, tokenizer: Tokenizer) -> str:
+    """Its text, or where it is but a part of a character, its bytes as OpenAI spells them."""
+    if token >= tokenizer.vocab_size:
+        return ""
+    piece = tokenizer.piece(token)
+    try:
+        return piece.decode() or tokenizer.name(token)
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
+
+
 def _choice(index: int, text: str, logprobs: Logprobs | None, ended: str | None) -> Choice:
     return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": FINISHED.get(ended)}
 
 
-def _ids_and_text(prompt: str | list[int], speaker: Speaker) -> tuple[list[int], str]:
+def ids_and_text(prompt: str | list[int], speaker: Speaker) -> tuple[list[int], str]:
     if isinstance(prompt, str):
         try:
             return speaker.tokenizer.encode_prompt(prompt), prompt
         except UserError as error:
             raise MistakeError("prompt", str(error)) from None
-    known = speaker.tokenizer.vocab_size
-    if wrong := [each for each in prompt if not 0 <= each < known]:
-        raise MistakeError("prompt", f"{wrong[0]} is no id of this model: it has {known:,}")
+    check_ids("prompt", prompt, speaker)
     return prompt, speaker.decode(prompt)
+
+
+def check_ids(param: str, ids: Sequence[int], speaker: Speaker) -> None:
+    known = speaker.tokenizer.vocab_size
+    if wrong := [each for each in ids if not 0 <= each < known]:
+        raise MistakeError(param, f"{wrong[0]} is no id of this model: it has {known:,}")

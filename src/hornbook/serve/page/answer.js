@@ -26,9 +26,9 @@ export class Answer {
   #leaving = 0;
   #at = null; // where the open token was
 
-  constructor(holder, popover) {
-    this.element = holder;
-    this.popover = popover;
+  // `opened` is told the place of each token that the popover opens at.
+  constructor(holder, popover, opened) {
+    Object.assign(this, { element: holder, popover, opened });
     this.pieces = [];
     const at = (event) => event.target.closest?.("#answer > span");
     holder.addEventListener(
@@ -154,6 +154,7 @@ export class Answer {
     this.popover.hidden = false;
     this.#at = boxOf(span);
     this.#place(this.#at);
+    this.opened(i);
   }
 
   #moved() {
@@ -177,7 +178,7 @@ function tellToken({ text, p, considered }) {
   return [head, element("ol", "", ...rows.map((row) => bar(row, row[0] === text)))];
 }
 
-function bar([text, p], taken) {
+export function bar([text, p], taken) {
   const fill = element("i");
   fill.style.width = `${100 * p}%`;
   return element(

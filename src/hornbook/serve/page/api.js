@@ -36,15 +36,21 @@ async function ask(path, options) {
 
 export const get = async (path, signal) => (await ask(path, { signal })).json();
 
-// Yields {text, tokens: [{text, p, considered: [[text, p], ...]}]}, several tokens where a character takes several.
-// Returns why the model stopped, and how many of the prompt's first tokens it did not see.
-export async function* complete(request, signal) {
-  const response = await ask("/v1/completions", {
+const post = (path, body, signal) =>
+  ask(path, {
     method: "POST",
     headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ ...request, stream: true }),
+    body: JSON.stringify(body),
     signal,
   });
+
+// What the model looked at: {tokens, weights: a list for each head, layers, forgotten}.
+export const look = async (request, signal) => (await post("/api/attention", request, signal)).json();
+
+// Yields {text, tokens: [{text, id, p, considered: [[text, p], ...]}]}, several tokens where a character takes several.
+// Returns why the model stopped, and how many of the prompt's first tokens it did not see.
+export async function* complete(request, signal) {
+  const response = await post("/v1/completions", { ...request, stream: true }, signal);
   let finish = null;
   let forgotten = 0;
   for await (const data of events(response.body)) {
@@ -77,6 +83,7 @@ async function* events(body) {
 function tokensOf({ logprobs }) {
   return (logprobs?.tokens ?? []).map((text, i) => ({
     text,
+    id: logprobs.token_ids?.[i],
     p: Math.exp(logprobs.token_logprobs[i]),
     considered: Object.entries(logprobs.top_logprobs?.[i] ?? {})
       .map(([other, logprob]) => [other, Math.exp(logprob)])

@@ -8,6 +8,7 @@ const KNOBS = [
   {
     name: "temperature",
     label: "Temperature",
+    word: "temperature",
     note: "0: the likeliest",
     value: 0.8,
     least: 0,
@@ -21,6 +22,7 @@ const KNOBS = [
   {
     name: "top_k",
     label: "Top-k",
+    word: "top-k",
     note: "0: any token",
     value: 0,
     least: 0,
@@ -32,6 +34,7 @@ const KNOBS = [
   {
     name: "top_p",
     label: "Top-p",
+    word: "top-p",
     note: "1: any token",
     value: 0.95,
     least: 0.05,
@@ -42,10 +45,22 @@ const KNOBS = [
       "Only the likeliest tokens may be drawn, as many as together have this probability: few where the model is " +
       "sure, many where it is not.",
   },
-  { name: "max_tokens", label: "Length", note: "tokens", value: 200, least: 1, end: 1000, step: 10, most: 4096 },
+  {
+    name: "max_tokens",
+    label: "Length",
+    word: "token",
+    note: "tokens",
+    value: 200,
+    least: 1,
+    end: 1000,
+    step: 10,
+    most: 4096,
+    about: "How many tokens are written at most. A token is a piece of text: a frequent word is one, a rare one several.",
+  },
   {
     name: "seed",
     label: "Seed",
+    word: "seed",
     note: "",
     value: 1,
     least: 0,
@@ -110,7 +125,7 @@ export class Knobs {
     this.changed();
   }
 
-  #build({ name, label, note, least, end, step, about }, draw) {
+  #build({ name, label, note, least, end, step, about, word }, draw) {
     const min = step > least ? 0 : least; // so that a slider stands on round figures
     const range = Object.assign(element("input"), { type: "range", id: name, min, max: end, step });
     const figure = Object.assign(element("input"), { type: "number", id: `${name}-number`, min: least, step: "any" });
@@ -119,7 +134,7 @@ export class Knobs {
     figure.ariaLabel = `${label}, as a number`;
     range.addEventListener("input", () => this.set(name, range.value));
     figure.addEventListener("change", () => this.set(name, figure.value));
-    const [help, told] = about ? explained(label, about) : ["", ""];
+    const [help, told] = about ? explained(label, about, word) : ["", ""];
     const more = name === "seed" ? [die(draw), this.#pin] : [];
     return element("div", "knob", title, help, ...more, figure, range, told);
   }

@@ -6,7 +6,8 @@ import { complete, get, Trouble } from "./api.js";
 import { Beside } from "./beside.js";
 import { Curve } from "./curve.js";
 import { Knobs } from "./knobs.js";
-import { $, copy, count, element, explained, short, showFilled } from "./parts.js";
+import { Looked } from "./looked.js";
+import { $, copy, count, element, explained, short, showFilled, toGlossary } from "./parts.js";
 
 const CONSIDERED = 8; // how many tokens the popover tells of
 const KEPT = 100; // answers that the page remembers
@@ -16,7 +17,8 @@ const REST_MS = 700; // between two snapshots that play
 
 const main = document.querySelector("main");
 const prompt = $("prompt");
-const answer = new Answer($("answer"), $("popover"));
+const looked = new Looked();
+const answer = new Answer($("answer"), $("popover"), (i) => looked.at(shown, answer.pieces, i));
 const curve = new Curve($("curve"), $("curve-text"), $("curve-table"), (i) => goTo(i));
 const answers = new Map(); // request as JSON -> {pieces, ending}
 const knobs = new Knobs($("knobs"), remember, draw);
@@ -28,6 +30,7 @@ const beside = new Beside(() => {
 
 let models = [];
 let model = null;
+let shown = null; // the request that the answer there answers
 let silence = ""; // why the model cannot be spoken to, as it was told last
 let point = -1; // index into model.points
 let following = false; // the newest point, whichever it is
@@ -69,7 +72,7 @@ async function write() {
   const began = performance.now();
   beside.write(asked);
   showTrouble(null);
-  display([]);
+  display([], asked);
   atEnd = isAtEnd();
   tellState("");
   say("Writing.");
@@ -131,7 +134,9 @@ function lookWhetherAtEnd() {
   scrolledTo = main.scrollTop;
 }
 
-function display(pieces) {
+function display(pieces, asked) {
+  shown = asked;
+  looked.forget();
   answer.show(pieces);
   $("answer").classList.remove("stale");
   update();
@@ -181,7 +186,7 @@ function showKnown() {
   const asked = request();
   const known = answers.get(JSON.stringify(asked));
   if (known) {
-    display(known.pieces);
+    display(known.pieces, asked);
     finish(known.ending, asked.seed);
   } else {
     $("answer").classList.toggle("stale", answer.pieces.length > 0);
@@ -262,12 +267,12 @@ function take(name, at) {
   $("model").value = $("name").textContent = name;
   document.title = `${name} – Hornbook`;
   const { parameters, context, vocab_size: vocabulary } = model; // null while a run has kept nothing
-  const facts = parameters && [
-    `${short(parameters)} parameters`,
-    `context ${count(context)}`,
-    `vocabulary ${count(vocabulary)}`,
+  const facts = [
+    [`${short(parameters)} `, toGlossary("parameters", "parameters")],
+    [" · ", toGlossary("context", "context"), ` ${count(context)}`],
+    [" · ", toGlossary("vocabulary", "vocabulary"), ` ${count(vocabulary)}`],
   ];
-  $("facts").textContent = facts ? facts.join(" · ") : "";
+  $("facts").replaceChildren(...(parameters ? facts.flat() : []));
   following = at === "newest" || (!at && model.training);
   const asked = model.points.findIndex(({ step }) => String(step) === at);
   point = following ? model.points.length - 1 : asked < 0 ? bestPoint() : asked;
@@ -423,24 +428,39 @@ function openSettings(open) {
   $("settings").setAttribute("aria-expanded", open);
 }
 
-const ABOUT = {
-  learned: [
-    "loss",
-    "How wrong the model is: the mean, over tokens, of minus the natural logarithm of the probability that it gave to " +
+const ABOUT = [
+  {
+    at: "looked",
+    what: "attention",
+    word: "attention",
+    words:
+      "When it chooses a token, each head of each layer takes of every token before it a share, its weight; all weights of a " +
+      "head are 1 in sum. Mean: of all heads, or of all layers. The darker, the more; a first token has often much of what " +
+      "a head has no use for.",
+  },
+  {
+    at: "learned",
+    what: "loss",
+    word: "loss",
+    words:
+      "How wrong the model is: the mean, over tokens, of minus the natural logarithm of the probability that it gave to " +
       "the one that came. Lower is better; at ln 2 = 0.69 it is as unsure as between two. Training loss is of text that " +
       "it learns from, validation loss of text that it does not: where that rises, it learns by heart.",
-  ],
-  growth: [
-    "a snapshot",
-    "The weights as they were after so many steps. Let the slider go elsewhere, and the same prompt and seed are " +
+  },
+  {
+    at: "growth",
+    what: "a snapshot",
+    word: "snapshot",
+    words:
+      "The weights as they were after so many steps. Let the slider go elsewhere, and the same prompt and seed are " +
       "answered by the model as it was then.",
-  ],
-};
-for (const [id, [what, words]] of Object.entries(ABOUT)) {
-  const [button, told] = explained(what, words);
-  if (id === "learned") $(id).querySelector("h2").append(" ", button);
-  else $(id).append(button);
-  $(id).querySelector("h2, .help").after(told);
+  },
+];
+for (const { at, what, word, words } of ABOUT) {
+  const [button, told] = explained(what, words, word);
+  if (at === "growth") $(at).append(button);
+  else $(at).querySelector("h2").append(" ", button);
+  $(at).querySelector("h2, .help").after(told);
 }
 
 $("answer").classList.add("tinted");

@@ -9,9 +9,13 @@ export function element(name, className = "", ...children) {
   return made;
 }
 
+// A link to a word of the glossary; in another tab, since this one holds a text that is kept nowhere else.
+export const toGlossary = (word, text) =>
+  Object.assign(element("a", "", text), { href: `/glossary#word-${word}`, target: "_blank" });
+
 // A button that tells what a thing is, and the words that it shows; both are to be placed.
-export function explained(what, words) {
-  const told = element("p", "told", words);
+export function explained(what, words, word) {
+  const told = element("p", "told", words, " ", toGlossary(word, "In the glossary"));
   const button = Object.assign(element("button", "help", "?"), { type: "button", ariaLabel: `What is ${what}?` });
   told.id = `about-${what.toLowerCase().replace(/\W+/g, "-")}`;
   told.hidden = true;

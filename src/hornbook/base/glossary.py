@@ -1,0 +1,150 @@
+"""The words of the field that Hornbook says, each in a few sentences.
+
+Out: WORDS; the same as docs/glossary.md, which `make glossary` writes anew, as a page that `hornbook serve` has under
+/glossary, and by `hornbook glossary WORD`. [Another word] in brackets is one that stands here too.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+
+WORDS = {
+    "Attention": "How a [token] takes in what stands before it: each of its [heads][head] gives every earlier token a "
+    "weight, all of them 1 in sum, by how well its query fits that token's key, and adds up their values by these "
+    "weights. Nobody looks ahead.",
+    "Batch": "What one [step] learns from: so many windows of the text, each of the length of the [context].",
+    "Bits per byte": "The [loss] of a text in bits, divided by its bytes. It does not depend on how the text was cut "
+    "into [tokens][token], so models with other [vocabularies][vocabulary] can be compared by it, and with what gzip "
+    "and xz make of the same text: a compressor that guesses as well needs as many bits. Lower is better.",
+    "Checkpoint": "A run as it stood at a [step], whole, from which it goes on: the [weights][parameters], the state "
+    "of the [optimizer], and its place in the text.",
+    "Clipping": "Where the [gradient norm] is larger than a limit, all gradients are made shorter by the same factor, "
+    "so that one odd [batch] does not throw the model off.",
+    "Context": "How many [tokens][token] the model reads at once. What stands before them it does not see.",
+    "Corpus": "A collection of texts to learn from; some are known by name (`hornbook corpora`).",
+    "Dropout": "While it trains, so large a share of the numbers inside the model is set to 0 at random, so that it "
+    "does not rely on single ones: a remedy against [overfitting].",
+    "Embedding": "The row of numbers that stands for a [token] inside the model, learned like everything else.",
+    "Epoch": "One reading of the whole training text.",
+    "FLOPs": "Multiplications and additions of numbers with a fractional part: how much computing something takes.",
+    "Gradient": "For each of the model's [parameters], how the [loss] changes when that grows a little. A [step] goes "
+    "against it.",
+    "Gradient norm": "The length of all [gradients][gradient] together, as the root of the sum of their squares. It "
+    "falls as a model settles; where it leaps, something is wrong, mostly the [learning rate].",
+    "Head": "One of several [attentions][attention] that a [layer] computes side by side, each with weights of its "
+    "own. The output head, at the end, is another thing: it gives every token of the vocabulary its [logit].",
+    "Layer": "One of the blocks of which the model is a stack: [attention], which brings in what stands before, and "
+    "an MLP, which works on each place by itself.",
+    "Learning rate": "How far a [step] goes. Too small, and little is learned in the time; too large, and the [loss] "
+    "grows. Over a run it follows a [schedule].",
+    "Logit": "The score that a model gives a [token] of its vocabulary. [Softmax] makes probabilities of them.",
+    "Loss": "How wrong a model is: the mean, over [tokens][token], of minus the natural logarithm of the probability "
+    "that it gave to the one that came, in nats per token. 0 is certain, 0.69 one chance in two. Also called "
+    "cross-entropy.",
+    "Memory": "Of an accelerator: [parameters], the [optimizer]'s state, and what a [batch] leaves behind on its way "
+    "through the [layers][layer], which has to be kept until the [gradients][gradient] are known.",
+    "Optimizer": "The rule by which [gradients][gradient] become changes of the [parameters]: Muon and AdamW keep "
+    "averages over past ones.",
+    "Overfitting": "A model learns its text by heart: [training loss] goes on falling, [validation loss] rises. More "
+    "text helps most, then fewer [epochs][epoch], a smaller model, [dropout].",
+    "Parameters": "The numbers of which a model consists and which training changes, also called its weights.",
+    "Perplexity": "e to the [loss]: among so many equally likely [tokens][token] would one be as unsure as the model "
+    "is. It depends on the [vocabulary]; [bits per byte] do not.",
+    "Prompt": "The text that a model is asked to go on with.",
+    "Sample": "A text that the model writes while it trains, to be read beside the [loss].",
+    "Sampling": "Drawing the next [token] by the probabilities that the model gives, as [temperature], [top-k] and "
+    "[top-p] change them.",
+    "Schedule": "How the [learning rate] changes over a run: it rises ([warm-up]), stays, and falls to nothing.",
+    "Seed": "The number from which all that is drawn at random follows. The same seed, with the same settings, gives "
+    "the same text, and on a processor the same model.",
+    "Shard": "A file of text that was made [tokens][token] already.",
+    "Snapshot": "The [weights][parameters] of a run at an early [step], kept to look back at.",
+    "Softmax": "Makes probabilities of scores: e to each, divided by the sum of all.",
+    "Step": "One change of the [parameters]: [gradients][gradient] of a [batch], and what the [optimizer] makes of "
+    "them.",
+    "Temperature": "What [logits][logit] are divided by before a [token] is drawn. Below 1 the likely becomes "
+    "likelier, and texts become safe and repeat themselves; above 1 they become wild. At 0 always the likeliest is "
+    "taken.",
+    "Token": "A piece of text, from a fixed list of them, the [vocabulary]: a frequent word is one, a rare one "
+    "several. A model reads and writes tokens, as numbers.",
+    "Tokenizer": "What cuts text into [tokens][token], and joins them again.",
+    "Top-k": "Only the k likeliest [tokens][token] may be drawn.",
+    "Top-p": "Only the likeliest [tokens][token] may be drawn, as many as together have this probability: few where "
+    "the model is sure, many where it is not.",
+    "Training loss": "The [loss] on text that the model learns from.",
+    "Validation loss": "The [loss] on text that is held back, from which the model never learns: what counts.",
+    "Vocabulary": "All [tokens][token] that a model knows. A larger one makes texts shorter in tokens, and tables "
+    "larger.",
+    "Warm-up": "The first [steps][step], over which the [learning rate] rises from nothing, while the [optimizer]'s "
+    "averages are still of few gradients.",
+}
+_LINK = re.compile(r"\[([^]]+)](?:\[([^]]+)])?")
+INTRODUCTION = "The words that Hornbook's summaries, pictures and pages say, as the field means them."
+
+
+def anchor(word: str) -> str:
+    """Where a word stands, on each page of them."""
+    return re.sub(r"[^a-z0-9-]", "", word.lower().replace(" ", "-"))
+
+
+def find(word: str) -> str | None:
+    """How a word is written here: capitals, hyphens and a plural's s do not count."""
+    by_letters = {_letters(each): each for each in WORDS}
+    return by_letters.get(_letters(word)) or by_letters.get(_letters(word).removesuffix("s"))
+
+
+def _letters(word: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", word.lower())
+
+
+def plain(word: str) -> str:
+    """What a word means, for a terminal."""
+    return _LINK.sub(r"\1", WORDS[word])
+
+
+def markdown() -> str:
+    lines = [f"# Glossary\n\n{INTRODUCTION} `hornbook glossary WORD` tells one."]
+    for word, about in WORDS.items():
+        lines.append(f"## {word}\n\n" + _LINK.sub(lambda found: f"[{found[1]}](#{_target(found)})", about))
+    return "\n\n".join(lines) + "\n"
+
+
+def page() -> str:
+    """HTML. Its style is that of the page, which has elements of its own called `prompt` and so on."""
+    entries = []
+    for word, about in WORDS.items():
+        text = _LINK.sub(
+            lambda found: f'<a href="#word-{_target(found)}">{found[1]}</a>', html.escape(about, quote=False)
+        )
+        text = re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
+        entries.append(f'<dt id="word-{anchor(word)}">{html.escape(word)}</dt>\n<dd>{text}</dd>')
+    return PAGE.format(introduction=INTRODUCTION, entries="\n".join(entries))
+
+
+def _target(found: re.Match[str]) -> str:
+    return anchor(found[2] or found[1])
+
+
+PAGE = """\
+<!doctype html>
+<html lang="en">
+<head>
+  <meta charset="utf-8">
+  <meta name="viewport" content="width=device-width, initial-scale=1">
+  <meta name="color-scheme" content="light dark">
+  <title>Glossary &ndash; Hornbook</title>
+  <link rel="icon" type="image/svg+xml" href="/page/icon.svg">
+  <link rel="stylesheet" href="/page/page.css">
+</head>
+<body class="glossary">
+  <header><h1>Glossary</h1> <a href="/">To the page</a></header>
+  <main>
+    <p>{introduction}</p>
+    <dl>
+{entries}
+    </dl>
+  </main>
+</body>
+</html>
+"""
