@@ -6,6 +6,7 @@
 # make knobs    write docs/knobs.md anew, and make glossary docs/glossary.md
 # make bench   what we are measured by beside the peers at hand, in a quarter of an hour: ROWS="1 2", OUT=records/NAME,
 #              NANOGPT=FOLDER with a checkout of it
+# make soak    kill, damage and starve of disk a thousand runs, for hours; goes on where it stopped: OUT=FOLDER
 # make test-space    start the app of a Space, with gradio in an environment of its own
 #
 # PYTHON=python3.12        another Python (3.11 or newer)
@@ -36,6 +37,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: demo test quick test-long test-plain test-space bench check style types suite size knobs glossary clean
+.PHONY: demo test quick test-long test-plain test-space soak bench check style types suite size knobs clean
 
 demo: .venv/ready-to-run
 	$(BIN)/hornbook train demo
@@ -67,6 +69,9 @@ test-space: .venv/ready-to-test
 
 bench: .venv/ready-to-test
 	$(BIN)/python bench/rows.py $(if $(ROWS),--rows $(ROWS)) $(if $(OUT),--out $(OUT)) $(if $(NANOGPT),--peer $(NANOGPT))
+
+soak: .venv/ready-to-test
+	OMP_NUM_THREADS=1 PYTHONPATH=tests:tests/train $(BIN)/python bench/soak.py $(if $(OUT),--out $(OUT))
 
 check: style types
 

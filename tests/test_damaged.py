@@ -291,7 +291,18 @@ def test_a_damaged_record_of_a_run_is_told(made: Path, tell: Tell) -> None:
             f"{knob}: {what}": json.dumps(json.loads(data) | {knob: VALUES[what]}).encode(errors="surrogatepass")
             for what in VALUES
         }
-    told = {"empty", "noise", "a pickle", "data: null", "data: an array", "data: a half"}
+    far = json.loads(data)
+    far["data"]["folder"] = "x" * 100_000
+    cases["data.folder: too long"] = json.dumps(far).encode()
+    told = {
+        "empty",
+        "noise",
+        "a pickle",
+        "data.folder: too long",
+        "data: null",
+        "data: an array",
+        "data: a half",
+    }
     some = {name: cases[name] for number, name in enumerate(cases) if name in told or number % tries(5, 1) == 0}
     for words in (["eval", "--device", "cpu"], ["resume", "--train.steps", "1"], ["verify"]):
         command = [words[0], str(made / "run"), *words[1:]]

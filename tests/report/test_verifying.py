@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from hornbook.base.console import Progress
 from hornbook.base.errors import UserError
 from hornbook.report.verify import verify
+from hornbook.runs.folder import resolve
 from hornbook.shards.prepare import ShardsConfig, prepare
 from hornbook.text.corpora import find_source
 from hornbook.text.tokenizer import TokenizerConfig
@@ -43,6 +45,27 @@ def test_a_whole_run_is_good(run: Path, shards: Path) -> None:
     newest = run / "checkpoints" / "step-00000004"
     assert verify(newest) == {newest: None}
     assert verify(shards) == {shards: None}
+
+
+@pytest.mark.parametrize("kind", ["checkpoints", "snapshots"])
+def test_another_step_under_a_steps_name_is_told_and_does_not_speak(kind: str, run: Path) -> None:
+    """Each of its files is as it was written."""
+    four = run / kind / "step-00000004"
+    shutil.rmtree(four)
+    shutil.copytree(run / kind / "step-00000002", four)
+    assert {folder: wrong for folder, wrong in verify(run).items() if wrong} == {four: "holds step 2"}
+    shutil.rmtree(run / ("snapshots" if kind == "checkpoints" else "checkpoints"))
+    assert resolve(run, "newest").name == "step-00000002"
+    with pytest.raises(UserError, match="every checkpoint is damaged"):
+        resolve(run, "4")
+
+
+def test_another_runs_snapshot_is_told(run: Path, tiny: Callable[..., RunConfig], shards: Path, tmp_path: Path) -> None:
+    fit(tiny(data=str(shards), seed=2, train={"steps": 2}), tmp_path / "other", Progress())
+    two = run / "snapshots" / "step-00000002"
+    shutil.rmtree(two)
+    shutil.copytree(tmp_path / "other" / "snapshots" / "step-00000002", two)
+    assert {folder: wrong for folder, wrong in verify(run).items() if wrong} == {two: "belongs to another run"}
 
 
 def test_one_flipped_bit_is_found_and_named(run: Path) -> None:

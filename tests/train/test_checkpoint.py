@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from harm import HARMS, flip_a_bit
 from trial import all_of, exact, good_checkpoints, knob_words, learned, leftovers, metrics, settle, snapshots, tiniest
 
 from effort import long
@@ -272,107 +273,13 @@ def test_a_kill_while_the_best_weights_are_written_loses_nothing(
         assert leftovers(run) == []
 
 
-def flip_a_bit(folder: Path) -> None:
-    path = folder / "model.safetensors"
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-def truncate(folder: Path) -> None:
-    os.truncate(folder / "optimizer.safetensors", 100)
-
-
-def zeros(folder: Path) -> None:
-    path = folder / "model.safetensors"
-    path.write_bytes(bytes(path.stat().st_size))
-
-
-def empty(folder: Path) -> None:
-    (folder / "state.json").write_bytes(b"")
-
-
-def missing(folder: Path) -> None:
-    (folder / "optimizer.safetensors").unlink()
-
-
-def missing_manifest(folder: Path) -> None:
-    (folder / "MANIFEST.json").unlink()
-
-
-def file_of_another_step(folder: Path) -> None:
-    shutil.copy(folder.with_name("step-00000002") / "model.safetensors", folder)
-
-
-def whole_of_another_step(folder: Path) -> None:
-    shutil.rmtree(folder)
-    shutil.copytree(folder.with_name("step-00000002"), folder)
-
-
-def stale_manifest(folder: Path) -> None:
-    shutil.copy(folder.with_name("step-00000002") / "MANIFEST.json", folder)
-
-
-def edited_state(folder: Path) -> None:
-    path = folder / "state.json"
-    path.write_text(path.read_text().replace('"step": 3', '"step": 1'))
-
-
-def edited_manifest(folder: Path) -> None:
-    path = folder / "MANIFEST.json"
-    manifest = json.loads(path.read_text())
-    manifest["notes"]["val_loss"] = 0.5
-    path.write_text(json.dumps(manifest))
-
-
-def manifest_of_rubbish(folder: Path) -> None:
-    (folder / "MANIFEST.json").write_text("[[[")
-
-
-def wrong_shape(folder: Path) -> None:
-    path = folder / "model.safetensors"
-    tensors = safetensors.torch.load_file(path)
-    safetensors.torch.save_file({name: tensor[:1].clone() for name, tensor in tensors.items()}, path)
-
-
-def wrong_dtype(folder: Path) -> None:
-    path = folder / "model.safetensors"
-    tensors = safetensors.torch.load_file(path)
-    safetensors.torch.save_file({name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}, path)
-
-
-def linked_file(folder: Path) -> None:
-    path = folder / "model.safetensors"
-    elsewhere = folder.parent.parent / "elsewhere"
-    path.rename(elsewhere)
-    path.symlink_to(elsewhere)
-
-
-def linked_folder(folder: Path) -> None:
-    elsewhere = folder.parent.parent / "elsewhere"
-    folder.rename(elsewhere)
-    folder.symlink_to(elsewhere)
-
-
-def a_file(folder: Path) -> None:
-    shutil.rmtree(folder)
-    folder.write_text("not a folder")
-
-
-DAMAGES = [
-    flip_a_bit, truncate, zeros, empty, missing, missing_manifest, file_of_another_step, whole_of_another_step,
-    stale_manifest, edited_state, edited_manifest, manifest_of_rubbish, wrong_shape, wrong_dtype, linked_file,
-    linked_folder, a_file,
-]  # fmt: skip
-
-
 def contents(place: Path) -> dict[str, bytes]:
     if place.is_file():
         return {"": place.read_bytes()}
     return {path.relative_to(place).as_posix(): path.read_bytes() for path in place.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("harm", DAMAGES)
+@pytest.mark.parametrize("harm", HARMS)
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_taken(
     harm: Callable[[Path], None], half_way: Path, in_peace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -591,6 +498,32 @@ def test_a_disk_that_fills_at_any_write_of_a_save_costs_nothing_that_was_saved(
             resume(run)
             assert all_of(run) == all_of(in_peace)
         shutil.rmtree(run)
+
+
+@pytest.mark.parametrize("log", ["metrics.jsonl", "samples.jsonl"])
+def test_a_line_that_the_disk_does_not_take_once_is_written_after_all(
+    log: str, short_text: Path, in_peace: Path, tmp_path: Path, disk: Callable[[Any], Any]
+) -> None:
+    """The step before it is saved, and what was to follow it, an evaluation or a sample, is done by the resume."""
+    lines = len((in_peace / log).read_bytes().splitlines())
+    assert lines > 1
+
+    for failing in range(lines):
+        run, done = tmp_path / str(failing), itertools.count()
+
+        def step(kind: str, path: Path, act: Callable[[], Any], done: Any = done, failing: int = failing) -> Any:
+            if kind == "append" and path.name == log and next(done) == failing:
+                os.write(os.open(path, os.O_WRONLY | os.O_APPEND), b'{"step": ')
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return act()
+
+        disk(step)
+        with pytest.raises(MachineError, match="the disk is full"):
+            fit(tiniest(short_text), run)
+        disk(Disk())
+        assert good_checkpoints(run)
+        resume(run)
+        assert all_of(run) == all_of(in_peace), f"line {failing}"
 
 
 @pytest.mark.parametrize("what_fills_it", ["checkpoints", "another program"])

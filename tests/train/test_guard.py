@@ -353,8 +353,8 @@ def test_an_error_after_a_save_leaves_that_checkpoint_alone(
     saves: list[int] = []
     save, cross_entropy = loop.save, GPT.loss
 
-    def saved(run: loop.Run) -> None:
-        save(run)
+    def saved(run: loop.Run, *words: Any) -> None:
+        save(run, *words)
         saves.append(run.state.step)
 
     def fails_after_two(*words: Any) -> torch.Tensor:

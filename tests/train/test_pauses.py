@@ -129,6 +129,21 @@ def test_a_run_that_is_extended_goes_on_with_the_same_part(
     assert [each["step"] for each in entries if "final_val_loss" in each] == [24]
 
 
+def test_a_run_that_is_done_has_its_last_line_however_often_it_is_resumed(
+    short: RunConfig, tmp_path: Path, time_at_the_end: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that was killed before that was written."""
+    run = RunFolder(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr("hornbook.train.loop.evaluate_whole", lambda _: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception):
+            fit(short, run.path)
+    for _ in range(2):
+        assert resume(run.path).reason == "nothing left to do"
+        (last,) = [each for each in read_log(run.metrics) if "final_val_loss" in each]
+        assert last["step"] == 12
+
+
 def test_who_says_on_how_much_has_it_so(short: RunConfig, tmp_path: Path) -> None:
     fit(short.with_(train={"eval_every_steps": 6}), tmp_path / "run")
     entries = read_log(RunFolder(tmp_path / "run").metrics)

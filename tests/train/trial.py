@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterable
 from functools import reduce
 from pathlib import Path
@@ -35,6 +36,13 @@ TINIEST: dict[str, Any] = {
 
 def tiniest(text: Path, **turned: Any) -> RunConfig:
     return RunConfig.model_validate(merge(TINIEST, {"data": str(text)}, turned))
+
+
+def write_short_text(path: Path) -> Path:
+    """2 kB: with the tiniest run's steps, several epochs in sixty."""
+    words = random.Random(0).choices(["the", "cat", "sat", "on", "a", "mat", "and", "ate", "rat"], k=520)
+    path.write_text(" ".join(words))
+    return path
 
 
 def knob_words(config: RunConfig) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hornbook.base import files
 from hornbook.base.errors import UserError
-from hornbook.runs.folder import RunFolder
+from hornbook.runs.folder import RunFolder, strangeness
 from hornbook.shards.format import Shards, is_shards, listed
 
 
@@ -25,7 +25,8 @@ def verify(path: Path) -> dict[Path, str | None]:
     record = run.record()
     edited = "was edited since it was written" if record.edited else None
     found = {run.record_file: edited} if record.edited is not None else {}
-    return {**found, **{kept: _damage(kept) for kept in run.kept()}, record.shards: _damage_of_shards(record.shards)}
+    kept = {each: _damage(each) or strangeness(each, record.run_id) for each in run.kept()}
+    return {**found, **kept, record.shards: _damage_of_shards(record.shards)}
 
 
 def _damage(folder: Path) -> str | None:

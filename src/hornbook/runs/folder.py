@@ -111,7 +111,7 @@ class RunFolder:
                 more=more,
                 edited=not ours.is_unchanged(value) if "sha256" in value else None,
             )
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OSError):  # the last of a path that no disk takes
             raise UserError(f"{self.record_file}: damaged; train again into another --out") from None
 
     def _where_shards_are(self, data: dict[str, Any]) -> Path:
@@ -239,7 +239,17 @@ def resolve(path: Path, at: str = "best") -> Path:
             if len(steps) > MOST_STEPS_NAMED:
                 steps[MOST_STEPS_NAMED // 2 : -MOST_STEPS_NAMED // 2] = ["..."]
             raise UserError(f"{path}: no checkpoint of step {at}; kept are {', '.join(steps)}, and best and newest")
-    return run.first_good(candidates, damage_of_model)
+    return run.first_good(candidates, lambda each: damage_of_model(each) or strangeness(each))
+
+
+def strangeness(folder: Path, run_id: str | None = None) -> str | None:
+    """What else lies under the name of a step of a run, whole though it is."""
+    notes = files.manifest_notes(folder)
+    if run_id is not None and notes.get("run_id") != run_id:
+        return "belongs to another run"
+    if notes.get("step") != step_of(folder):
+        return f"holds step {notes.get('step')}"
+    return None
 
 
 def damage_of_model(checkpoint: Path) -> str | None:

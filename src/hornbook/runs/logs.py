@@ -31,16 +31,26 @@ class Log:
                 # Not more than there is, or a log that someone cut would be filled up with zeros.
                 files.truncate(path, min(keep_bytes, path.stat().st_size))
             self._file = files.open_to_write(path, "ab" if keep_bytes is not None else "wb", buffering=0)
+        self.length = self._file.tell()
+        """Of all lines, in bytes."""
 
     def write(self, entry: dict[str, Any]) -> None:
+        """All of a line or, where the disk does not take it, none of it: it may be written again."""
+        line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
         with files.disk_trouble_named(self.path):
-            files.append(self._file, self.path, json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+            try:
+                files.append(self._file, self.path, line)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    files.truncate(self.path, self.length)
+                raise
+        self.length += len(line)
 
     def sync(self) -> int:
         """Put all lines safely on the disk, and tell how many bytes they are."""
         with files.disk_trouble_named(self.path):
             files.sync(self._file, self.path)
-        return self._file.tell()
+        return self.length
 
     def close(self) -> None:
         self._file.close()

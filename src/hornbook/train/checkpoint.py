@@ -22,6 +22,9 @@ from hornbook.base.console import count, warn
 from hornbook.base.errors import MachineError, UserError
 from hornbook.model.folder import load_config, load_weights, read_tensors, save_weights
 from hornbook.runs.folder import BEST, CHECKPOINTS, OPTIMIZER, SNAPSHOTS, STATE, RunFolder, step_of
+from hornbook.model.folder import load_config, load_weights, read_tensors, save_model, save_weights
+from hornbook.model.gpt import GPT
+from hornbook.runs.folder import BEST, CHECKPOINTS, OPTIMIZER, SNAPSHOTS, STATE, RunFolder, step_of, strangeness
 from hornbook.text.tokenizer import Tokenizer
 from hornbook.train.config import RunConfig, learned_by
 from hornbook.train.learner import Learner
@@ -63,6 +66,8 @@ class TrainState:
     best_step: int = 0
     not_better_in_a_row: int = 0
     """Evaluations since the best one."""
+    unseen_since: float | None = None
+    """The share of the run before this step, where evaluations and samples after it are still to come: they failed."""
     reached_loss: float | None = None
     ended: str = ""
     """How, in the last checkpoint of a run that was not killed: in a few words of the loop's, or "failed"."""
@@ -186,12 +191,12 @@ def forget_models_after(run: RunFolder, step: int) -> None:
 
 def newest_checkpoint(run: RunFolder, run_id: str) -> Path:
     """The newest checkpoint that is whole and this run's own; each newer one that is not is named in one line."""
-    return run.first_good(run.checkpoints(), lambda each: files.damage(each) or _strangeness(each, run_id))
+    return run.first_good(run.checkpoints(), lambda each: files.damage(each) or strangeness(each, run_id))
 
 
 def good_checkpoints(run: RunFolder, run_id: str) -> list[Path]:
     """All of these, newest first."""
-    return [each for each in run.checkpoints() if not (files.damage(each) or _strangeness(each, run_id))]
+    return [each for each in run.checkpoints() if not (files.damage(each) or strangeness(each, run_id))]
 
 
 def refuse_other_settings(checkpoint: Path, config: RunConfig) -> None:
@@ -247,12 +252,3 @@ def check_room(run: RunFolder, parameters: int, keep: int, averaged: bool) -> No
             f"{run}: its checkpoints need {count(float(needed))} bytes, {count(float(free))} are free; "
             "make room, choose another --out, or keep fewer with --train.keep-checkpoints 1"
         )
-
-
-def _strangeness(checkpoint: Path, run_id: str) -> str | None:
-    notes = files.manifest_notes(checkpoint)
-    if notes.get("run_id") != run_id:
-        return "belongs to another run"
-    if notes.get("step") != step_of(checkpoint):
-        return f"holds step {notes.get('step')}"
-    return None

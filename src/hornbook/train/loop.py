@@ -11,7 +11,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hornbook.base.console import Progress, warn
 from hornbook.base.machine import Machine, attention_backend, free_cache, is_out_of_memory, memory_in_use
@@ -37,6 +37,17 @@ INTERRUPTED, FAILED = "interrupted", "failed"
 
 
 @dataclass
+class Pause:
+    """A step is over, and what is looked at after it is not: should that fail, the run goes on from here."""
+
+    before: float
+    """The share of the run before the step."""
+    state: TrainState
+    logs: dict[str, int] | None = None
+    """Their lengths with the line of the step, once it is written."""
+
+
+@dataclass
 class Run:
     """What the loop works with."""
 
@@ -58,12 +69,14 @@ class Run:
     began: float = 0.0  # when the run's clock would have been started, had the run never been interrupted
     planned: Extension = WHOLE  # since when the learning rate has followed its plan
     saved_seconds: float = 0.0
+    pause: Pause | None = None
 
 
 def train(run: Run) -> str:
     """Step until the run is done; how it ended, in a few words."""
-    if share_of(run) >= 1 or out_of_patience(run):
-        return "nothing left to do"
+    unseen_since = run.state.unseen_since
+    if unseen_since is None and (share_of(run) >= 1 or out_of_patience(run)):
+        return look_once_more(run)
     ended = ""
     with StopSignals() as signals, attention_backend(run.machine.device), saved_if_it_fails(run):
         run.learner.prepare()
@@ -71,6 +84,8 @@ def train(run: Run) -> str:
         known_already = run.config.start_from is not None
         if run.state.step == 0 and (run.config.train.eval_from_step is not None or known_already):
             evaluate(run)
+        if unseen_since is not None:
+            ended = look_around(run, unseen_since, asked_to_stop=False)
         while not ended:
             run.saver.look()
             before = share_of(run)
@@ -112,9 +127,12 @@ def look_around(run: Run, before: float, asked_to_stop: bool) -> str:
     """Evaluate, sample and save when it is time; why the run ends here, if it does. None of it changes what is
     learned."""
     knobs, state, after = run.config.train, run.state, share_of(run)
+    state.unseen_since = None
+    run.pause = Pause(before, replace(state, unseen_since=before))
     due = run.pauses.due(state, before, after, state.seconds - run.saved_seconds)
     pausing = due.anything or after >= 1 or asked_to_stop
     target_reached = read_numbers(run, everything=pausing or knobs.target_loss is not None)
+    run.pause.logs = run.metrics.lengths()
 
     ended = ""
     if target_reached is not None:
@@ -138,6 +156,7 @@ def look_around(run: Run, before: float, asked_to_stop: bool) -> str:
         save(run)
     if ended:
         run.saver.wait()
+    run.pause = None
     if ended not in ("", INTERRUPTED) and run.pauses.has_time_for_the_whole(state):
         evaluate_whole(run)
     return ended
@@ -200,6 +219,16 @@ def evaluate_whole(run: Run) -> None:
     run.metrics.evaluated_whole(state.best_step if there else state.step, result)
 
 
+def look_once_more(run: Run) -> str:
+    """A run that is done, and may have been killed before it was scored on all of the text: the line that tells of it
+    is of no checkpoint, so that to resume has cut it off."""
+    with saved_if_it_fails(run), attention_backend(run.machine.device):
+        if run.pauses.has_time_for_the_whole(run.state):
+            run.learner.prepare()
+            evaluate_whole(run)
+    return "nothing left to do"
+
+
 def sample(run: Run) -> None:
     """What the model says now. Where there is no memory for it, nothing, for nothing needs it to go on."""
     try:
@@ -228,7 +257,7 @@ def _sample(run: Run) -> None:
             run.metrics.sampled(run.state.step, prompt, "".join([*map(text.feed, new), text.end()]))
 
 
-def save(run: Run) -> None:
+def save(run: Run, cut_back_to: dict[str, int] | None = None) -> None:
     state, learner = run.state, run.learner
     state.seconds = seconds_since_beginning(run)
     state.micro_batch, state.compiled = learner.micro_batch, learner.compiled
@@ -236,6 +265,9 @@ def save(run: Run) -> None:
     state.not_finite_in_a_row, state.scaler = run.guard.in_a_row, learner.scaler.state() or state.scaler
     state.logs = run.metrics.sync()
     run.saver.begin(state)
+    if run.world.is_first:
+        state.logs = run.metrics.sync() | (cut_back_to or {})
+        run.saver.begin(state)
     run.saved_seconds = state.seconds
 
 
@@ -275,6 +307,10 @@ def save_what_is_whole(run: Run) -> None:
     if run.learner.weights_are_whole and run.state.step > run.saver.saved_step:
         with contextlib.suppress(Exception):
             run.metrics.arrived(everything=True)
+            logs = None
+            if (pause := run.pause) is not None:
+                logs = pause.logs or run.metrics.lengths()
+                run.state = replace(pause.state, reached_loss=run.state.reached_loss)
             run.state.ended = FAILED
-            save(run)
+            save(run, logs)
             run.saver.wait()

@@ -117,9 +117,9 @@ class Metrics:
                 if len(self._waiting) == 1 and not everything:
                     break
                 event.synchronize()
-            self._waiting.popleft()
             told = Told(*numbers.tolist())
             self._write_step(reading, told)
+            self._waiting.popleft()  # not before the disk has it: a run that fails by it tries once more
             done.append((reading, told))
         return done
 
@@ -174,6 +174,9 @@ class Metrics:
     def sync(self) -> dict[str, int]:
         """Put the logs safely on the disk; their lengths, to which a resume cuts them back."""
         return {METRICS: self._log.sync(), SAMPLES: self._samples.sync()}
+
+    def lengths(self) -> dict[str, int]:
+        return {METRICS: self._log.length, SAMPLES: self._samples.length}
 
     def close(self) -> None:
         self._log.close()
