@@ -322,7 +322,7 @@ class _Preparation:
             | {
                 "bytes_per_token": totals["bytes_of_text"] / max(totals["tokens"], 1),
                 "duplicates": self.rule.duplicates,
-                "twins": {"documents": twins.documents, "compared": twins.compared},
+                "twins": asdict(twins),
                 "encoder": encoder.inner.name if totals["tokens"] else None,
                 "seconds": seconds,
                 "bytes_per_second": totals["bytes_of_text"] / max(seconds, 1e-9),
