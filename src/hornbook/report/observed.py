@@ -187,7 +187,8 @@ class Observing:
         """What does not change; a run may have lost its text, or have metrics alone."""
         with contextlib.suppress(UserError, OSError, KeyError, ValueError):
             record = self._folder.record()
-            self._known.config, self._known.machine = record.config, record.more.get("machine", {})
+            machine = record.more.get("machine")
+            self._known.config, self._known.machine = record.config, machine if isinstance(machine, dict) else {}
             self._known.parameters = self._folder.model().n_params(embeddings=False)
             self._known.text = TextFacts.of(Shards.open(record.shards))
 

@@ -25,7 +25,8 @@ function placeOf(line, x) {
   return low;
 }
 
-function nearest(line, x) {
+// The entry of a line that lies nearest to a place.
+export function nearest(line, x) {
   const after = Math.min(placeOf(line, x), line.length - 1);
   const before = Math.max(after - 1, 0);
   return Math.abs(line[before][0] - x) < Math.abs(line[after][0] - x) ? line[before] : line[after];
