@@ -331,7 +331,7 @@ def test_every_public_function_has_a_user() -> None:
     called_by_others = {"mistakes", "forward", "backward", "error", "redirect_request"}
     called_by_others |= {"capture_signals", "handle_exit", "shutdown"}  # uvicorn
     called_by_others |= {"markdown"}  # make knobs
-    door = {("hornbook", name) for name in ("fit", "load", "open_run", "prepare_text", "TrainedRun")} | {
+    door = {("hornbook", name) for name in ("fit", "list_runs", "load", "open_run", "prepare_text", "TrainedRun")} | {
         ("hornbook.infer.speaker", "Speaker")
     }
     used: set[str] = set()

@@ -28,7 +28,9 @@ from hornbook.exchange.export import export_model
 from hornbook.exchange.imports import import_model
 from hornbook.exchange.mean import average_checkpoints
 from hornbook.report.comparison import compare
+from hornbook.report.comparison_page import write_comparison
 from hornbook.report.curves import draw
+from hornbook.report.run_page import Told, write_report
 from hornbook.shards.format import Shards
 from hornbook.shards.hdf5 import places_for, write_hdf5
 from hornbook.shards.prepare import ShardsConfig, open_or_prepare, prepare
@@ -44,7 +46,7 @@ LOOKALIKES = [f".{kind}-{owner}place" for kind in KINDS for owner in ("", "1-", 
 SHARDS = ("manifest.json", "train-00000.bin", "tokenizer.json", "notes.txt", ".DS_Store", "inner/a")
 MODEL = ("MANIFEST.json", "config.json", "model.safetensors", "Thumbs.db", "._model.safetensors")
 STEPS = [f"{kept}/step-0000000{step}" for kept in ("checkpoints", "snapshots") for step in (1, 2, 3, 4, 8)]
-RUN = ("run.json", "metrics.jsonl", "samples.jsonl", "loss.png", "perplexity.png", ".lock", "checkpoints", "snapshots")
+RUN = ("run.json", "metrics.jsonl", "samples.jsonl", "loss.png", "report.html", ".lock", "checkpoints", "snapshots")
 IN_STEPS = [f"{step}/{name}" for step in STEPS for name in ("a", "Thumbs.db", "MANIFEST.json")]
 CACHE = ("verified.json", "shards", "shards/text", "spool/1-0", "tokenizers", "models")
 # What stands at a path: a file by its bytes, or a link by whether it leads to a file, to a folder or nowhere.
@@ -58,7 +60,14 @@ leaves = st.one_of(
 def trees(*likely: str) -> st.SearchStrategy[dict[str, bytes | str]]:
     """Below `place`: much of what a command would write itself. Beside it, or in it, names like those of leftovers."""
     names = st.sampled_from([f"place/{name}" for name in likely])
-    others = [*LOOKALIKES, *(f"{name}/a" for name in LOOKALIKES), "place", "place/a", "comparison.png"]
+    others = [
+        *LOOKALIKES,
+        *(f"{name}/a" for name in LOOKALIKES),
+        "place",
+        "place/a",
+        "comparison.png",
+        "comparison.html",
+    ]
     others += [f"place/{name}" for name in (*SHARDS, *MODEL, *LOOKALIKES, f"checkpoints/{LOOKALIKES[0]}")]
     return st.builds(
         lambda one, two: one | two,
@@ -104,6 +113,13 @@ def at_home(made: Path, place: Path) -> None:
         open_or_prepare(str(made / "text.txt"), BYTE, ShardsConfig())
 
 
+def report(run: Path, other: Path) -> None:
+    draw(run)
+    write_report(run)
+    compare([run, other], run.parent / "comparison.png")
+    write_comparison([Told.of(run), Told.of(other)], run.parent / "comparison.html")
+
+
 @dataclass(frozen=True)
 class Command:
     write: Callable[[Path, Path], object]
@@ -123,9 +139,7 @@ COMMANDS = {
     "train": Command(lambda made, place: fit(config(made), place), (*RUN, *STEPS)),
     "train again": Command(lambda made, place: fit(config(made), place), (*RUN, *STEPS), "killed"),
     "resume": Command(lambda made, place: resume(place, {"train": {"steps": 5}}), (*STEPS, *IN_STEPS), "run"),
-    "report": Command(
-        lambda made, place: (draw(place), compare([place, made / "run"], place.parent / "comparison.png")), RUN, "logs"
-    ),
+    "report": Command(lambda made, place: report(place, made / "run"), RUN, "logs"),
     "tokenizer train": Command(
         lambda made, place: main(
             ["tokenizer", "train", str(made / "text.txt"), "--kind", "char", "--out", str(place / "tokenizer.json")]

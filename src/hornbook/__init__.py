@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 
     from hornbook.infer.speaker import Speaker
     from hornbook.report.curves import Curves
+    from hornbook.report.finding import Finding
     from hornbook.shards.format import Shards
     from hornbook.train.config import RunConfig
 
-__all__ = ["Picture", "TrainedRun", "fit", "load", "open_run", "prepare_text"]
+__all__ = ["Picture", "TrainedRun", "fit", "list_runs", "load", "open_run", "prepare_text"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,18 @@ class TrainedRun:
 
         return Curves.read(self.folder)
 
+    def findings(self) -> list[Finding]:
+        """What went wrong in it, or could go better: each with its evidence, and one thing to do."""
+        from hornbook.report.doctor import examine
+
+        return examine(self.folder)
+
+    def report(self) -> Path:
+        """Writes `report.html` into its folder, one page that says how it went."""
+        from hornbook.report.run_page import write_report
+
+        return write_report(self.folder)[0]
+
     def loss_curve(self) -> Picture:
         """Training and validation loss over steps and tokens."""
         from hornbook.report.curves import Curves, loss_figure
@@ -122,7 +135,7 @@ def fit(
 
     composed = compose(config, knobs, tiny, measured=True)
     folder = Path(out) if out is not None else free_folder(composed)
-    return TrainedRun(folder, fit_run(composed, folder).reason)
+    return TrainedRun(folder, fit_run(composed, folder, turned=knobs).reason)
 
 
 def open_run(path: str | Path) -> TrainedRun:
@@ -133,6 +146,18 @@ def open_run(path: str | Path) -> TrainedRun:
     if not RunFolder(Path(path)).has_record():
         raise UserError(f"{path}: no run (no {RECORD})" + did_you_mean(Path(path)))
     return TrainedRun(Path(path))
+
+
+def list_runs(folder: str | Path = "runs") -> DataFrame:
+    """The runs in a folder as pandas has them: a row a run, with what it came to and all of its settings."""
+    from hornbook.base.errors import UserError
+    from hornbook.report.results import rows_of, runs_in
+
+    try:
+        import pandas
+    except ImportError:
+        raise UserError("list_runs: needs pandas (pip install pandas); hornbook report --to csv has the same") from None
+    return pandas.DataFrame(rows_of(runs_in(Path(folder))))
 
 
 def load(path: str | Path, at: str = "best", device: str | None = None) -> Speaker:

@@ -63,7 +63,15 @@ def test_what_ends_or_begins_a_document_is_no_part_of_it(tmp_path: Path) -> None
     one, two = made_up(2, 800, 800)
     training = split_of(tmp_path, "train", [one[400:], two[:400]])
     assert find_twins(split_of(tmp_path, "val", [one[:400], two[400:]]), training, END) == Twins(0, 2)
-    assert find_twins(split_of(tmp_path, "other", [one[400:], two[:400]]), training, END) == Twins(2, 2)
+    assert find_twins(split_of(tmp_path, "other", [one[400:], two[:400]]), training, END) == Twins(2, 2, passages=1.0)
+
+
+def test_passages_are_told_where_no_document_has_a_twin(tmp_path: Path) -> None:
+    """Of a text that is one document, the tail of which stands in part before."""
+    one, two = made_up(2, 4_000, 4_000)
+    found = find_twins(split_of(tmp_path, "val", [one[:2_000] + two[:2_000]]), split_of(tmp_path, "t", [one]), END)
+    assert (found.documents, found.compared) == (0, 1)
+    assert found.passages == pytest.approx(0.5, abs=0.05)
 
 
 def test_runs_of_one_id_and_splits_without_any_are_no_twins(tmp_path: Path) -> None:

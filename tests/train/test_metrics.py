@@ -20,7 +20,7 @@ from hornbook.train.recorded import Numbers
 
 
 def numbers(loss: float, length: float) -> Numbers:
-    return Numbers(*(torch.tensor(each) for each in (loss, length, 0.0, 1.0)))
+    return Numbers(*(torch.tensor(each) for each in (loss, length, 0.0, 1.0, math.nan)))
 
 
 def reading(step: int, epoch_samples: int = 40, **more: Any) -> StepReading:
@@ -50,15 +50,15 @@ def metrics(tmp_path: Path, shown: io.StringIO) -> Metrics:
 
 def test_a_step_is_a_line_with_these_numbers(metrics: Metrics, tmp_path: Path) -> None:
     third = reading(3, rates={"lr": 0.002})
-    metrics.launched(third, numbers(2.5, 0.75))
-    assert metrics.arrived() == [(third, Told(2.5, 0.75, spike=0, scale=1))]
+    metrics.launched(third, numbers(2.5, 0.75)._replace(update=torch.tensor(0.125)))
+    assert metrics.arrived() == [(third, Told(2.5, 0.75, spike=0, scale=1, update=0.125))]
     metrics.evaluated(3, 3000, 0.3, 0.8, Score(loss=2.0, perplexity=7.389, bits_per_byte=2.885, tokens=100), whole=True)
     metrics.sampled(3, "a", "b")
     metrics.sync()
     assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [
         {
             "step": 3, "tokens": 3000, "epochs": 0.3, "loss": 2.5, "grad_norm": 0.75, "lr_factor": 0.5, "lr": 0.002,
-            "seconds": 0.75,
+            "seconds": 0.75, "update_ratio": 0.125,
         },
         {
             "step": 3, "tokens": 3000, "epochs": 0.3, "val_loss": 2.0, "val_perplexity": 7.389,

@@ -20,7 +20,7 @@ from hornbook.train.start import fit
 
 
 def recording(act: Callable[[], recorded.Numbers]) -> tuple[Callable[[], None], recorded.Numbers]:
-    places = recorded.Numbers(*(torch.zeros(()) for _ in range(4)))
+    places = recorded.Numbers(*(torch.zeros(()) for _ in recorded.Numbers._fields))
 
     def replay() -> None:
         for place, number in zip(places, act(), strict=True):

@@ -61,7 +61,11 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 def exact(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Numbers to the last bit; the clock aside, which no two runs share."""
     return [
-        {name: value.hex() if isinstance(value, float) else value for name, value in entry.items() if name != "seconds"}
+        {
+            name: value.hex() if isinstance(value, float) else value
+            for name, value in entry.items()
+            if not name.endswith("seconds")
+        }
         for entry in entries
     ]
 

@@ -89,6 +89,14 @@ def merge(*trees: Mapping[str, Any]) -> Tree:
     return result
 
 
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Tree:
+    """The values of a nested tree by their dotted names."""
+    found: Tree = {}
+    for name, value in tree.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return found
+
+
 def from_words(kind: type[Settings], words: Sequence[str]) -> Tree:
     """`--a.b value`, `--a.b=value` and a bare `--a.b` (true) to a tree; values are read by the knob's type."""
     tree: Tree = {}

@@ -31,7 +31,7 @@ hornbook trains GPT-style language models from scratch.
   hornbook generate runs/NAME|MODEL        let a model speak: --prompt "Once upon a time"; with none, a prompt line
   hornbook serve    runs/NAME|MODEL...     a page to play with, and an API as OpenAI's
   hornbook eval     runs/NAME|MODEL        loss, perplexity and bits per byte: --data TEXT
-  hornbook report   runs/NAME...           draw the curves
+  hornbook report   runs/NAME...           how it went: findings, curves; of several, who won
   hornbook prepare  CORPUS|PATH...         text to tokens on disk
   hornbook tokenizer train TEXT --out FILE learn a vocabulary by itself; tokenizer show FILE TEXT
   hornbook import   SOURCE OUT             a model from elsewhere: GPT-2 from the hub, nanoGPT's ckpt.pt, ...

@@ -9,28 +9,29 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from hornbook.base.console import command, duration, say
+from hornbook.base.console import command, duration, paragraphs, say
 from hornbook.base.output import Flowing, answer_json, put, visible
 from hornbook.cli.words import DROPS, INTERRUPTED
 
 if TYPE_CHECKING:
+    from hornbook.report.finding import Finding
     from hornbook.runs.folder import Record
     from hornbook.shards.format import Shards
     from hornbook.train.start import Outcome
 
 CONTINUATIONS = 3
-# Of the loss: what an evaluation must lie above the best to be told of.
-WORSE = 0.01
 
 
 def conclude(outcome: Outcome, as_json: bool) -> int:
     from hornbook.report.curves import draw
+    from hornbook.report.run_page import write_report
     from hornbook.runs.folder import RunFolder
     from hornbook.runs.logs import evaluations, read_log
     from hornbook.shards.format import Shards
 
     run = outcome.folder
     pictures = draw(run)
+    report, found = write_report(run)
     entries = read_log(RunFolder(run).metrics)
     evaluated = evaluations(entries)
     whole = evaluated and "tokens" not in evaluated[-1]  # those before it saw a part of the text
@@ -42,7 +43,7 @@ def conclude(outcome: Outcome, as_json: bool) -> int:
             "step": outcome.step,
             "seconds": round(outcome.seconds, 1),
         }
-        answer_json(facts | {"best": best})
+        answer_json(facts | {"best": best, "findings": [each.as_dict() for each in found]})
         return INTERRUPTED if outcome.interrupted else 0
     if outcome.interrupted:
         say(f"\nstopped at step {outcome.step}, all of it saved; go on with: {command('resume', run)}")
@@ -50,7 +51,6 @@ def conclude(outcome: Outcome, as_json: bool) -> int:
     record = RunFolder(run).record()
     shards = Shards.open(record.shards)
     say(f"\n{outcome.reason} after {outcome.step:,} steps and {duration(outcome.seconds)}")
-    rises = _rises(evaluated[:-1] if whole else evaluated)
     if best:
         yardsticks = shards.split_facts("val").get("yardsticks", {}) if shards.tokenizer.keeps_text else {}
         say(f"\n  validation loss   {best['val_loss']:.4f} at step {best['step']:,}")
@@ -59,23 +59,33 @@ def conclude(outcome: Outcome, as_json: bool) -> int:
         for packer, bits in yardsticks.items():
             say(f"  for scale         {bits:.3f} by {packer}, on the same text")
         say()
-        for line in in_plain_words(best, shards.vocab_size, yardsticks, rises):
+        for line in in_plain_words(best, shards.vocab_size, yardsticks):
             say(line)
         say(f"What the words mean: {command('glossary', 'perplexity')}")
+    tell_findings(found)
     prompts = _speak(outcome, record, shards)
     say(f"\nrun       {run}")
+    say(f"report    {report}")
     for picture in pictures:
         say(f"picture   {picture}")
     say("\nnext:")
     epochs = next((float(each["epochs"]) for each in reversed(entries) if "epochs" in each), 0.0)
-    for line in what_next(outcome, record.config, epochs, prompts[0] or "Once upon a time", rises):
+    worse = any(each.rule == "overfits" for each in found)
+    for line in what_next(outcome, record.config, epochs, prompts[0] or "Once upon a time", worse):
         say(f"  {line}")
     return 0
 
 
-def in_plain_words(
-    best: Mapping[str, Any], vocabulary: int, yardsticks: Mapping[str, float], rises: int | None
-) -> Iterator[str]:
+def tell_findings(found: list[Finding]) -> None:
+    """What was found to be wrong, or could go better: each with what it rests on, and what to do."""
+    if found:
+        say("\nwhat to know of it:")
+    for each in found:
+        paragraphs(f"{each.title}: {each.evidence}.", indent=2)
+        paragraphs(f"-> {each.action}", indent=5)
+
+
+def in_plain_words(best: Mapping[str, Any], vocabulary: int, yardsticks: Mapping[str, float]) -> Iterator[str]:
     """What the figures say, and beside what."""
     bits = best["val_bits_per_byte"]
     yield (
@@ -89,19 +99,6 @@ def in_plain_words(
         yield f"That text is still predicted better by {worse[0]}{but}: train longer, or on more text."
     elif better:
         yield f"It predicts that text better than {' and '.join(better)} do: fewer bits are better."
-    if rises is not None:
-        yield (
-            f"After step {rises:,} it became worse at that text, as it learned the other by heart: more text or "
-            "--model.dropout 0.2 helps, more time does not."
-        )
-
-
-def _rises(evaluated: list[dict[str, Any]]) -> int | None:
-    """The step of the best evaluation, where the last is worse."""
-    losses = [float(each["val_loss"]) for each in evaluated]
-    if not losses or losses[-1] <= min(losses) * (1 + WORSE):
-        return None
-    return int(evaluated[losses.index(min(losses))]["step"])
 
 
 def _speak(outcome: Outcome, record: Record, shards: Shards) -> list[str]:
@@ -125,9 +122,7 @@ def _speak(outcome: Outcome, record: Record, shards: Shards) -> list[str]:
     return prompts
 
 
-def what_next(
-    outcome: Outcome, config: Mapping[str, Any], epochs: float, prompt: str, rises: int | None
-) -> Iterator[str]:
+def what_next(outcome: Outcome, config: Mapping[str, Any], epochs: float, prompt: str, worse: bool) -> Iterator[str]:
     """Commands that fit the run: to look at it, to let it speak, and to go on, unless that would make it worse."""
     run, train = outcome.folder, config["train"]
     yield command("serve", run, "--open")
@@ -139,7 +134,7 @@ def what_next(
         "minutes": outcome.seconds / 60,
     }
     shares = {stop: reached / train[stop] for stop, reached in came_to.items() if train.get(stop)}
-    if shares and rises is None:
+    if shares and not worse:
         stop = max(shares, key=shares.__getitem__)
         knob = "--minutes" if stop == "minutes" else f"--train.{stop}"
         yield command("resume", run, knob, f"{2 * train[stop]:g}" if stop == "minutes" else f"{2 * train[stop]:.12g}")

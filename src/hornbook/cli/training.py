@@ -11,7 +11,7 @@ from hornbook.base.errors import UserError
 from hornbook.base.output import answer, answer_json, going_on
 from hornbook.base.stored import stored
 from hornbook.base.world import world
-from hornbook.cli.conclusion import conclude
+from hornbook.cli.conclusion import conclude, tell_findings
 from hornbook.cli.knobs import help_asked, show_help
 from hornbook.cli.launching import Launch, launch
 from hornbook.cli.words import (
@@ -61,7 +61,7 @@ def train(words: list[str]) -> int:
         settings, path = together.by_first(chosen)
         from hornbook.train.start import fit
 
-        outcome = fit(stored(RunConfig, settings, Path(path)), Path(path))
+        outcome = fit(stored(RunConfig, settings, Path(path)), Path(path), turned=knobs)
     return conclude(outcome, as_json) if together.is_first else 0
 
 
@@ -185,23 +185,37 @@ def resume(words: list[str]) -> int:
 
 
 def report(words: list[str]) -> int:
-    parser = parser_of("report", "Draw the curves of runs; of several, also their comparison.")
+    parser = parser_of("report", "How runs went: report.html and the curves of each; of several, their comparison.")
     parser.add_argument("runs", type=Path, nargs="+", metavar="runs/NAME")
     parser.add_argument(
         "--at", type=steps, metavar="N,N,...", help="also the curves as they stood at these steps, beside one another"
     )
+    parser.add_argument("--to", choices=("csv",), help="print results and settings as a table, and write nothing")
     given = parse(parser, words)
-    from hornbook.base.console import say
+    from hornbook.base.console import paragraphs, say
     from hornbook.report.comparison import compare, draw_lengths
+    from hornbook.report.comparison_page import write_comparison
     from hornbook.report.curves import draw
+    from hornbook.report.results import as_csv, verdict
+    from hornbook.report.run_page import Told, write_report
 
+    if given.to == "csv":
+        answer(as_csv([Told.of(run) for run in given.runs]))
+        return 0
     for run in given.runs:
-        for picture in draw(run, everything=True):
-            say(str(picture))
+        pictures = draw(run, everything=True)
+        written, found = write_report(run)
+        tell_findings(found)
+        for each in [written, *pictures]:
+            say(str(each))
         if given.at:
             say(str(draw_lengths(run, given.at)))
     if len(given.runs) > 1:
-        say(str(compare(given.runs, given.runs[0].parent / "comparison.png")))
+        told, beside = [Told.of(run) for run in given.runs], given.runs[0].parent
+        say()
+        paragraphs(verdict(told))
+        say(str(write_comparison(told, beside / "comparison.html")))
+        say(str(compare(given.runs, beside / "comparison.png")))
     return 0
 
 

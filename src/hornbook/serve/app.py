@@ -269,7 +269,7 @@ def _add_health(app: FastAPI, models: Models) -> None:
 
 
 def _add_page(app: FastAPI) -> None:
-    files = StaticFiles(packages=[("hornbook.serve", "page")])
+    files = StaticFiles(packages=[("hornbook.serve", "page"), ("hornbook.report", "page")])
 
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     @app.api_route("/page/{name}", methods=["GET", "HEAD"], include_in_schema=False)

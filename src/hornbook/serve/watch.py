@@ -15,6 +15,7 @@ from typing import Any
 
 from hornbook.base import files
 from hornbook.base.errors import UserError
+from hornbook.report.thinning import thinned
 from hornbook.runs.folder import SNAPSHOTS, RunFolder, step_of
 from hornbook.runs.logs import Following
 
@@ -38,19 +39,10 @@ class Series:
         place = bisect_left(self.steps, step)
         return self.values[place] if self.steps[place : place + 1] == [step] else None
 
-    def after(self, step: int) -> list[tuple[int, float]]:
+    def after(self, step: int) -> list[tuple[float, float]]:
         """What came after a step, of too many points the highest and the lowest of each stretch."""
         first = bisect_right(self.steps, step)
-        steps, values = self.steps[first:], self.values[first:]
-        count = len(steps)
-        if count <= MOST_POINTS:
-            return list(zip(steps, values, strict=True))
-        chosen = {0, count - 1}
-        stretches = MOST_POINTS // 2 - 1
-        for number in range(stretches):
-            places = range(number * count // stretches, (number + 1) * count // stretches)
-            chosen |= {min(places, key=values.__getitem__), max(places, key=values.__getitem__)}
-        return [(steps[place], values[place]) for place in sorted(chosen)]
+        return thinned(self.steps[first:], self.values[first:], MOST_POINTS)
 
 
 class Watch:

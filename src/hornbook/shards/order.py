@@ -17,6 +17,7 @@ text is left out of an epoch.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
@@ -95,14 +96,23 @@ class Loader:
         self._tokens = tokens
         self.order = order
         self._device = device
+        self._seconds = 0.0
 
     def take(self, first_sample: int, count: int) -> Batch:
         """Samples first_sample .. first_sample + count - 1."""
         import torch
 
+        began = time.perf_counter()
         numbers = np.arange(first_sample, first_sample + count, dtype=np.int64)
         windows = self._tokens.windows(self.order.places(numbers), self.order.context + 1)
-        return split_windows(torch.from_numpy(windows), self._device)
+        batch = split_windows(torch.from_numpy(windows), self._device)
+        self._seconds += time.perf_counter() - began
+        return batch
+
+    def seconds_taken(self) -> float:
+        """For batches, since this was asked before."""
+        taken, self._seconds = self._seconds, 0.0
+        return taken
 
 
 def split_windows(windows: torch.Tensor, device: torch.device) -> Batch:

@@ -21,6 +21,7 @@ from hornbook.model.init import untrained
 from hornbook.train.average import Average
 from hornbook.train.config import RunConfig
 from hornbook.train.guard import smaller_micro_batch
+from hornbook.train.moves import Moves, is_measured
 from hornbook.train.optim import Optimizer, clip_gradients, grouped
 from hornbook.train.owners import Owners
 from hornbook.train.precision import LossScaler, WorkingCopy
@@ -55,6 +56,7 @@ class Learner:
         self._rehearsed = False
         self._spikes = Spikes(config.optim.spike, self._device)
         self._average = Average(self.model, config.train.average_share) if config.train.average else None
+        self._moves = Moves(self.model)
         self._seed = config.seed
         self._take_step: Callable[[Take, float], Numbers] = self._step
         if self._device.type in RECORDED_ON and world.size == 1:
@@ -85,10 +87,13 @@ class Learner:
 
     def learn(self, take: Take, step: int, factor: float) -> Numbers:
         """One step: its loss, the length of its gradients once they have changed the weights, whether it was left out
-        as a spike, and by what its loss was scaled."""
+        as a spike, by what its loss was scaled, and now and then how far it went."""
         self._seed = mix_seed(self._config.seed, "step", step)
         draw_by(self._seed, self._device)
-        return self._take_step(take, factor)
+        if not is_measured(step):
+            return self._take_step(take, factor)
+        before = self._moves.look()
+        return self._take_step(take, factor)._replace(update=self._moves.since(before))
 
     def _step(self, take: Take, factor: float | torch.Tensor) -> Numbers:
         loss = self.gradients(take)
@@ -104,7 +109,7 @@ class Learner:
         self.weights_are_whole = True
         scale = self.scaler.scale.clone()
         self.scaler.update(overflowed)
-        return Numbers(loss, length, spike, scale)
+        return Numbers(loss, length, spike, scale, self._moves.unmeasured)
 
     def gradients(self, take: Take) -> torch.Tensor:
         """The loss of a batch, its gradients left on the model. Where memory runs out, again with smaller

@@ -19,12 +19,14 @@ from hornbook.base.world import World
 from hornbook.infer.decode import generate
 from hornbook.infer.score import score
 from hornbook.model.folder import load_weights
+from hornbook.report.doctor import Doctor
 from hornbook.runs.folder import RunFolder
 from hornbook.shards.format import Shards
 from hornbook.shards.order import Batch, Loader
 from hornbook.train.checkpoint import TrainState, save_snapshot
 from hornbook.train.config import RunConfig
 from hornbook.train.guard import NonFiniteGuard, StopSignals
+from hornbook.train.layers import layer_sizes
 from hornbook.train.learner import Learner
 from hornbook.train.metrics import MEMORY_EVERY_STEPS, Metrics, StepReading, passed
 from hornbook.train.optimizers import learning_rates
@@ -65,6 +67,7 @@ class Run:
     state: TrainState
     pauses: Pauses
     saver: Saver
+    doctor: Doctor
     proof: Proof | None = None
     began: float = 0.0  # when the run's clock would have been started, had the run never been interrupted
     planned: Extension = WHOLE  # since when the learning rate has followed its plan
@@ -187,14 +190,16 @@ def evaluate(run: Run) -> None:
         result = score(model, run.shards.split("val"), context, run.shards.bytes_of_text("val"), at_most, run.world)
         if run.config.train.eval_batches is not None:
             train_loss = score(model, run.shards.split("train"), context, 0, at_most, run.world).loss
+        layers = layer_sizes(model, run.loader.take(state.sample, 1)[0])
     state.val_loss, state.evaluated_at = result.loss, state.step
     if math.isfinite(result.loss) and (state.best_val_loss is None or result.loss < state.best_val_loss):
         state.best_val_loss, state.best_step, state.not_better_in_a_row = result.loss, state.step, 0
     else:
         state.not_better_in_a_row += 1
-    run.metrics.evaluated(
-        state.step, state.tokens, epochs_of(run), seconds_since_beginning(run), result, at_most is None, train_loss
-    )
+    seconds, more = seconds_since_beginning(run), layers | {"input_seconds": round(run.loader.seconds_taken(), 3)}
+    run.metrics.evaluated(state.step, state.tokens, epochs_of(run), seconds, result, at_most is None, train_loss, more)
+    for finding in run.doctor.look() if run.world.is_first else ():
+        run.progress.note(f"note: {finding.line()}")
 
 
 def out_of_patience(run: Run) -> str:

@@ -61,6 +61,7 @@ class Told(NamedTuple):
     gradient_length: float
     spike: float
     scale: float
+    update: float = math.nan
 
     @property
     def finite(self) -> bool:
@@ -132,6 +133,7 @@ class Metrics:
         score: Score,
         whole: bool,
         train_loss: float | None = None,
+        more: Mapping[str, Any] | None = None,
     ) -> None:
         self._val_loss = score.loss
         self._log.write(
@@ -146,6 +148,7 @@ class Metrics:
                 "seconds": round(seconds, 3),
             }
             | ({"train_loss": _or_null(train_loss)} if train_loss is not None else {})
+            | dict(more or {})
         )
         trained = f"training loss {train_loss:.4f}, " if train_loss is not None else ""
         part = "" if whole else f" (on {count(float(score.tokens))} tokens of it)"
@@ -209,6 +212,8 @@ class Metrics:
         }
         if told.scale != 1:
             entry["loss_scale"] = told.scale
+        if math.isfinite(told.update):
+            entry["update_ratio"] = float(f"{told.update:.4g}")
         if told.spike:
             entry["left_out"] = True
         if reading.memory is not None:

@@ -23,6 +23,7 @@ class Numbers(NamedTuple):
     gradient_length: torch.Tensor
     spike: torch.Tensor  # 1 where the step was left out as one
     scale: torch.Tensor  # by which the loss was scaled
+    update: torch.Tensor  # how far the blocks' matrices moved, beside their length; nan where nobody measured
 
 
 # Takes so many samples of the step's batch, from a first on.

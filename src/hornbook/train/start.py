@@ -27,8 +27,10 @@ from hornbook.base.machine import (
 )
 from hornbook.base.names import plain_name
 from hornbook.base.process import keep_freed_memory, process_left_as_found
+from hornbook.base.settings import flat
 from hornbook.base.stored import stored
 from hornbook.base.world import World, world
+from hornbook.report.doctor import Doctor
 from hornbook.runs import folder as runs
 from hornbook.runs.folder import METRICS, RECORD, Record, RunFolder, damage_of_model
 from hornbook.shards.format import Shards
@@ -93,8 +95,11 @@ class Outcome:
 
 
 @process_left_as_found()
-def fit(config: RunConfig, path: Path, progress: Progress | None = None) -> Outcome:
-    """Train a model from nothing, or from what another has learned, into a new run folder."""
+def fit(
+    config: RunConfig, path: Path, progress: Progress | None = None, turned: Mapping[str, Any] | None = None
+) -> Outcome:
+    """Train a model from nothing, or from what another has learned, into a new run folder. `turned` are the knobs that
+    were asked for beside the recipe, nested, for the record."""
     together, folder, progress = world(), RunFolder(path), progress or Progress()
     if together.by_first(lambda: was_begun_by_this_launch(folder)):
         return resume(path, None, progress)
@@ -117,6 +122,7 @@ def fit(config: RunConfig, path: Path, progress: Progress | None = None) -> Outc
         warn(doubt)
     run_id = together.from_first(uuid.uuid4().hex)
     record = Record(config.model_dump(), shards.folder, shards.fingerprint, run_id)
+    record = record.with_(turned=sorted(flat(turned or {})))
     if origin is not None:
         record = record.with_(**{"from": origin.record()})
     if launch := os.environ.get(LAUNCH):
@@ -185,6 +191,7 @@ def resume(path: Path, changes: Mapping[str, Any] | None = None, progress: Progr
 
         checkpoint = Path(together.by_first(take_place))
         record = replace(record, config=config.model_dump(), shards=shards.folder)
+        record = record.with_(turned=sorted({*record.more.get("turned", ()), *flat(changes)}))
         return _train(config, folder, record, shards, machine, checkpoint, progress, before)
 
 
@@ -318,6 +325,7 @@ def _train(
         planned=planned,
         proof=proof,
         saver=Saver(learner, write_checkpoint, state.step, together),
+        doctor=Doctor(folder.path),
         saved_seconds=state.seconds,
     )
     introduce(run, begin)

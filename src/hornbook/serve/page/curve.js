@@ -2,29 +2,10 @@
 // In: [[step, loss], ...] of training and validation, the run's points and which of them is chosen.
 // Out: a drawing that one can point at, and a sentence and a table that say the same.
 
+import { nearest, svg, ticks } from "./chart.js";
 import { count, element, short } from "./parts.js";
 
 const EDGE = { left: 30, right: 8, top: 20, bottom: 34 };
-
-function svg(name, attributes, text) {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  if (text !== undefined) made.textContent = text;
-  return made;
-}
-
-// The place in a line of the entry at this step, or nearest to it.
-function nearest(line, step) {
-  return line.reduce((best, entry) => (Math.abs(entry[0] - step) < Math.abs(best[0] - step) ? entry : best), line[0]);
-}
-
-function lossTicks(least, most) {
-  const rough = (most - least) / 4;
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const gap = power * [1, 2, 5, 10].find((each) => each * power >= rough);
-  const first = Math.ceil(least / gap);
-  return Array.from({ length: Math.floor(most / gap) - first + 1 }, (_, i) => Number(((first + i) * gap).toFixed(6)));
-}
 
 export class Curve {
   constructor(holder, caption, table, choose) {
@@ -78,7 +59,7 @@ export class Curve {
     this.stepAt = (x) => 10 ** (from + ((x - EDGE.left) / (width - EDGE.left - EDGE.right)) * (to - from));
 
     const drawing = svg("svg", { role: "img", "aria-label": this.summary(), viewBox: `0 0 ${width} ${height}` });
-    for (const loss of lossTicks(least, most)) {
+    for (const loss of ticks(least, most)) {
       drawing.append(
         svg("line", { class: "grid", x1: EDGE.left, x2: width - EDGE.right, y1: this.y(loss), y2: this.y(loss) }),
       );
