@@ -36,8 +36,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 # What is compiled of Python is kept, or every child of the tests would compile all of it again.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo test quick test-long test-plain test-space bench check style types suite size knobs glossary clean
-.PHONY: demo test quick test-long test-plain test-space soak bench check style types suite size knobs clean
+.PHONY: demo test quick test-long test-plain test-space soak bench check style types suite size knobs glossary clean
 
 demo: .venv/ready-to-run
 	$(BIN)/hornbook train demo

@@ -59,6 +59,8 @@ class Log:
 class NoLog:
     """The log of a process that leaves it to another to write."""
 
+    length = 0
+
     def __init__(self, path: Path, keep_bytes: int | None = None) -> None:
         self.path = path
 

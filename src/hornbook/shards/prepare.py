@@ -362,55 +362,6 @@ class _Preparation:
 def _tell_of_skipped(tally: Tally) -> None:
     if tally.skipped:
         warn(f"{tally.skipped:,} records were passed over, the first: {tally.first_skipped}")
-    def _manifest(
-        self,
-        tokenizer: Tokenizer,
-        encoder: PieceEncoder,
-        writer: ShardWriter,
-        twins: Twins,
-        bits_per_byte: dict[str, float],
-    ) -> dict[str, Any]:
-        splits: dict[str, Any] = {
-            name: {key: value for key, value in asdict(split).items() if key != "open_bytes"}
-            for name, split in writer.splits.items()
-            if name != "test" or split.shards
-        }
-        if bits_per_byte:
-            splits["val"]["yardsticks"] = bits_per_byte
-        totals = {
-            name: sum(facts[name] for facts in splits.values()) for name in ("documents", "bytes_of_text", "tokens")
-        }
-        seconds = writer.seconds
-        content = [tokenizer.fingerprint, *(each["sha256"] for facts in splits.values() for each in facts["shards"])]
-        return {
-            "format_version": FORMAT_VERSION,
-            "name": self.source.name.encode(errors="backslashreplace").decode(),
-            "key": self.key,
-            "dtype": f"uint{writer.dtype.itemsize * 8}",
-            "vocab_size": tokenizer.vocab_size,
-            "tokenizer": self.config.kind,
-            "tokenizer_fingerprint": tokenizer.fingerprint,
-            "source_signature": self.signature,
-            **({"origins": origins} if (origins := self.source.origins) else {}),
-            "split_rule": self.rule.description,
-            "reading": {
-                "replaced_characters": self.rule.tally.replaced,
-                "skipped_records": self.rule.tally.skipped,
-                "attachments": self.rule.tally.attachments,
-                "left_out_files": self.source.left_out,
-            },
-            "report": totals
-            | {
-                "bytes_per_token": totals["bytes_of_text"] / max(totals["tokens"], 1),
-                "duplicates": self.rule.duplicates,
-                "twins": asdict(twins),
-                "encoder": encoder.inner.name if totals["tokens"] else None,
-                "seconds": seconds,
-                "bytes_per_second": totals["bytes_of_text"] / max(seconds, 1e-9),
-            },
-            "splits": splits,
-            "fingerprint": hashlib.sha256("".join(content).encode()).hexdigest(),
-        }
 
 
 def _key(signature: str, tokenizer: TokenizerConfig, shards: ShardsConfig) -> str:

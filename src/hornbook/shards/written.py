@@ -84,7 +84,7 @@ class Written:
             | {
                 "bytes_per_token": totals["bytes_of_text"] / max(totals["tokens"], 1),
                 "duplicates": self.duplicates,
-                "twins": {"documents": twins.documents, "compared": twins.compared},
+                "twins": asdict(twins),
                 "encoder": self.encoder if totals["tokens"] else None,
                 "seconds": self.seconds,
                 "bytes_per_second": totals["bytes_of_text"] / max(self.seconds, 1e-9),

@@ -21,9 +21,6 @@ from hornbook.base import files
 from hornbook.base.console import count, warn
 from hornbook.base.errors import MachineError, UserError
 from hornbook.model.folder import load_config, load_weights, read_tensors, save_weights
-from hornbook.runs.folder import BEST, CHECKPOINTS, OPTIMIZER, SNAPSHOTS, STATE, RunFolder, step_of
-from hornbook.model.folder import load_config, load_weights, read_tensors, save_model, save_weights
-from hornbook.model.gpt import GPT
 from hornbook.runs.folder import BEST, CHECKPOINTS, OPTIMIZER, SNAPSHOTS, STATE, RunFolder, step_of, strangeness
 from hornbook.text.tokenizer import Tokenizer
 from hornbook.train.config import RunConfig, learned_by

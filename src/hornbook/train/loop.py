@@ -268,11 +268,8 @@ def save(run: Run, cut_back_to: dict[str, int] | None = None) -> None:
     state.micro_batch, state.compiled = learner.micro_batch, learner.compiled
     state.checkpoints_activations = learner.checkpoints_activations
     state.not_finite_in_a_row, state.scaler = run.guard.in_a_row, learner.scaler.state() or state.scaler
-    state.logs = run.metrics.sync()
+    state.logs = run.metrics.sync() | (cut_back_to or {})
     run.saver.begin(state)
-    if run.world.is_first:
-        state.logs = run.metrics.sync() | (cut_back_to or {})
-        run.saver.begin(state)
     run.saved_seconds = state.seconds
 
 
