@@ -231,6 +231,11 @@ def _of_keeping(plan: AtScale) -> Iterator[Line]:
 
 def assumptions(plan: AtScale) -> Iterator[str]:
     cluster = plan.cluster
+    if cluster.gpus > 1:
+        yield (
+            f"hornbook train so far keeps all weights on each GPU (the line 1 x {cluster.gpus:,}) and saves from the "
+            "first; shards, and saving from all, are what FSDP2 does"
+        )
     yield (
         f"a GPU reaches {cluster.share_of_peak:.3g} of its {count(plan.split.peak)} FLOPs a second, with all that is "
         "beside products in a step; the MFU of a run on one host tells it better (--share-of-peak)"
