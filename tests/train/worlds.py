@@ -30,7 +30,7 @@ from hornbook.train import loop
 from hornbook.train.config import RunConfig, override
 from hornbook.train.start import Outcome, fit, resume
 
-STEPS = 5
+STEPS = 4
 BASE: dict[str, Any] = {
     "tokenizer": {"kind": "byte"},
     "model": {"n_layer": 2, "n_head": 2, "n_embd": 32, "context": 32, "dropout": 0.1},
@@ -58,7 +58,12 @@ SAME: dict[str, dict[str, Any]] = {
         "train": {"batch_tokens": 11 * 32, "micro_batch": 2},
     },
 }
-UNEVENTFUL, EVENTFUL = ["same"], ["same", "not_finite", "out_of_memory", "asked_to_stop", "full_disk"]
+SHARDED = {"train": {"parallel": "sharded"}}
+HAPPENS = {
+    1: ["same", "sharded_alone"],
+    2: ["same"],
+    4: ["same", "sharded", "not_finite", "out_of_memory", "asked_to_stop", "full_disk"],
+}
 
 
 class Scenes:
@@ -78,6 +83,13 @@ class Scenes:
 
     def same(self) -> dict[str, Any]:
         return {name: told_of(self.run(name, knobs)) for name, knobs in SAME.items()}
+
+    def sharded(self) -> dict[str, Any]:
+        return {name: told_of(self.run(f"{name}, sharded", knobs, SHARDED)) for name, knobs in SAME.items()}
+
+    def sharded_alone(self) -> dict[str, Any]:
+        """In one slice, as it is tried where there is but one device."""
+        return {"muon": told_of(self.run("muon, sharded", SHARDED))}
 
     def not_finite(self) -> Any:
         """The gradient of one rank, in one step."""
@@ -223,7 +235,7 @@ def main(text: Path, folder: Path) -> None:
     results = folder / "results"
     results.mkdir()
     told: dict[str, dict[str, list[Any]]] = {}
-    for size, names in ((1, UNEVENTFUL), (2, UNEVENTFUL), (4, EVENTFUL)):
+    for size, names in HAPPENS.items():
         scenes = Scenes(text, folder / str(size))
 
         def all_of_them(scenes: Scenes = scenes, names: list[str] = names) -> dict[str, Any]:
@@ -237,9 +249,9 @@ def main(text: Path, folder: Path) -> None:
     for at, size in ((2, 1), (4, 2), (6, 4), (8, 2), (10, 1)):
 
         def go_on(at: int = at) -> Any:
-            is_new = at == 2
-            outcome = fit(scenes.config(steady, {"train": {"steps": 2}}), path) if is_new else resume(path, to(at))
-            return ended(outcome)
+            if at == 2:
+                return ended(fit(scenes.config(steady, to(at)), path))
+            return ended(resume(path, merge(to(at), SHARDED if at == 6 else {})))
 
         in_a_world(size, go_on, results)
     in_a_world(1, lambda: ended(fit(scenes.config(steady, to(10)), folder / "in one")), results)

@@ -42,17 +42,22 @@ def score(
     text_bytes: int,
     windows_at_most: int | None = None,
     world: World | None = None,
+    in_step: bool = False,
     tokens_at_once: int = TOKENS_AT_ONCE,
 ) -> Score:
     """The score of all of a text; or of so many whole windows, spread evenly over it. Several processes take turns, and
-    come to the same number as one."""
+    come to the same number as one; `in_step` where none can compute without the others, who then compute with it."""
     world = world or World()
     rounds: list[float] = []
-    predicted = 0
-    with torch.inference_mode():
+    predicted, ahead = 0, 0
+    with torch.no_grad() if in_step else torch.inference_mode():
         for turn, windows in enumerate(_windows(tokens, context, windows_at_most, max(tokens_at_once // context, 1))):
-            rounds.append(_nats(model, windows) if turn % world.size == world.rank else 0.0)
+            is_mine = turn % world.size == world.rank
+            rounds.append(_nats(model, windows) if is_mine else 0.0)
             predicted += windows[:, 1:].size
+            ahead = turn % world.size + 1
+        if in_step and world.rank >= ahead > 0:
+            _nats(model, windows)
     of_all = world.gathered(torch.tensor(rounds, dtype=torch.float64))
     nats = sum(of_all[turn % world.size, turn].item() for turn in range(len(rounds)))
     loss = nats / max(predicted, 1)

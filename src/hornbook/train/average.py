@@ -15,17 +15,16 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from hornbook.model.gpt import GPT
 from hornbook.train.optim import fill
 
 WEIGHTS, STEPS = "average.weights.", "average.steps"
 
 
 class Average:
-    def __init__(self, model: GPT, share: float) -> None:
-        self._weights = dict(model.named_parameters())
+    def __init__(self, weights: Mapping[str, torch.nn.Parameter], share: float) -> None:
+        self._weights = weights
         self._means = {name: each.detach().clone() for name, each in self._weights.items()}
-        self._steps = torch.zeros((), dtype=torch.int64, device=model.embedding.weight.device)
+        self._steps = torch.zeros((), dtype=torch.int64, device=next(iter(weights.values())).device)
         self._power = 1 / share - 1
 
     @torch.no_grad()

@@ -122,6 +122,9 @@ class TrainConfig(Settings):
     activation_checkpointing: bool | None = None
     """Keep of each block only what it reads, and compute it again backwards: far less memory for a third more
     arithmetic; where one sequence would not fit otherwise, when not given."""
+    parallel: Literal["replicated", "sharded"] | None = None
+    """Of several processes each has the whole model, or a slice of each of its parameters: far less memory, for more
+    that has to travel. Sharded where the whole does not fit, when not given; neither changes what is learned."""
     compile: bool | None = None
     """Compile the model; where it pays, when not given."""
     threads: int | None = Field(None, ge=1)

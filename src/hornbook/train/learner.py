@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 
@@ -16,6 +17,7 @@ from hornbook.base.console import warn
 from hornbook.base.machine import Machine, draw_by, free_cache, is_out_of_memory, mix_seed
 from hornbook.base.world import World
 from hornbook.model.compile import compiled_or_eager
+from hornbook.model.folder import load_weights
 from hornbook.model.gpt import GPT
 from hornbook.model.init import untrained
 from hornbook.train.average import Average
@@ -34,6 +36,10 @@ RECORDED_ON = ("cuda",)
 
 
 class Learner:
+    """One that has the whole model; among several processes, each has all of it."""
+
+    is_sharded = False
+
     def __init__(
         self,
         config: RunConfig,
@@ -48,15 +54,15 @@ class Learner:
         self._config, self._machine, self._world = config, machine, world
         self._device = machine.torch_device
         torch.manual_seed(config.seed)
-        self.model = untrained(config.model).to(self._device).train()
+        self.model = self._held(untrained(config.model)).train()
         self._owners = Owners(list(grouped(self.model, config.optim).values()), world)
+        self._working = self._computing()
         self.optimizer = Optimizer(self.model, config.optim, machine.torch_dtype, only=self._owners.mine)
-        self._working = WorkingCopy(self.model, machine.torch_dtype)
         self.scaler = LossScaler(machine.torch_dtype, self._device)
         self._rehearsed = False
         self._spikes = Spikes(config.optim.spike, self._device)
-        self._average = Average(self.model, config.train.average_share) if config.train.average else None
-        self._moves = Moves(self.model)
+        self._average = Average(self._averaged(), config.train.average_share) if config.train.average else None
+        self._moves = Moves(self._averaged())
         self._seed = config.seed
         self._take_step: Callable[[Take, float], Numbers] = self._step
         if self._device.type in RECORDED_ON and world.size == 1:
@@ -64,6 +70,16 @@ class Learner:
             self._take_step = StepRecorder(self._step, config.sequences, flops, self._device)
         if checkpoints_activations:
             self._checkpoint_activations()
+
+    def _held(self, model: GPT) -> GPT:
+        """The model whose weights learn, where they do."""
+        return model.to(self._device)
+
+    def _computing(self) -> WorkingCopy:
+        return WorkingCopy(self.model, self._machine.torch_dtype)
+
+    def _averaged(self) -> dict[str, torch.nn.Parameter]:
+        return dict(self.model.named_parameters())
 
     def prepare(self) -> None:
         """Compile what computes, where that pays; average from where the weights are, if they are averaged."""
@@ -103,7 +119,7 @@ class Learner:
         skip = torch.maximum(overflowed, spike)
         self.weights_are_whole = is_recording(self._device)
         self.optimizer.step(factor, skip)
-        self._owners.spread_weights()
+        self._spread_weights()
         if self._average is not None:
             self._average.update(skip)
         self.weights_are_whole = True
@@ -132,11 +148,9 @@ class Learner:
                 break
             self._take_less_memory()
             self.prepare()
-        with_a_share = [rank for rank, share in enumerate(self._shares()) if share]
-        self._owners.gather_gradients(with_a_share)
+        total = self._sum_of_all(loss)
         self.scaler.unscale(self.model)
-        losses = self._world.gathered(loss)
-        return in_pairs([losses[rank] for rank in with_a_share])
+        return total
 
     def _gradients_of_my_share(self, take: Take) -> torch.Tensor:
         """Of the micro-batches that are this process's, or of all of them."""
@@ -161,6 +175,16 @@ class Learner:
             self._working.give_gradients(branches[:-1])
             total = branches[-1]
         return total
+
+    def _sum_of_all(self, loss: torch.Tensor) -> torch.Tensor:
+        """Of all shares of the batch: the loss, and the gradients, which are with their owners then."""
+        with_a_share = [rank for rank, share in enumerate(self._shares()) if share]
+        self._owners.gather_gradients(with_a_share)
+        losses = self._world.gathered(loss)
+        return in_pairs([losses[rank] for rank in with_a_share])
+
+    def _spread_weights(self) -> None:
+        self._owners.spread_weights()
 
     @property
     def _sums_in_pairs(self) -> bool:
@@ -213,6 +237,10 @@ class Learner:
         """Of the model that is to be kept: the newest, or their average."""
         newest = self.model.state_dict()
         return newest if self._average is None else self._average.of(newest)
+
+    def look_at(self, folder: Path) -> None:
+        """Compute with the weights of a folder, until the next step, or the next look."""
+        load_weights(self._working.model, folder)
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[GPT]:

@@ -18,7 +18,6 @@ from hornbook.base.machine import Machine, attention_backend, free_cache, is_out
 from hornbook.base.world import World
 from hornbook.infer.decode import generate
 from hornbook.infer.score import score
-from hornbook.model.folder import load_weights
 from hornbook.report.doctor import Doctor
 from hornbook.runs.folder import RunFolder
 from hornbook.shards.format import Shards
@@ -187,9 +186,10 @@ def evaluate(run: Run) -> None:
     state, context, at_most = run.state, run.config.window, run.pauses.windows(run.state)
     train_loss = None
     with run.learner.at_rest() as model:
-        result = score(model, run.shards.split("val"), context, run.shards.bytes_of_text("val"), at_most, run.world)
+        val, size, in_step = run.shards.split("val"), run.shards.bytes_of_text("val"), run.learner.is_sharded
+        result = score(model, val, context, size, at_most, run.world, in_step)
         if run.config.train.eval_batches is not None:
-            train_loss = score(model, run.shards.split("train"), context, 0, at_most, run.world).loss
+            train_loss = score(model, run.shards.split("train"), context, 0, at_most, run.world, in_step).loss
         layers = layer_sizes(model, run.loader.take(state.sample, 1)[0])
     state.val_loss, state.evaluated_at = result.loss, state.step
     if math.isfinite(result.loss) and (state.best_val_loss is None or result.loss < state.best_val_loss):
@@ -218,9 +218,9 @@ def evaluate_whole(run: Run) -> None:
     there = [each for each in places if state.best_step != state.step and run.world.from_first(each.is_dir())]
     with run.learner.at_rest() as model:
         if there:  # in place of the newest weights, which are saved, so that it takes no more memory
-            load_weights(model, there[0])
+            run.learner.look_at(there[0])
         val, size = run.shards.split("val"), run.shards.bytes_of_text("val")
-        result = score(model, val, run.config.window, size, world=run.world)
+        result = score(model, val, run.config.window, size, world=run.world, in_step=run.learner.is_sharded)
     run.metrics.evaluated_whole(state.best_step if there else state.step, result)
 
 

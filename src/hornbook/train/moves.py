@@ -1,6 +1,6 @@
 """How far a step moves the weights.
 
-In: a model, before and after a step.  Out: the length of what changed beside that of what was there, over a part of
+In: weights, before and after a step.  Out: the length of what changed beside that of what was there, over a part of
 each matrix of the blocks; on the device, so that nobody waits to know. About a thousandth a step is usual of AdamW, a
 hundredth of Muon.
 """
@@ -8,6 +8,7 @@ hundredth of Muon.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 
@@ -21,16 +22,16 @@ def is_measured(step: int) -> bool:
 
 
 class Moves:
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
         self._parts = [
             each.detach().flatten()[:LOOKED_AT]  # the weights themselves, which change in place
-            for name, each in model.named_parameters()
+            for name, each in weights.items()
             if name.startswith("blocks.") and each.ndim == 2
         ]
-        self.unmeasured = torch.full((), math.nan, device=self._parts[0].device)
+        self.unmeasured = torch.full((), math.nan, device=next(iter(weights.values())).device)
 
     def look(self) -> torch.Tensor:
-        return torch.cat(self._parts)
+        return torch.cat([*self._parts, self.unmeasured.new_empty(0)])
 
     def since(self, before: torch.Tensor) -> torch.Tensor:
-        return (torch.cat(self._parts) - before).norm() / before.norm()
+        return (self.look() - before).norm() / before.norm()

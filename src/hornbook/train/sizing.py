@@ -83,6 +83,13 @@ def first_micro_batch(
     return at_once
 
 
+def is_to_be_sharded(config: RunConfig, machine: Machine, ranks: int) -> bool:
+    """As the user says, or where several processes cannot have the whole model each."""
+    if config.train.parallel is not None:
+        return config.train.parallel == "sharded"
+    return ranks > 1 and not _fits(config, machine, 1, True)
+
+
 def refuse_idle(config: RunConfig, ranks: int) -> None:
     """Each of several processes wants something to do."""
     if config.sequences < ranks:

@@ -67,6 +67,7 @@ from hornbook.train.sizing import (
     first_micro_batch,
     fitted_to,
     is_to_be_compiled,
+    is_to_be_sharded,
     is_to_checkpoint_activations,
     refuse_idle,
     refuse_without_room,
@@ -74,7 +75,7 @@ from hornbook.train.sizing import (
 
 # By which torchrun names all processes that it begins, also those that take the place of one that failed.
 LAUNCH = "TORCHELASTIC_RUN_ID"
-MAY_CHANGE = {*STOPS, "patience", "device", "threads", "activation_checkpointing"}
+MAY_CHANGE = {*STOPS, "patience", "device", "threads", "activation_checkpointing", "parallel"}
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,7 @@ def free_folder(config: RunConfig, parent: Path = runs.USUAL) -> Path:
 def learner_at(state: TrainState, config: RunConfig, machine: Machine, world: World, order: SampleOrder) -> Learner:
     """One that computes as the run did when it was there; its weights are a matter of their own."""
     checkpoints_activations = is_to_checkpoint_activations(config, machine, state.checkpoints_activations)
-    learner = Learner(
+    learner = _kind_of_learner(config, machine, world)(
         config,
         machine,
         world,
@@ -223,6 +224,14 @@ def learner_at(state: TrainState, config: RunConfig, machine: Machine, world: Wo
     if state.step:
         learner.scaler.restore(state.scaler)
     return learner
+
+
+def _kind_of_learner(config: RunConfig, machine: Machine, together: World) -> type[Learner]:
+    if not is_to_be_sharded(config, machine, together.size):
+        return Learner
+    from hornbook.train.sharded import ShardedLearner
+
+    return ShardedLearner
 
 
 def _recorded(folder: RunFolder) -> tuple[Record, RunConfig]:
