@@ -156,7 +156,7 @@ def report(words: list[str]) -> int:
     for run in given.runs:
         pictures = draw(run, everything=True)
         written, found = write_report(run)
-        tell_findings(found)
+        tell_findings(found, run)
         for each in [written, *pictures]:
             say(str(each))
         if given.at:
