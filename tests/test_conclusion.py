@@ -23,9 +23,10 @@ BEST = {"val_perplexity": 25.3, "val_bits_per_byte": 2.0}
     ],
 )
 def test_the_loss_is_told_beside_what_compressors_make_of_the_text(yardsticks: dict[str, float], said: str) -> None:
-    unsure, beside = in_plain_words(BEST, 4096, yardsticks)
+    unsure, beside = in_plain_words(BEST, 4096, yardsticks, advised=False)
     assert "25 equally likely ones, of 4,096" in unsure
     assert said in beside
+    assert "train longer" not in " ".join(in_plain_words(BEST, 4096, yardsticks, advised=True))
 
 
 @pytest.mark.parametrize(

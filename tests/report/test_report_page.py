@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from hornbook.report.run_page import write_report
 from hornbook.train.config import RunConfig
-from hornbook.train.start import fit
+from hornbook.train.start import fit, resume
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 SIZES = {"phone": {"width": 390, "height": 844}, "desktop": {"width": 1280, "height": 800}}
@@ -72,7 +72,8 @@ def report(browser: Browser, text_file: Path, tmp_path_factory: pytest.TempPathF
         "sample": {"prompts": PROMPTS, "tokens": 12},
         "train": {"steps": 60, "batch_tokens": 256, "eval_every_steps": 20, "device": "cpu", "compile": False},
     }
-    fit(RunConfig.model_validate(knobs), run)
+    fit(RunConfig.model_validate(knobs), run, turned={"train": {"steps": 60}, "tokenizer": {"kind": "byte"}})
+    resume(run, {"train": {"threads": 1}})
     written, _ = write_report(run)
     return written
 
@@ -85,6 +86,10 @@ def test_it_reads_well_on_a_phone_and_a_desk_by_day_and_by_night(
     expect(page.get_by_role("heading", level=1)).to_have_text("small & <b>bold")
     expect(page.locator(".chart svg path.line")).not_to_have_count(0)
     assert page.evaluate("document.documentElement.scrollWidth") == SIZES[size]["width"]
+    assert page.locator(".settings tr.turned th").all_text_contents() == ["kind", "steps", "threads"]
+    assert (
+        page.locator(".settings tr.turned").first.evaluate("row => getComputedStyle(row.cells[1]).fontWeight") == "700"
+    )
     found = Axe().run(page).response["violations"]
     assert [f"{each['id']}: {node['target']}" for each in found for node in each["nodes"]] == []
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hornbook.base.console import command, duration, paragraphs, say
@@ -59,10 +60,11 @@ def conclude(outcome: Outcome, as_json: bool) -> int:
         for packer, bits in yardsticks.items():
             say(f"  for scale         {bits:.3f} by {packer}, on the same text")
         say()
-        for line in in_plain_words(best, shards.vocab_size, yardsticks):
+        for line in in_plain_words(best, shards.vocab_size, yardsticks, advised=bool(found)):
             say(line)
         say(f"What the words mean: {command('glossary', 'perplexity')}")
     tell_findings(found)
+    tell_findings(found, run)
     prompts = _speak(outcome, record, shards)
     say(f"\nrun       {run}")
     say(f"report    {report}")
@@ -76,17 +78,19 @@ def conclude(outcome: Outcome, as_json: bool) -> int:
     return 0
 
 
-def tell_findings(found: list[Finding]) -> None:
+def tell_findings(found: list[Finding], run: Path) -> None:
     """What was found to be wrong, or could go better: each with what it rests on, and what to do."""
     if found:
-        say("\nwhat to know of it:")
+        say(f"\nwhat to know of {run}:")
     for each in found:
         paragraphs(f"{each.title}: {each.evidence}.", indent=2)
         paragraphs(f"-> {each.action}", indent=5)
 
 
-def in_plain_words(best: Mapping[str, Any], vocabulary: int, yardsticks: Mapping[str, float]) -> Iterator[str]:
-    """What the figures say, and beside what."""
+def in_plain_words(
+    best: Mapping[str, Any], vocabulary: int, yardsticks: Mapping[str, float], advised: bool
+) -> Iterator[str]:
+    """What the figures say, and beside what; and what would help, where no finding says so."""
     bits = best["val_bits_per_byte"]
     yield (
         f"On text that it was not trained on, the model is at each token as unsure as among "
@@ -96,7 +100,8 @@ def in_plain_words(best: Mapping[str, Any], vocabulary: int, yardsticks: Mapping
     worse = [f"{name} ({each:.2f})" for name, each in yardsticks.items() if bits >= each]
     if worse:
         but = f", though better than by {better[0]}" if better else ""
-        yield f"That text is still predicted better by {worse[0]}{but}: train longer, or on more text."
+        helps = "" if advised else ": train longer, or on more text"
+        yield f"That text is still predicted better by {worse[0]}{but}{helps}."
     elif better:
         yield f"It predicts that text better than {' and '.join(better)} do: fewer bits are better."
 

@@ -202,16 +202,18 @@ def report(words: list[str]) -> int:
     if given.to == "csv":
         answer(as_csv([Told.of(run) for run in given.runs]))
         return 0
+    told = []
     for run in given.runs:
         pictures = draw(run, everything=True)
-        written, found = write_report(run)
-        tell_findings(found)
+        told.append(Told.of(run))
+        written, found = write_report(run, told[-1])
+        tell_findings(found, run)
         for each in [written, *pictures]:
             say(str(each))
         if given.at:
             say(str(draw_lengths(run, given.at)))
     if len(given.runs) > 1:
-        told, beside = [Told.of(run) for run in given.runs], given.runs[0].parent
+        beside = given.runs[0].parent
         say()
         paragraphs(verdict(told))
         say(str(write_comparison(told, beside / "comparison.html")))

@@ -148,13 +148,6 @@ class Observed:
             value = value.get(name) if isinstance(value, Mapping) else None
         return value
 
-    @cached_property
-    def warm(self) -> int:
-        """The place of the first step that is past the warm-up and the first tenth of what there is."""
-        share = self.knob("schedule.warmup_share")
-        warmup = share * self.steps if share else self.knob("schedule.warmup_steps") or 0
-        return int(max(warmup, self.steps / 10))
-
     def mean_loss(self, begin: float, end: float) -> float:
         """Of the steps from one share of the run to another; nan of none."""
         losses = self["loss"][int(begin * self.steps) : max(int(end * self.steps), int(begin * self.steps) + 1)]
@@ -175,27 +168,30 @@ class Observing:
         if anew:
             known = self._known
             self._known = Observed(known.folder, known.config, known.machine, known.text, known.parameters)
-        if not self._asked:
-            self._asked = True
-            self._ask()
-        self._known.over = over
-        self._known.__dict__.pop("warm", None)
-        self._known.add(entries)
-        return self._known
+        known = self.asked()
+        known.over = over
+        known.add(entries)
+        return known
 
-    def _ask(self) -> None:
-        """What does not change; a run may have lost its text, or have metrics alone."""
+    def asked(self) -> Observed:
+        """With what does not change; a run may have lost its text, or have metrics alone."""
+        if self._asked:
+            return self._known
+        self._asked = True
         with contextlib.suppress(UserError, OSError, KeyError, ValueError):
             record = self._folder.record()
             machine = record.more.get("machine")
             self._known.config, self._known.machine = record.config, machine if isinstance(machine, dict) else {}
             self._known.parameters = self._folder.model().n_params(embeddings=False)
             self._known.text = TextFacts.of(Shards.open(record.shards))
+        return self._known
 
 
-def observed(run: Path) -> Observed:
-    """All that there is of a run."""
-    return Observing(run).look(over=True)
+def observed(run: Path, entries: list[dict[str, Any]]) -> Observed:
+    """A run whose log was read, as it is at its end."""
+    seen = Observing(run).asked()
+    seen.add(entries)
+    return seen
 
 
 def _is_number(value: Any) -> bool:

@@ -56,13 +56,15 @@ class Told:
     @classmethod
     def of(cls, run: Path) -> Told:
         folder, record, shards = RunFolder(run), None, None
-        Curves.read(run)  # or say that there is none
+        entries = read_log(folder.metrics)
+        if not any(isinstance(each.get("loss"), int | float) for each in entries):
+            Curves.read(run)  # which says what is missing
         with contextlib.suppress(UserError):
             record = folder.record()
             shards = Shards.open(record.shards)
-        seen = observed(run)
-        name = run.resolve().name
-        return cls(name, seen, read_log(folder.metrics), read_log(folder.samples), record, shards, findings(seen))
+        seen = observed(run, entries)
+        said = read_log(folder.samples)
+        return cls(run.resolve().name, seen, entries, said, record, shards, findings(seen))
 
     @property
     def best(self) -> dict[str, Any] | None:
@@ -82,9 +84,9 @@ class Told:
         return float(best["val_bits_per_byte"] / best["val_loss"])
 
 
-def write_report(run: Path) -> tuple[Path, list[Finding]]:
+def write_report(run: Path, told: Told | None = None) -> tuple[Path, list[Finding]]:
     """Where it lies, and what was found."""
-    told = Told.of(run)
+    told = told or Told.of(run)
     return save_page(page("run.html.jinja", drawn(told), **written(told)), run / REPORT), told.findings
 
 

@@ -49,7 +49,7 @@ function logTicks(least, most) {
     const within = choice.filter((each) => each >= least && each <= most).sort((a, b) => a - b);
     if (within.length >= 2 && within.length <= 6) return within;
   }
-  return powers.filter((each) => each >= least && each <= most);
+  return powers.filter((each, i) => each >= least && each <= most && i % Math.ceil(powers.length / 6) === 0);
 }
 
 export const figure = (value) =>

@@ -9,7 +9,7 @@ const data = JSON.parse($("data").textContent);
 // A loss in nats a token as what else it is called.
 const MEASURES = {
   loss: { of: (value) => value, log: false },
-  perplexity: { of: Math.exp, log: true },
+  perplexity: { of: (value) => Math.exp(Math.min(value, 700)), log: true },
   "bits per byte": { of: (value, line) => value * line.bits, log: false },
 };
 
