@@ -124,3 +124,4 @@ def test_readme_commands_run(
             words = re.sub(r"--train\.\S+ \S+", "--train.steps 6", words)
         code = main(shlex.split(words.removeprefix("hornbook ")))
         assert code == 0, f"{command}\n{capsys.readouterr()}"
+    assert capsys.readouterr().out.count("hornbook glossary perplexity") >= 3  # a summary each of train, resume, eval

@@ -21,7 +21,7 @@ def evaluate_text(words: list[str]) -> int:
         help="of a run or of shards; of a run's test part every look is kept",
     )
     given = with_model_options(parser, words)
-    from hornbook.base.console import say
+    from hornbook.base.console import command, say
     from hornbook.infer.evaluate import evaluate
 
     results = [evaluate(model, given.data, given.at, given.device, given.dtype, given.split) for model in given.models]
@@ -40,6 +40,7 @@ def evaluate_text(words: list[str]) -> int:
     say(f"loss           {result['loss']:.4f} nats per token, over {result['tokens']:,} tokens")
     say(f"perplexity     {result['perplexity']:.2f}")
     say(f"bits per byte  {result['bits_per_byte']:.4f}" + ("" if result["keeps_text"] else DROPS))
+    say(f"words          {command('glossary', 'perplexity')}")
     return 0
 
 
