@@ -63,7 +63,6 @@ def conclude(outcome: Outcome, as_json: bool) -> int:
         for line in in_plain_words(best, shards.vocab_size, yardsticks, advised=bool(found)):
             say(line)
         say(f"What the words mean: {command('glossary', 'perplexity')}")
-    tell_findings(found)
     tell_findings(found, run)
     prompts = _speak(outcome, record, shards)
     say(f"\nrun       {run}")
