@@ -233,8 +233,8 @@ def assumptions(plan: AtScale) -> Iterator[str]:
     cluster = plan.cluster
     if cluster.gpus > 1:
         yield (
-            f"hornbook train so far keeps all weights on each GPU (the line 1 x {cluster.gpus:,}) and saves from the "
-            "first; shards, and saving from all, are what FSDP2 does"
+            f"hornbook train takes the first line, 1 x {cluster.gpus:,}, where the model fits, else {cluster.gpus:,} x 1 "
+            "(--train.parallel sharded); it has no grid of both yet, and saves from the first process"
         )
     yield (
         f"a GPU reaches {cluster.share_of_peak:.3g} of its {count(plan.split.peak)} FLOPs a second, with all that is "
