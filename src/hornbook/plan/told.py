@@ -233,7 +233,7 @@ def assumptions(plan: AtScale) -> Iterator[str]:
     cluster = plan.cluster
     if cluster.gpus > 1:
         yield (
-            f"hornbook train takes the first line, 1 x {cluster.gpus:,}, where the model fits, else {cluster.gpus:,} x 1 "
+            f"hornbook train takes the line 1 x {cluster.gpus:,} where the model fits, else {cluster.gpus:,} x 1 "
             "(--train.parallel sharded); it has no grid of both yet, and saves from the first process"
         )
     yield (
