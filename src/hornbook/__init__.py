@@ -168,17 +168,21 @@ def load(path: str | Path, at: str = "best", device: str | None = None) -> Speak
     return load_speaker(Path(path), at, device)
 
 
-def prepare_text(data: str | Path, *, out: str | Path | None = None, **knobs: Any) -> Shards:
+def prepare_text(
+    data: str | Path, *, out: str | Path | None = None, workers: int | str | None = None, **knobs: Any
+) -> Shards:
     """Text to tokens on disk: `prepare_text("my-text.txt", tokenizer={"kind": "bpe"})`. `data` may also be a corpus's
-    name."""
+    name; `workers` are processes that share the work, or say where Ray is (docs/text.md)."""
     from hornbook.base.console import warn
     from hornbook.shards.prepare import PrepareConfig, default_folder, prepare, too_little
+    from hornbook.shards.workers import workers_from
     from hornbook.text.corpora import find_source
 
     config = PrepareConfig().with_(**knobs)
     source = find_source(str(data), config.text)
     folder = Path(out) if out is not None else default_folder(source, config.tokenizer, config.shards)
-    shards = prepare(source, config.tokenizer, config.shards, folder)
+    by = None if workers is None else workers_from(str(workers))
+    shards = prepare(source, config.tokenizer, config.shards, folder, workers=by)
     if doubt := too_little(shards):
         warn(doubt)
     return shards

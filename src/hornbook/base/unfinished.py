@@ -82,6 +82,21 @@ def unfinished_folder(final: Path, state: str, wait: Callable[[], object] = lamb
                     files.remove(place)
 
 
+@contextlib.contextmanager
+def beside_others(final: Path) -> Iterator[Path | None]:
+    """The folder that becomes `final`, for all who add to it what is in nobody's way. None where it is not there yet,
+    or not any more, or somebody has it alone."""
+    place = final.with_name(ours.hidden(ours.UNFINISHED, final.name))
+    with contextlib.ExitStack() as stack, files.disk_trouble_named(final, AGAIN):
+        if place.is_dir():
+            with contextlib.suppress(FileNotFoundError):
+                file = stack.enter_context(files.open_to_write(place / files.LOCK, "ab"))
+                if files.take_lock(file, wait=False, shared=True) and _is_still(file, place / files.LOCK):
+                    yield place
+                    return
+        yield None
+
+
 def remove_abandoned(folder: Path, spared: Path) -> None:
     """Delete what was left unfinished in `folder` and nobody has touched for a week: where the text has changed since,
     nobody will go on with it. What would become `spared` stays."""

@@ -17,8 +17,10 @@ def prepare_text(words: list[str]) -> int:
     from hornbook.base.background import ended_by_signals
     from hornbook.base.console import Progress, command, say, warn
     from hornbook.base.settings import build, from_words
+    from hornbook.shards.array import place_in_array, prepare_part
     from hornbook.shards.hdf5 import places_for, write_hdf5
-    from hornbook.shards.prepare import PrepareConfig, default_folder, prepare, report, too_little
+    from hornbook.shards.prepare import Preparation, PrepareConfig, default_folder, prepare, report, too_little
+    from hornbook.shards.tasks import Here
     from hornbook.shards.workers import workers_from
     from hornbook.text.corpora import find_source
     from hornbook.text.readers import joined
@@ -27,10 +29,11 @@ def prepare_text(words: list[str]) -> int:
         answer(
             "hornbook prepare CORPUS|PATH|PATTERN|-... [--out FOLDER] [--json] [--errors strict|replace]\n"
             "                 [--max-documents N] [--to hdf5 FILE] [--workers 8|ray|ray://HOST:PORT]\n"
-            "                 [--any.knob VALUE ...]\n\n"
+            "                 [--part 3/64] [--any.knob VALUE ...]\n\n"
             "Text to tokens on disk; with --to hdf5 pile.h5 also as pile_train.h5 and pile_val.h5.\n"
             "With --workers 8 so many processes share the work; with ray, or a cluster's address, Ray does.\n"
-            "The shards are the same, byte for byte, whoever prepares them.\n\n"
+            "With --part 3/64 this process makes its share of 64, as one of a job array; the last one done\n"
+            "puts the shards together. They are the same, byte for byte, whoever prepares them.\n\n"
         )
         show_all(PrepareConfig)
         return 0
@@ -42,14 +45,23 @@ def prepare_text(words: list[str]) -> int:
         raise UserError("prepare: name a corpus or a path: hornbook prepare python-stdlib")
     given = from_words(PrepareConfig, long_forms(words))
     chosen, spread = given.pop("out", None), given.pop("workers", None)
+    part = given.pop("part", None)
     knobs = build(PrepareConfig, given)
     places = places_for(form) if form is not None else {}
     workers = None if spread is None else workers_from(str(spread))
+    place = None if part is None else place_in_array(str(part))
     progress = Progress(sys.stderr if as_json else None)
     with ended_by_signals(), progress:
         source = joined([find_source(name, knobs.text, progress=progress) for name in names])
         out = Path(str(chosen)) if chosen is not None else default_folder(source, knobs.tokenizer, knobs.shards)
-        shards = prepare(source, knobs.tokenizer, knobs.shards, out, progress, workers)
+        if place is None:
+            shards = prepare(source, knobs.tokenizer, knobs.shards, out, progress, workers)
+        else:
+            work = Preparation(source, knobs.tokenizer, knobs.shards, out, progress)
+            found = prepare_part(work, *place, workers or Here())
+            if isinstance(found, int):
+                return _told_of_part(*place, found, len(work.shares), as_json)
+            shards = found
         written = write_hdf5(shards, places) if places else []
     if doubt := too_little(shards):
         warn(doubt)
@@ -65,6 +77,17 @@ def prepare_text(words: list[str]) -> int:
     for path in written:
         say(f"hdf5   {path}")
     say(f"next:  {command('train', '--data', out)}")
+    return 0
+
+
+def _told_of_part(number: int, of: int, missing: int, parts: int, as_json: bool) -> int:
+    if as_json:
+        answer_json({"part": number, "of": of, "parts": parts, "missing_parts": missing})
+        return 0
+    answer(
+        f"{number}/{of} is done; {missing:,} of {parts:,} parts are still missing: whoever makes the last one puts the "
+        "shards together, as the same command without --part does\n"
+    )
     return 0
 
 

@@ -207,7 +207,7 @@ def _staged(final: Path) -> Iterator[Path]:
 
 
 def _encoded(parts: Parts, number: int, share: Part, folder: Path, common: _Common, encoder: PieceEncoder) -> PartFacts:
-    began, tally, homes = time.monotonic(), Tally(), common.plan.homes
+    began, tally, homes = time.monotonic(), Tally(), common.plan.homes.anew()
     documents, held_back = 0, HeldBack()
 
     def counted() -> Iterator[Document]:

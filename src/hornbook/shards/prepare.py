@@ -14,18 +14,18 @@ import hashlib
 import json
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from hornbook.base import files
+from hornbook.base import files, ours
 from hornbook.base.background import Background, ended_by_signals
-from hornbook.base.console import Progress, count, duration, warn
+from hornbook.base.console import Progress, count, warn
 from hornbook.base.errors import UserError
 from hornbook.base.machine import cores_to_use
 from hornbook.base.process import garbage_sought_among_new_objects, keep_freed_memory
@@ -36,6 +36,10 @@ from hornbook.shards.parts import FOLDER, Plan, is_planned
 from hornbook.shards.splits import Piece, SplitRule
 from hornbook.shards.spread import Spread, digest_of, planned
 from hornbook.shards.tasks import Here, Workers
+from hornbook.shards.telling import changed_in_reading as changed_in_reading
+from hornbook.shards.telling import report as report
+from hornbook.shards.telling import told_of as told_of
+from hornbook.shards.telling import too_little as too_little
 from hornbook.shards.twins import Twins
 from hornbook.shards.writer import STATE, Encoded, PieceEncoder, ShardWriter, read_state, write_state
 from hornbook.shards.written import HeldBack, Written, yardsticks
@@ -55,7 +59,6 @@ PART_BYTES = 64_000_000  # of text, where it is prepared by many
 LONG_LEARNING_SECONDS = 10.0
 SHARE_OF_TWINS_TO_WARN_OF = 0.01
 SPLIT_RULE = 2  # counted up where the same text with the same knobs is split in another way than before
-LEAST_TO_LEARN_FROM = 10_000
 
 
 class ShardsConfig(Settings):
@@ -111,97 +114,60 @@ def prepare(
     """Write the shards of a source into the folder `out`, or find them there, every byte as it was written. This
     process does it, or workers do: the files are the same."""
     progress = progress or Progress(live=False)
-    work = _Preparation(source, tokenizer_config, config, out, progress)
+    work = Preparation(source, tokenizer_config, config, out, progress)
     if workers is not None and len(work.shares) == 1:
         workers = None
     if workers is None:
         work.measure()  # what is no text leaves no folder behind
-    with ended_by_signals(), work.turn() as place:
-        if (there := _there(out, work.key, progress, whole=True)) is not None:
-            return there
-        if work.in_cache:  # where only we give names
-            files.set_aside_strangers(out, listed)
-        files.refuse_to_replace(out, listed)
-        finish_folder(place, out, STATE, MANIFEST, work.do(workers), listed)
-    shards = Shards.open(out)
-    shards.note_written()
-    return shards
+    with ended_by_signals(), work.turn():
+        return work.there() or work.finish(workers)
 
 
-def report(manifest: dict[str, Any]) -> Iterator[str]:
-    """What was prepared, a line each."""
-    for name, facts in manifest["splits"].items():
-        size = count(float(facts["bytes_of_text"]))
-        yield f"{name:6} {facts['documents']:,} documents, {size} bytes, {facts['tokens']:,} tokens"
-    facts = manifest["report"]
-    yield (
-        f"{facts['bytes_per_token']:.2f} bytes per token; {count(facts['bytes_per_second'])} bytes a second, "
-        f"{duration(facts['seconds'])} in all, encoded by {facts['encoder']}"
-    )
-    yield from changed_in_reading(manifest)
-    if (twins := Twins(**facts.get("twins", {}))).documents:
-        yield told_of(twins)
-
-
-def changed_in_reading(manifest: dict[str, Any]) -> Iterator[str]:
-    """Where the tokens are not all of the text as it stood there: one line."""
-    reading = manifest.get("reading", {})
-    counts = {
-        "characters replaced": reading.get("replaced_characters", 0),
-        "records passed over": reading.get("skipped_records", 0),
-        "attachments passed over": reading.get("attachments", 0),
-        "documents dropped whose text is held back": manifest.get("report", {}).get("duplicates", 0),
-    }
-    if any(counts.values()):
-        yield ", ".join(f"{number:,} {what}" for what, number in counts.items() if number)
-
-
-def told_of(twins: Twins) -> str:
-    return (
-        f"of {twins.compared:,} validation documents compared, {twins.documents:,} ({twins.share:.0%}) are in the "
-        "training text too, but for small changes"
-    )
-
-
-def too_little(shards: Shards) -> str | None:
-    """A word on a text from which nothing can be learned but itself."""
-    text_bytes = sum(facts["bytes_of_text"] for facts in shards.manifest["splits"].values())
-    if text_bytes >= LEAST_TO_LEARN_FROM:
-        return None
-    return (
-        f"{shards.manifest['name']}: only {text_bytes:,} bytes of text, far too little to learn from: 100 kB teach a "
-        "model words, and 1 MB, a long novel, is a sensible beginning"
-    )
-
-
-class _Preparation:
+class Preparation:
     """One text on its way into a folder."""
 
     def __init__(
         self, source: Source, config: TokenizerConfig, shards: ShardsConfig, out: Path, progress: Progress
     ) -> None:
         self.source, self.config, self.progress = source, config, progress
-        self._shards, self._out = shards, out
+        self._shards, self.out = shards, out
         self.in_cache = out.parent == _cache()
         if not out.name or not (self.in_cache or is_shards(out)):  # before the text is read
             files.refuse_to_replace(out, listed)
         keep_freed_memory(one_heap=cores_to_use() <= 2)
         self.signature = source.signature()
         self.key = _key(self.signature, config, shards)
-        self.place = Path()
+        self.place = out.with_name(ours.hidden(ours.UNFINISHED, out.name))
 
     @cached_property
     def shares(self) -> list[Share]:
         return cut(self.source, PART_BYTES)
 
     @contextlib.contextmanager
-    def turn(self) -> Iterator[Path]:
-        """The folder in which it grows, for this process alone."""
+    def turn(self, wait: Callable[[], object] | None = None) -> Iterator[None]:
+        """The folder in which it grows, for this process alone; where another has it, `wait` is called."""
         if self.in_cache:
-            remove_abandoned(self._out.parent, self._out)
-        other = f"{self._out}: another process is preparing this text; waiting for it"
-        with unfinished_folder(self._out, STATE, lambda: self.progress.note(other)) as self.place:
-            yield self.place
+            remove_abandoned(self.out.parent, self.out)
+        with unfinished_folder(self.out, STATE, wait or self.tell_of_another) as self.place:
+            yield
+
+    def tell_of_another(self) -> None:
+        self.progress.note(f"{self.out}: another process is preparing this text; waiting for it")
+
+    def there(self) -> Shards | None:
+        """The shards that are there already; otherwise their name is free."""
+        if (there := _there(self.out, self.key, self.progress, whole=True)) is None:
+            if self.in_cache:  # where only we give names
+                files.set_aside_strangers(self.out, listed)
+            files.refuse_to_replace(self.out, listed)
+        return there
+
+    def finish(self, workers: Workers | None) -> Shards:
+        """In this process's turn."""
+        finish_folder(self.place, self.out, STATE, MANIFEST, self._do(workers), listed)
+        shards = Shards.open(self.out)
+        shards.note_written()
+        return shards
 
     def measure(self, shares: Sequence[Share] | None = None) -> None:
         parts = [share.part for share in shares] if shares else None
@@ -209,7 +175,7 @@ class _Preparation:
         if self.rule.measured.ids:
             refuse_ids(self.config.kind, self.rule.measured.ids)
 
-    def do(self, workers: Workers | None) -> dict[str, Any]:
+    def _do(self, workers: Workers | None) -> dict[str, Any]:
         """Everything but the manifest, which it returns."""
         state = read_state(self.place, self.key)
         if state is not None and "manifest" in state:
@@ -254,15 +220,16 @@ class _Preparation:
             writer.abandon()
 
     def plan(self) -> Spread:
-        """How the text is prepared by parts: as others have begun it, where they have."""
+        """How the text is prepared by parts, in this process's turn: as others have begun it, where they have."""
         plan = planned(self.place, self.key, self.shares)
+        files.remove_leftovers(self.place / FOLDER)
         if plan is not None:
             tokenizer = Tokenizer.load(self.place)
             self._tell_of_going_on()
         else:
             self.measure(self.shares)
             tokenizer, state = self._begun()
-            homes = replace(self.rule.homes, duplicates=0)
+            homes = self.rule.homes.anew()
             shares = digest_of(self.shares)
             rule, starts = self.rule.description, self.rule.starts
             plan = Plan(self.key, tokenizer.fingerprint, shares, homes, starts, rule, BATCH_CHARACTERS)
@@ -270,6 +237,14 @@ class _Preparation:
             write_state(self.place, state | {"tokenizer": tokenizer.fingerprint, "splits": {}})
             del self.rule  # and what is kept of the text with it
         self._tell_of_the_encoder(tokenizer)
+        return self._spread(plan, tokenizer)
+
+    def begun_by_others(self) -> Spread | None:
+        """The same beside others, where they have begun."""
+        plan = planned(self.place, self.key, self.shares)
+        return None if plan is None else self._spread(plan, Tokenizer.load(self.place))
+
+    def _spread(self, plan: Plan, tokenizer: Tokenizer) -> Spread:
         return Spread(self.place, plan, self.source, self.shares, tokenizer, self.progress)
 
     def _by_parts(self, workers: Workers) -> dict[str, Any]:

@@ -159,6 +159,10 @@ class Homes:
     """Of few documents: where the tails begin."""
     duplicates: int = 0
 
+    def anew(self) -> Homes:
+        """For another walk, beside this one."""
+        return Homes(self.val_below, self.test_below, self.held, self.copies, self.cuts)
+
     def split(self, documents: Iterable[Document], number: int = 0, characters: int = 0) -> Iterator[list[Piece]]:
         """For each of the documents, the pieces that become of it: none, one, or several. So many documents, and
         characters of those that count, come before them."""
