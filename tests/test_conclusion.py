@@ -23,16 +23,20 @@ BEST = {"val_perplexity": 25.3, "val_bits_per_byte": 2.0}
     ],
 )
 def test_the_loss_is_told_beside_what_compressors_make_of_the_text(yardsticks: dict[str, float], said: str) -> None:
-    unsure, beside = in_plain_words(BEST, 4096, yardsticks, None)
+    unsure, beside = in_plain_words(BEST, 4096, yardsticks, None, 1.0)
     assert "25 equally likely ones, of 4,096" in unsure
     assert said in beside
 
 
 def test_a_loss_that_rises_is_told_with_what_helps() -> None:
-    assert list(in_plain_words(BEST, 4096, {}, None))[1:] == []
-    [_, told] = in_plain_words(BEST, 4096, {}, 1200)
+    assert list(in_plain_words(BEST, 4096, {}, None, 4.0))[1:] == []
+    [_, told] = in_plain_words(BEST, 4096, {}, 1200, 4.0)
     assert "After step 1,200 it became worse" in told
     assert "--model.dropout" in told
+    [_, told] = in_plain_words(BEST, 4096, {}, 4, 0.02)  # too early to know anything by heart
+    assert "After step 4 it became worse" in told
+    assert "by heart" not in told
+    assert "--optim.lr-scale 0.5" in told
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ def conclude(outcome: Outcome, as_json: bool) -> int:
     shards = Shards.open(record.shards)
     say(f"\n{outcome.reason} after {outcome.step:,} steps and {duration(outcome.seconds)}")
     rises = _rises(evaluated[:-1] if whole else evaluated)
+    epochs = next((float(each["epochs"]) for each in reversed(entries) if "epochs" in each), 0.0)
     if best:
         yardsticks = shards.split_facts("val").get("yardsticks", {}) if shards.tokenizer.keeps_text else {}
         say(f"\n  validation loss   {best['val_loss']:.4f} at step {best['step']:,}")
@@ -59,7 +60,7 @@ def conclude(outcome: Outcome, as_json: bool) -> int:
         for packer, bits in yardsticks.items():
             say(f"  for scale         {bits:.3f} by {packer}, on the same text")
         say()
-        for line in in_plain_words(best, shards.vocab_size, yardsticks, rises):
+        for line in in_plain_words(best, shards.vocab_size, yardsticks, rises, epochs):
             say(line)
         say(f"What the words mean: {command('glossary', 'perplexity')}")
     prompts = _speak(outcome, record, shards)
@@ -67,14 +68,13 @@ def conclude(outcome: Outcome, as_json: bool) -> int:
     for picture in pictures:
         say(f"picture   {picture}")
     say("\nnext:")
-    epochs = next((float(each["epochs"]) for each in reversed(entries) if "epochs" in each), 0.0)
     for line in what_next(outcome, record.config, epochs, prompts[0] or "Once upon a time", rises):
         say(f"  {line}")
     return 0
 
 
 def in_plain_words(
-    best: Mapping[str, Any], vocabulary: int, yardsticks: Mapping[str, float], rises: int | None
+    best: Mapping[str, Any], vocabulary: int, yardsticks: Mapping[str, float], rises: int | None, epochs: float
 ) -> Iterator[str]:
     """What the figures say, and beside what."""
     bits = best["val_bits_per_byte"]
@@ -89,7 +89,9 @@ def in_plain_words(
         yield f"That text is still predicted better by {worse[0]}{but}: train longer, or on more text."
     elif better:
         yield f"It predicts that text better than {' and '.join(better)} do: fewer bits are better."
-    if rises is not None:
+    if rises is not None and epochs < 1:  # nobody knows by heart what was not read once
+        yield f"After step {rises:,} it became worse at that text: --optim.lr-scale 0.5 makes steps half as long."
+    elif rises is not None:
         yield (
             f"After step {rises:,} it became worse at that text, as it learned the other by heart: more text or "
             "--model.dropout 0.2 helps, more time does not."
