@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,6 @@ from effort import long
 from hornbook.infer import score
 from hornbook.model.gpt import GPT
 from hornbook.model.layers import MLP
-from hornbook.report import rules_of_learning
 from hornbook.report.doctor import examine
 from hornbook.shards import order
 from hornbook.train import learner
@@ -61,7 +61,7 @@ def test_a_text_learned_by_heart_is_found(train: Train, tmp_path: Path) -> None:
     chance = random.Random(0)
     text.write_text("".join(chance.choice("abcdefghij ") for _ in range(3_000)))  # in which nothing is to be learned
     knobs: dict[str, Any] = {"data": str(text), "model": {"n_embd": 64}}
-    found = train(**knobs, train={"steps": 240})
+    found = train(**knobs, train={"steps": 120})
     assert "overfits" in found
     assert "overfits" not in train(**knobs, train={"steps": 20, "eval_every_steps": 10})
 
@@ -129,15 +129,10 @@ def test_a_layer_that_does_nothing_is_found(train: Train, monkeypatch: pytest.Mo
 
 
 def test_a_run_that_waits_for_its_text_is_found(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    windows = order.SampleOrder.places
-
-    def slow(*words: Any) -> Any:
-        time.sleep(0.05)
-        return windows(*words)
-
-    monkeypatch.setattr(rules_of_learning, "LEAST_SECONDS", 0.1)
-    monkeypatch.setattr(order.SampleOrder, "places", slow)
-    assert "bound-by-input" in train(train={"steps": 8, "eval_every_steps": 2})
+    """By a clock that goes on by ten seconds whenever a batch is begun or ended."""
+    clock = itertools.count(0, 10)
+    monkeypatch.setattr(order, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    assert "bound-by-input" in train(train={"steps": 4, "eval_every_steps": 2})
 
 
 SMALL, WIDE, DEEP = {"n_embd": 32}, {"n_embd": 96, "n_head": 3}, {"n_layer": 4, "n_embd": 48}

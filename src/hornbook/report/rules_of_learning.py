@@ -57,7 +57,7 @@ def overfits(run: Observed) -> Finding | None:
     else:
         action = "Bring more text: time and dropout do not make up for it"
     return Finding(
-        f"It overfits since step {step:,}: it learns the training text by heart",
+        f"Since step {step:,} it learns its text by heart (it overfits)",
         f"on text that it has not seen the loss rose from {losses[best]:.2f} to {losses[-1]:.2f}, while in training it "
         f"fell from {then:.2f} to {now:.2f}; the text was read {run.epochs:.3g} times. The best model, of step "
         f"{step:,}, is the one that is kept",
@@ -78,7 +78,7 @@ def still_improves(run: Observed) -> Finding | None:
     knob = "--minutes" if end == "minutes" else f"--train.{end}"
     twice = f"{2 * run.knob(f'train.{end}'):.12g}"
     return Finding(
-        "It still improves: it was stopped early",
+        "It was stopped while it still improved",
         f"the last time that it had seen twice as much text, the loss fell by {gain:.0%}; twice as long a run would "
         f"bring about {losses[-1] * (1 - gain / 2):.2f} in place of {losses[-1]:.2f}",
         f"Go on with it: `{command('resume', run.folder, knob, twice)}`",

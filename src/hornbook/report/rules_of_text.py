@@ -34,14 +34,14 @@ def too_little_text(run: Observed) -> Finding | None:
     if run.parameters > SMALL_MODEL:
         smaller = command("train", run.knob("data") or "TEXT")
         action = (
-            f"Train a smaller model on it: `{smaller}` chooses the sizes by the text; or bring {count(wanted)} bytes "
-            "of text or more"
+            f"Train a smaller model on it: `{smaller}` chooses the sizes by the text; or bring {count(wanted)}B of "
+            "text or more"
         )
     else:
         action = "Bring more text: 100 kB teach a model words, and 1 MB, a long novel, is a sensible beginning"
     return Finding(
         "Too little text for a model of this size",
-        f"{count(float(run.parameters))} parameters beside {count(float(text.bytes_of_text))} bytes of text are "
+        f"{count(float(run.parameters))} parameters beside {count(float(text.bytes_of_text))}B of text are "
         f"{run.parameters / max(text.bytes_of_text, 1):,.0f} for each byte, enough to learn it by heart",
         action,
     )
