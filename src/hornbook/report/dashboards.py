@@ -65,13 +65,13 @@ def tensorboard(run: Shown) -> Iterator[Take]:
     files say."""
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(make_folder(run.folder / "tensorboard")), purge_step=run.holds_before)  # type: ignore[no-untyped-call]
+    writer = SummaryWriter(str(make_folder(run.folder / "tensorboard")), purge_step=run.holds_before)
 
     def take(lines: Sequence[Line]) -> None:
         for line in lines:
             for name, number in line.numbers.items():
-                writer.add_scalar(name, number, line.step, line.time)  # type: ignore[no-untyped-call]
-        writer.flush()  # type: ignore[no-untyped-call]
+                writer.add_scalar(name, number, line.step, line.time)
+        writer.flush()
 
     with contextlib.closing(writer):
         yield take
