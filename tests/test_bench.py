@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -166,6 +167,22 @@ def test_learning_and_starting(bench: Callable[[str], ModuleType], test_data: Pa
     assert {each.row for each in start.measure(given(start, "--rounds", "1", "--eager-only")).claims} == {10}
     words = ("--texts", "the-verdict.txt", "--minutes", "0.01", "--folder", str(test_data))
     assert {each.row for each in dial.measure(given(dial, *words)).claims} == {7}
+
+
+@pytest.mark.long
+def test_a_soak_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    """A process of its own, since it forks."""
+    tests, bench = Path(__file__).parent, [sys.executable, str(BENCH / "soak.py"), "--out", str(tmp_path / "soak")]
+    env = os.environ | {"PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}:{tests}:{tests / 'train'}"}
+    env["OMP_NUM_THREADS"] = "1"
+    for kills in ("1", "2"):
+        words = ["--kills", kills, "--corruptions", "10", "--failures", "1"]
+        said = subprocess.run([*bench, *words], env=env, capture_output=True, text=True, check=True).stdout
+        assert " wrong" in said
+        assert said.count(", 0 wrong") == 3
+    tally = [json.loads(line) for line in (tmp_path / "soak" / "tally.jsonl").read_text().splitlines()]
+    assert sum(each["count"] for each in tally if each["kind"] == "corrupt") == 10
+    assert sum(each["count"] for each in tally if each["kind"] == "kill") >= 2
 
 
 def test_a_text_that_is_not_there_is_named(bench: Callable[[str], ModuleType], tmp_path: Path) -> None:

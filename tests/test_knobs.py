@@ -124,6 +124,11 @@ def cutting(run: Ended) -> Any:
     return read_json(RunFolder(run.folder).checkpoints()[0] / "tokenizer.json")["pre_tokenizer"]
 
 
+def shown(run: Ended) -> tuple[str, bool]:
+    """There, or told that it is not installed."""
+    return run.refusal, (run.folder / "tensorboard").is_dir()
+
+
 def machine(run: Ended) -> dict[str, Any]:
     record = read_json(run.folder / "run.json")["machine"] if not run.refusal else {}
     return {name: record.get(name) for name in ("device", "dtype", "threads")} | {"refusal": run.refusal}
@@ -267,6 +272,7 @@ TURNS = {
     "train.sample_every_steps": Turn(None, 2, sampled_at),
     "train.keep_checkpoints": Turn(2, 9, checkpoints),
     "train.snapshots": Turn(True, False, snapshots),
+    "train.dashboards": Turn((), ("tensorboard",), shown),
     "train.device": Turn("cpu", "cuda", machine),
     "train.dtype": Turn("float32", "bfloat16"),
     "train.activation_checkpointing": Turn(None, True, checkpoints_activations),

@@ -60,6 +60,16 @@ def test_another_step_under_a_steps_name_is_told_and_does_not_speak(kind: str, r
         resolve(run, "4")
 
 
+@pytest.mark.parametrize(("kind", "told"), [("checkpoints", "has no state.json"), ("best", "is a snapshot")])
+def test_a_snapshot_in_the_place_of_another_kind_is_told(kind: str, told: str, run: Path) -> None:
+    four = run / kind / "step-00000004"
+    shutil.rmtree(four, ignore_errors=True)
+    shutil.copytree(run / "snapshots" / "step-00000004", four)
+    ((folder, wrong),) = [(folder, wrong) for folder, wrong in verify(run).items() if wrong]
+    assert folder == four
+    assert wrong.startswith(told)
+
+
 def test_another_runs_snapshot_is_told(run: Path, tiny: Callable[..., RunConfig], shards: Path, tmp_path: Path) -> None:
     fit(tiny(data=str(shards), seed=2, train={"steps": 2}), tmp_path / "other", Progress())
     two = run / "snapshots" / "step-00000002"

@@ -190,20 +190,31 @@ def report(words: list[str]) -> int:
     parser.add_argument(
         "--at", type=steps, metavar="N,N,...", help="also the curves as they stood at these steps, beside one another"
     )
-    parser.add_argument("--to", choices=("csv",), help="print results and settings as a table, and write nothing")
+    parser.add_argument(
+        "--to",
+        type=places,
+        default=[],
+        metavar="csv|NAME,...",
+        help="csv: print results and settings as a table, and write nothing; else dashboards that get the log",
+    )
     given = parse(parser, words)
     from hornbook.base.console import paragraphs, say
     from hornbook.report.comparison import compare, draw_lengths
     from hornbook.report.comparison_page import write_comparison
     from hornbook.report.curves import draw
+    from hornbook.report.dashboards import send
     from hornbook.report.results import as_csv, verdict
     from hornbook.report.run_page import Told, write_report
+    from hornbook.runs.folder import RunFolder
 
-    if given.to == "csv":
+    if given.to == ["csv"]:
         answer(as_csv([Told.of(run) for run in given.runs]))
         return 0
     told = []
     for run in given.runs:
+        for name in given.to:
+            send(RunFolder(run), name)
+            say(f"{name} has the log of {run}")
         pictures = draw(run, everything=True)
         told.append(Told.of(run))
         written, found = write_report(run, told[-1])
@@ -223,3 +234,13 @@ def report(words: list[str]) -> int:
 
 def steps(text: str) -> list[int]:
     return [int(each) for each in text.split(",")]
+
+
+def places(text: str) -> list[str]:
+    from hornbook.report.dashboards import DASHBOARDS
+
+    found = text.split(",")
+    for name in found:
+        if name not in DASHBOARDS and found != ["csv"]:
+            raise UserError(f"--to {name}: no such place; there are csv, or {', '.join(DASHBOARDS)}")
+    return found

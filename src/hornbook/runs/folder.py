@@ -249,6 +249,10 @@ def strangeness(folder: Path, run_id: str | None = None) -> str | None:
         return "belongs to another run"
     if notes.get("step") != step_of(folder):
         return f"holds step {notes.get('step')}"
+    if folder.parent.name == CHECKPOINTS and not (folder / STATE).is_file():
+        return f"has no {STATE}: it is no checkpoint"
+    if folder.parent.name == BEST and "val_loss" not in notes:
+        return "is a snapshot"
     return None
 
 

@@ -114,6 +114,8 @@ class TrainConfig(Settings):
     """Newest checkpoints to keep, beside the best one."""
     snapshots: bool = True
     """Keep the weights of steps 1, 2, 4, 8 and so on, for looking back; of a large model 1, 4, 16."""
+    dashboards: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = Field((), strict=False)
+    """Show what metrics.jsonl says there too; several with commas. Each is a package of its own, to be installed."""
     device: str | None = None
     """cpu, cuda, cuda:1 or mps; the fastest there is when not given."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None

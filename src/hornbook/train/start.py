@@ -30,6 +30,7 @@ from hornbook.base.process import keep_freed_memory, process_left_as_found
 from hornbook.base.settings import flat
 from hornbook.base.stored import stored
 from hornbook.base.world import World, world
+from hornbook.report.dashboards import refuse_absent, shown_on
 from hornbook.report.doctor import Doctor
 from hornbook.runs import folder as runs
 from hornbook.runs.folder import METRICS, RECORD, Record, RunFolder, damage_of_model
@@ -75,7 +76,7 @@ from hornbook.train.sizing import (
 
 # By which torchrun names all processes that it begins, also those that take the place of one that failed.
 LAUNCH = "TORCHELASTIC_RUN_ID"
-MAY_CHANGE = {*STOPS, "patience", "device", "threads", "activation_checkpointing", "parallel"}
+MAY_CHANGE = {*STOPS, "patience", "dashboards", "device", "threads", "activation_checkpointing", "parallel"}
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ def fit(
     together.by_first(folder.refuse_taken)
     if not files.is_utf8(str(path)):
         raise UserError(f"{path}: not UTF-8, and libraries that write into it take nothing else; choose another --out")
+    refuse_absent(config.train.dashboards)
     machine = machine_of(config, together)
     # A branch of the hub may be at another commit tomorrow.
     config = config.with_(data=together.by_first(lambda: pinned(config.data)))
@@ -180,6 +182,7 @@ def resume(path: Path, changes: Mapping[str, Any] | None = None, progress: Progr
         may = ", ".join(sorted(MAY_CHANGE))
         raise UserError(f"{min(fixed)}: a run keeps the settings that it began with, except --train. {may}")
     before, config = config, override(config, changes)
+    refuse_absent(config.train.dashboards)
     machine = machine_of(config, together)
     with contextlib.ExitStack() as stack:
 
@@ -338,7 +341,8 @@ def _train(
         saved_seconds=state.seconds,
     )
     introduce(run, begin)
-    with fast_float_modes():
+    dashboards = config.train.dashboards if together.is_first else ()
+    with fast_float_modes(), shown_on(dashboards, folder, state.step):
         reason = loop.train(run)
     return Outcome(
         folder=folder.path,
