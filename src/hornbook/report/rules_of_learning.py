@@ -50,8 +50,8 @@ def overfits(run: Observed) -> Finding | None:
     around = max(run.steps // 20, 1)
     then = float(np.nanmean(run["loss"][max(place - around, 0) : place + 1]))
     now = float(np.nanmean(run["loss"][-around:]))
-    if not now < then:
-        return None  # it became worse at both: that is not overfitting
+    if not now < then or run.epochs < 1:
+        return None  # it became worse at both, or read nothing twice: that is not overfitting
     if (run.knob("model.dropout") or 0) < 0.2:
         action = "Bring more text; where there is none, train again with --model.dropout 0.2"
     else:
