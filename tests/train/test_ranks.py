@@ -83,19 +83,19 @@ def test_a_run_goes_on_with_another_number_of_processes_as_if_nothing_had_happen
 
 
 def test_a_gradient_that_is_not_finite_on_one_rank_is_left_out_on_all(told: Told) -> None:
-    assert told["4"]["not_finite"] == [[False, False, True, False]] * 4
+    assert told["2"]["not_finite"] == [[False, False, True, False]] * 2
 
 
 def test_memory_that_runs_out_on_one_rank_halves_the_micro_batch_on_all(told: Told) -> None:
-    assert told["4"]["out_of_memory"] == [1] * 4
+    assert told["2"]["out_of_memory"] == [1] * 2
 
 
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(told: Told) -> None:
-    assert told["4"]["asked_to_stop"] == [["interrupted", 3]] * 4
+    assert told["2"]["asked_to_stop"] == [["interrupted", 3]] * 2
 
 
 def test_a_full_disk_of_the_first_ends_all_and_hurts_nothing(told: Told) -> None:
-    first, *others = told["4"]["full_disk"]
+    first, *others = told["2"]["full_disk"]
     for (kind, mistake), whole, afterwards in [first, *others]:
         assert kind == ("MachineError" if [[kind, mistake], whole, afterwards] == first else "ToldElsewhereError")
         assert "full" in mistake

@@ -61,8 +61,8 @@ SAME: dict[str, dict[str, Any]] = {
 SHARDED = {"train": {"parallel": "sharded"}}
 HAPPENS = {
     1: ["same", "sharded_alone"],
-    2: ["same"],
-    4: ["same", "sharded", "not_finite", "out_of_memory", "asked_to_stop", "full_disk"],
+    2: ["same", "not_finite", "out_of_memory", "asked_to_stop", "full_disk"],
+    4: ["same", "sharded"],
 }
 
 

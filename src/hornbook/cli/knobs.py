@@ -47,11 +47,13 @@ GROUPS = {
 }
 USAGE = (
     "hornbook train [RECIPE | TEXT | FILE.toml] [--minutes N] [--any.knob VALUE ...] [--out runs/NAME] [--from MODEL] "
-    "[--tiny] [--json]\n\n"
+    "[--processes N] [--tiny] [--json]\n\n"
     "With nothing named: the demo. With a TEXT, which is a path or a corpus: sizes for the text, this machine and the "
     "minutes, ten at most where none are given. `hornbook plan` with the same words tells what comes of it.\n"
     "--out: where the run goes. --from MODEL|runs/NAME: begin with its weights rather than from nothing, with its "
-    "sizes and its tokenizer. --tiny: the run's miniature, which takes seconds. --json: print the result as JSON.\n\n"
+    "sizes and its tokenizer. --tiny: the run's miniature, which takes seconds. --json: print the result as JSON.\n"
+    "--processes N: by so many at once, one for each GPU, or each with its share of the cores. --hosts 2, or 1:4 for "
+    "one to four, and --meet HOST:PORT: on several machines, each given the same words.\n\n"
 )
 
 
