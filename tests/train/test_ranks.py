@@ -15,7 +15,10 @@ import torch
 import worlds
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
 
+from hornbook.base.files import damage
+from hornbook.model.folder import load_model
 from hornbook.train.sums import PairwiseSum, in_pairs, shares
 
 pytestmark = pytest.mark.xdist_group("worlds")
@@ -101,6 +104,25 @@ def test_a_full_disk_of_the_first_ends_all_and_hurts_nothing(told: Told) -> None
         assert "full" in mistake
         assert whole == ["step-00000002"]
         assert afterwards == ["done", worlds.STEPS]
+
+
+def test_a_full_disk_of_another_ends_all_too(told: Told) -> None:
+    for (kind, mistake), whole, afterwards in told["2"]["full_disk_of_another"]:
+        assert kind in ("MachineError", "ToldElsewhereError")
+        assert "rank 1" in mistake
+        assert "full" in mistake
+        assert whole == ["step-00000002"]
+        assert afterwards == ["done", worlds.STEPS]
+
+
+def test_a_checkpoint_that_all_write_is_what_transformers_opens(told: Told) -> None:
+    folder = Path(told["2"]["in_parts"][0])
+    assert len(list(folder.glob("model-0000?-of-00002.safetensors"))) == 2
+    assert damage(folder) is None
+    ids = torch.arange(32)[None] * 7 % 257
+    ours, theirs = load_model(folder), AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        assert torch.allclose(ours.logits(ids), theirs(ids).logits, atol=2e-5)
 
 
 def test_who_is_left_alone_is_told_who_is_missing(told: Told) -> None:

@@ -18,15 +18,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 
 from hornbook.base import files
 from hornbook.base.errors import HornbookError
 from hornbook.base.settings import merge
 from hornbook.base.world import OthersLostError, leave_world, world
+from hornbook.model.config import classic
 from hornbook.runs.logs import read_log
 from hornbook.train import learner as learners
-from hornbook.train import loop
+from hornbook.train import loop, parts
 from hornbook.train.config import RunConfig, override
 from hornbook.train.start import Outcome, fit, resume
 
@@ -58,10 +60,11 @@ SAME: dict[str, dict[str, Any]] = {
         "train": {"batch_tokens": 11 * 32, "micro_batch": 2},
     },
 }
+CLASSIC = classic(n_layer=2, n_head=2, n_embd=32, context=32, vocab_size=257)
 SHARDED = {"train": {"parallel": "sharded"}}
 HAPPENS = {
     1: ["same", "sharded_alone"],
-    2: ["same", "not_finite", "out_of_memory", "asked_to_stop", "full_disk"],
+    2: ["same", "in_parts", "not_finite", "out_of_memory", "asked_to_stop", "full_disk", "full_disk_of_another"],
     4: ["same", "sharded"],
 }
 
@@ -145,6 +148,29 @@ class Scenes:
         with replaced(files, "write_json", full):
             try:
                 fit(self.config({"train": {"save_every_steps": 2}}), path)
+                return "done"
+            except HornbookError as error:
+                told = [type(error).__name__, *error.mistakes]
+        return [told, sorted(each.name for each in path.glob("checkpoints/step-*")), ended(resume(path))]
+
+    def in_parts(self) -> Any:
+        """A checkpoint that all write, of a shape that transformers knows: where it is."""
+        with replaced(parts, "PARTS_FROM", 0):
+            run = self.run("in parts", {"model": CLASSIC.model_dump(), "optim": {"kind": "adamw"}})
+        return str(max(run.glob("checkpoints/step-*")))
+
+    def full_disk_of_another(self) -> Any:
+        """Of one that writes a part; all end, and what was saved before is whole."""
+        save, saves, path = safetensors.torch.save_file, iter(range(1, 100)), self.folder / "full disk of another"
+
+        def full(tensors: Any, there: Any, facts: Any = None) -> None:
+            if world().rank == world().size - 1 and next(saves) == 3:  # of the second checkpoint
+                raise OSError(28, "No space left on device", str(there))
+            save(tensors, there, facts)
+
+        with replaced(safetensors.torch, "save_file", full), replaced(parts, "PARTS_FROM", 0):
+            try:
+                fit(self.config({"train": {"save_every_steps": 2, "eval_every_steps": 9}}), path)
                 return "done"
             except HornbookError as error:
                 told = [type(error).__name__, *error.mistakes]
@@ -248,10 +274,11 @@ def main(text: Path, folder: Path) -> None:
     scenes, steady, path = Scenes(text, folder), {"schedule": {"kind": "constant"}}, folder / "moved on"
     for at, size in ((2, 1), (4, 2), (6, 4), (8, 2), (10, 1)):
 
-        def go_on(at: int = at) -> Any:
+        def go_on(at: int = at, size: int = size) -> Any:
             if at == 2:
                 return ended(fit(scenes.config(steady, to(at)), path))
-            return ended(resume(path, merge(to(at), SHARDED if at == 6 else {})))
+            with replaced(parts, "PARTS_FROM", 0 if size > 1 else parts.PARTS_FROM):
+                return ended(resume(path, merge(to(at), SHARDED if at == 6 else {})))
 
         in_a_world(size, go_on, results)
     in_a_world(1, lambda: ended(fit(scenes.config(steady, to(10)), folder / "in one")), results)

@@ -15,7 +15,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -36,6 +36,7 @@ from hornbook.base.reading import read_json as read_json
 from hornbook.base.reading import read_small as read_small
 from hornbook.base.reading import sha256 as sha256
 
+Known = Mapping[str, dict[str, Any]]
 LOCK = ".lock"
 TRIES_TO_LOCK = 10
 T = TypeVar("T")
@@ -87,9 +88,11 @@ def make_folder(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def staged_folder(final: Path, notes: dict[str, Any] | None = None, aside: bool = False) -> Iterator[Path]:
+def staged_folder(
+    final: Path, notes: dict[str, Any] | None = None, aside: bool = False, known: Known | None = None
+) -> Iterator[Path]:
     """A folder to fill in peace; on leaving it is fsynced, hashed, given its MANIFEST.json and its final name. Where
-    that is taken by what is not ours, see `take_name`."""
+    that is taken by what is not ours, see `take_name`. Of the `known` files somebody has done so."""
     make_folder(final.parent)
     staging = _staging_for(final)
     with disk_trouble_named(final):
@@ -97,7 +100,7 @@ def staged_folder(final: Path, notes: dict[str, Any] | None = None, aside: bool 
             remove(staging)
             make_folder(staging)
             yield staging
-            _seal(staging, notes or {})
+            _seal(staging, notes or {}, known or {})
             take_name(staging, final, aside=aside)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -360,12 +363,12 @@ def opened(path: Path, mode: str) -> Iterator[IO[bytes]]:
         sync(file, path)
 
 
-def _seal(folder: Path, notes: dict[str, Any]) -> None:
+def _seal(folder: Path, notes: dict[str, Any], known: Known) -> None:
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        for path in sync_files(folder)
+        for path in sync_files(folder, known)
     }
-    write_manifest(folder / MANIFEST, {"notes": notes, "files": files})
+    write_manifest(folder / MANIFEST, {"notes": notes, "files": dict(sorted({**files, **known}.items()))})
 
 
 def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
@@ -375,8 +378,8 @@ def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
     sync_folder(path.parent)
 
 
-def sync_files(folder: Path) -> list[Path]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+def sync_files(folder: Path, but: Collection[str] = ()) -> list[Path]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in but)
     for path in paths:
         sync_file(path)
     return paths

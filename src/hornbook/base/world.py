@@ -31,6 +31,7 @@ USUAL_PATIENCE = 600
 # As often a process leaves word of how far it is, so that it can be told who is waited for.
 WORD_EVERY_SECONDS = 1.0
 SECONDS_TO_LEAVE = 5.0
+SECONDS_BETWEEN_LOOKS = 0.02
 
 
 class ToldElsewhereError(HornbookError):
@@ -74,6 +75,10 @@ class World:
     def sent_to_first(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """What each of them has, all of it with the first; elsewhere nothing."""
         return tensors
+
+    def meeting(self, about: str) -> Meeting:
+        """For what threads beside the work have to say to one another."""
+        raise NotImplementedError("alone there is nobody to meet")
 
     def leave(self) -> None:
         """At the end."""
@@ -196,6 +201,10 @@ class Ranks(World):
                     self._dist.recv(everything[name], rank)
         return everything
 
+    def meeting(self, about: str) -> Meeting:
+        self._asked += 1
+        return Meeting(self._store.clone(), f"hornbook/{about}/{self._asked}", self.rank, self.size)
+
     def leave(self) -> None:
         """The first, who keeps the store, goes last, lest others find it gone while they still read."""
         with contextlib.suppress(Exception):
@@ -259,6 +268,23 @@ class Ranks(World):
             return f", rank {rank} on {at[rank][1]} was heard of last"
         except (RuntimeError, ValueError):
             return ""
+
+
+class Meeting:
+    """A way to the store of one's own, on which one may wait while the work goes on."""
+
+    def __init__(self, store: Any, about: str, rank: int, size: int) -> None:
+        self._store, self._about = store, about
+        self.rank, self.size, self.is_first = rank, size, rank == 0
+
+    def say(self, key: str, value: Any) -> None:
+        self._store.set(f"{self._about}/{key}", json.dumps(value))
+
+    def hear(self, key: str) -> Any:
+        """As long as it takes; a process that is lost is missed by those at work."""
+        while not self._store.check([f"{self._about}/{key}"]):
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        return json.loads(self._store.get(f"{self._about}/{key}"))
 
 
 @functools.cache

@@ -196,7 +196,7 @@ def _fetch_commit(repository: str, commit: str, folder: Path) -> None:
         load_config(folder)  # before gigabytes are fetched of what is not read here
         if not fetch(WEIGHTS):
             if fetch(INDEX):
-                missing = [name for name in shards_of(folder) if not fetch(name)]
+                missing = [name for name in shards_of(folder / INDEX) if not fetch(name)]
             else:
                 missing = [] if fetch(OLDER_WEIGHTS) else [f"{WEIGHTS} nor {OLDER_WEIGHTS}"]
             if missing:

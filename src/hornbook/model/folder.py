@@ -23,7 +23,7 @@ from hornbook.base.stored import stored
 from hornbook.model.config import ModelConfig
 from hornbook.model.gpt import GPT
 from hornbook.model.init import outline
-from hornbook.model.layouts import Layout, Tensors, to_ours, to_theirs
+from hornbook.model.layouts import Layout, Tensors, rows_of_several, to_ours, to_theirs
 from hornbook.model.shapes import SHAPES, layout_of, read_description, shape_of
 from hornbook.text.tokenizer import Tokenizer
 
@@ -48,6 +48,29 @@ def save_weights(
     """The same of a model's state as it was at a moment."""
     as_it_is = weights["embedding.weight"].dtype
     dtype = dtype or as_it_is
+    describe_model(config, tokenizer, folder, dtype)
+    # Their layouts are copies, for which an accelerator that is full of training has no room.
+    state = {name: tensor.cpu() for name, tensor in weights.items()}
+    if dtype != as_it_is:
+        most = torch.finfo(dtype).max
+        state = {name: tensor.clamp(-most, most).to(dtype) for name, tensor in state.items()}
+    safetensors.torch.save_file(
+        to_theirs(layout_of(shape_of(config)), config, state), folder / WEIGHTS, {"format": "pt"}
+    )
+
+
+def tensors_on_disk(config: ModelConfig, weights: Mapping[str, torch.Tensor]) -> Tensors:
+    """Some of a model's weights, as its folder has them."""
+    return to_theirs(layout_of(shape_of(config)), config, weights, some=True)
+
+
+def written_together(config: ModelConfig) -> list[tuple[str, ...]]:
+    """Names of weights that a folder has as one tensor."""
+    return rows_of_several(layout_of(shape_of(config)), config)
+
+
+def describe_model(config: ModelConfig, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype) -> None:
+    """All that a folder says of a model beside its weights."""
     kind = shape_of(config)
     end = tokenizer.stop
     ids = {"bos_token_id": end, "eos_token_id": end}
@@ -59,15 +82,9 @@ def save_weights(
     if kind is not None:
         description |= {"architectures": [SHAPES[kind].architecture], "tie_word_embeddings": config.tied}
         description |= SHAPES[kind].describe(config)
-    # Their layouts are copies, for which an accelerator that is full of training has no room.
-    state = {name: tensor.cpu() for name, tensor in weights.items()}
-    if dtype != as_it_is:
-        most = torch.finfo(dtype).max
-        state = {name: tensor.clamp(-most, most).to(dtype) for name, tensor in state.items()}
     files.write_json(folder / CONFIG, description | ids | {"hornbook": config.model_dump()})
     # Not in config.json: there, some types never train the embedding of the padding, which is the end of text here.
     files.write_json(folder / "generation_config.json", ids | {"pad_token_id": end})
-    safetensors.torch.save_file(to_theirs(layout_of(kind), config, state), folder / WEIGHTS, {"format": "pt"})
     tokenizer.save(folder, config.context)
 
 
@@ -159,14 +176,13 @@ def read_weights(folder: Path) -> Tensors:
     if (folder / WEIGHTS).is_file() or not (folder / INDEX).is_file():
         return read_tensors(folder / WEIGHTS)
     tensors: Tensors = {}
-    for name in shards_of(folder):
+    for name in shards_of(folder / INDEX):
         tensors |= read_tensors(folder / name)
     return tensors
 
 
-def shards_of(folder: Path) -> list[str]:
+def shards_of(index: Path) -> list[str]:
     """The files in which an index says that the tensors are."""
-    index = folder / INDEX
     places = files.read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(each, str) for each in places.values()):
         raise UserError(f"{index}: has no weight_map from tensors to files; fetch the model again")

@@ -141,12 +141,27 @@ def our_shapes(config: ModelConfig) -> Shapes:
     return shapes
 
 
-def to_theirs(layout: Layout | None, config: ModelConfig, state: Mapping[str, torch.Tensor]) -> Tensors:
-    """Our tensors as a program has them; None stands for our own files."""
-    ours = our_shapes(config)
+def to_theirs(
+    layout: Layout | None, config: ModelConfig, state: Mapping[str, torch.Tensor], some: bool = False
+) -> Tensors:
+    """Our tensors as a program has them; None stands for our own files. With `some`, those that are there, of which
+    nothing is that belongs to what is not."""
+    ours, rows = our_shapes(config), None
     state = {name: tensor for name, tensor in state.items() if not (config.tied and name == "head.weight")}
+    if some:  # a bias that only their files have goes with its weight
+        rows = [
+            row
+            for row in _rows(layout, config, ours)
+            if any((name if name in ours else name.removesuffix("bias") + "weight") in state for name in row.ours)
+        ]
+        ours = {name: shape for name, shape in ours.items() if any(name in row.ours for row in rows)}
     _check(state, ours)
-    return _theirs(_rows(layout, config, ours), state, ours)
+    return _theirs(_rows(layout, config, ours) if rows is None else rows, state, ours)
+
+
+def rows_of_several(layout: Layout | None, config: ModelConfig) -> list[tuple[str, ...]]:
+    """Names of ours that are one tensor there."""
+    return [row.ours for row in _rows(layout, config, our_shapes(config)) if len(row.ours) > 1]
 
 
 def to_ours(layout: Layout | None, config: ModelConfig, found: Mapping[str, torch.Tensor]) -> Tensors:

@@ -233,8 +233,8 @@ def assumptions(plan: AtScale) -> Iterator[str]:
     cluster = plan.cluster
     if cluster.gpus > 1:
         yield (
-            f"hornbook train takes the line 1 x {cluster.gpus:,} where the model fits, else {cluster.gpus:,} x 1 "
-            "(--train.parallel sharded); it has no grid of both yet, and saves from the first process"
+            f"training takes the line 1 x {cluster.gpus:,} where the model fits, else {cluster.gpus:,} x 1 "
+            "(--train.parallel sharded); it has no grid of both yet"
         )
     yield (
         f"a GPU reaches {cluster.share_of_peak:.3g} of its {count(plan.split.peak)} FLOPs a second, with all that is "

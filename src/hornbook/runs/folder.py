@@ -38,6 +38,7 @@ METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 CHECKPOINTS, BEST, SNAPSHOTS = "checkpoints", "best", "snapshots"
 # Beside the model in a checkpoint.
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
+OPTIMIZERS = "optimizer*.safetensors"  # in parts, where several processes wrote it
 OPTIMIZER_KNOBS = "optimizer.json"  # beside the optimizer of a model that was imported
 MOST_STEPS_NAMED = 10
 USUAL = Path("runs")
@@ -258,7 +259,7 @@ def strangeness(folder: Path, run_id: str | None = None) -> str | None:
 
 def damage_of_model(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint for those who will not train on: its moments, two thirds of it, are not read."""
-    return files.damage(checkpoint, unread={OPTIMIZER})
+    return files.damage(checkpoint, unread={each.name for each in checkpoint.glob(OPTIMIZERS)})
 
 
 def step_of(checkpoint: Path) -> int:

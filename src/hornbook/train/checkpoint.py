@@ -20,11 +20,13 @@ import torch
 from hornbook.base import files
 from hornbook.base.console import count, warn
 from hornbook.base.errors import MachineError, UserError
-from hornbook.model.folder import load_config, load_weights, read_tensors, save_weights
+from hornbook.base.world import Meeting
+from hornbook.model.folder import describe_model, load_config, load_weights, save_weights
 from hornbook.runs.folder import BEST, CHECKPOINTS, OPTIMIZER, SNAPSHOTS, STATE, RunFolder, step_of, strangeness
 from hornbook.text.tokenizer import Tokenizer
 from hornbook.train.config import RunConfig, learned_by
 from hornbook.train.learner import Learner
+from hornbook.train.parts import read_moments, write_in_parts
 
 SETTINGS = "settings"
 # What must be equal for a resumed run to be the same bit for bit.
@@ -87,9 +89,13 @@ class Learned:
     weights: dict[str, torch.Tensor]
     moments: dict[str, torch.Tensor]
     best: Best | None = None
+    meeting: Meeting | None = None
+    """Where it is but a part, of all processes that save theirs."""
 
     @classmethod
-    def of(cls, learner: Learner) -> Learned:
+    def of(cls, learner: Learner, meeting: Meeting | None = None) -> Learned:
+        if meeting is not None:
+            return cls(learner.own_weights(), learner.own_tensors(), meeting=meeting)
         return cls(learner.kept_weights(), learner.tensors())
 
     def copied(self) -> Learned:
@@ -127,11 +133,22 @@ def save_checkpoint(
             save_weights(config.model, best.weights, tokenizer, staging)
     evaluated = state.val_loss if state.evaluated_at == state.step else None
     notes = {"run_id": run_id, "step": state.step, "val_loss": evaluated}
-    with files.staged_folder(run.checkpoint(state.step), notes, aside=True) as staging:
-        save_weights(config.model, learned.weights, tokenizer, staging)
-        tensors = {name: tensor.contiguous() for name, tensor in learned.moments.items()}
-        safetensors.torch.save_file(tensors, staging / OPTIMIZER)
-        files.write_json(staging / STATE, {**asdict(state), "machine": machine, SETTINGS: learned_by(config)})
+    path, told = run.checkpoint(state.step), {**asdict(state), "machine": machine, SETTINGS: learned_by(config)}
+
+    def describe(staging: Path) -> None:
+        describe_model(config.model, tokenizer, staging, torch.float32)
+        files.write_json(staging / STATE, told)
+
+    if learned.meeting is not None:
+        write_in_parts(learned.meeting, path, notes, config.model, learned.weights, learned.moments, describe)
+        if not learned.meeting.is_first:
+            return
+    else:
+        with files.staged_folder(path, notes, aside=True) as staging:
+            save_weights(config.model, learned.weights, tokenizer, staging)
+            tensors = {name: tensor.contiguous() for name, tensor in learned.moments.items()}
+            safetensors.torch.save_file(tensors, staging / OPTIMIZER)
+            files.write_json(staging / STATE, told)
     # One of a later step was found damaged, or it would have been resumed from: it takes nobody's place.
     for old in [each for each in run.checkpoints() if step_of(each) <= state.step][keep:]:
         if step_of(old) != state.best_step:
@@ -217,7 +234,7 @@ def restore(checkpoint: Path, learner: Learner) -> None:
         )
     load_weights(model, checkpoint)
     try:
-        learner.restore(read_tensors(checkpoint / OPTIMIZER))
+        learner.restore(read_moments(checkpoint, lambda name: not learner.is_of_another(name)))
     except (KeyError, ValueError) as error:
         raise UserError(
             f"{checkpoint / OPTIMIZER}: of another optimizer ({error}); put run.json back as it was"

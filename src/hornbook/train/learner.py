@@ -17,7 +17,7 @@ from hornbook.base.console import warn
 from hornbook.base.machine import Machine, draw_by, free_cache, is_out_of_memory, mix_seed
 from hornbook.base.world import World
 from hornbook.model.compile import compiled_or_eager
-from hornbook.model.folder import load_weights
+from hornbook.model.folder import load_weights, written_together
 from hornbook.model.gpt import GPT
 from hornbook.model.init import untrained
 from hornbook.train.average import Average
@@ -55,7 +55,8 @@ class Learner:
         self._device = machine.torch_device
         torch.manual_seed(config.seed)
         self.model = self._held(untrained(config.model)).train()
-        self._owners = Owners(list(grouped(self.model, config.optim).values()), world)
+        groups = list(grouped(self.model, config.optim).values())
+        self._owners = Owners(groups, world, written_together(self.model.config) if world.size > 1 else ())
         self._working = self._computing()
         self.optimizer = Optimizer(self.model, config.optim, machine.torch_dtype, only=self._owners.mine)
         self.scaler = LossScaler(machine.torch_dtype, self._device)
@@ -224,8 +225,24 @@ class Learner:
     def tensors(self) -> dict[str, torch.Tensor]:
         """What must be saved beside the weights for training to go on: all of it with the first process, to which the
         others send what they own."""
-        averaged = self._average.tensors() if self._average is not None else {}
-        return self._world.sent_to_first(self.optimizer.tensors()) | self._spikes.tensors() | averaged
+        return self._world.sent_to_first(self.optimizer.tensors()) | self._spikes.tensors() | self._averaged_tensors()
+
+    def _averaged_tensors(self) -> dict[str, torch.Tensor]:
+        return self._average.tensors() if self._average is not None else {}
+
+    def own_tensors(self) -> dict[str, torch.Tensor]:
+        """Of these, what this process is to save, where each saves a part."""
+        of_all = self._averaged_tensors() | self._spikes.tensors() if self._world.is_first else {}
+        return self.optimizer.tensors() | of_all
+
+    def own_weights(self) -> dict[str, torch.Tensor]:
+        """Of the weights that are to be kept, those that this process is to save."""
+        kept = self.kept_weights()
+        return {name: kept[name] for name in self._owners.mine}
+
+    def is_of_another(self, saved: str) -> bool:
+        """Whether another process is to take what was saved under this name."""
+        return self._owners.is_of_another(saved)
 
     def restore(self, saved: dict[str, torch.Tensor]) -> None:
         self._spikes.restore(saved)

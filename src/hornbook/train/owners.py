@@ -20,16 +20,24 @@ NUMBERS_AT_ONCE = 1 << 21
 
 
 class Owners:
-    def __init__(self, groups: Sequence[Mapping[str, torch.nn.Parameter]], world: World) -> None:
-        """`groups`: parameters that are changed by one rule each, since one rule's work is shared evenly."""
+    def __init__(
+        self,
+        groups: Sequence[Mapping[str, torch.nn.Parameter]],
+        world: World,
+        of_one: Sequence[Sequence[str]] = (),
+    ) -> None:
+        """`groups`: parameters that are changed by one rule each, since one rule's work is shared evenly. `of_one`:
+        names of those that are to have one owner."""
         self._world = world
         self._all = {name: each for group in groups for name, each in group.items()}
         self.owner = dict.fromkeys(self._all, 0)
-        held = [0] * world.size
+        held, chosen = [0] * world.size, dict[str, int]()
+        first_of = {name: names[0] for names in of_one for name in names}
         for group in groups:
             in_group = [0] * world.size
             for name in sorted(group, key=lambda each: -group[each].numel()):
                 rank = min(range(world.size), key=lambda each: (in_group[each], held[each], each))
+                rank = chosen.setdefault(first_of.get(name, name), rank)
                 self.owner[name] = rank
                 in_group[rank] += group[name].numel()
                 held[rank] += group[name].numel()

@@ -19,14 +19,15 @@ from hornbook.base.machine import attention_backend, choose_machine, fast_float_
 from hornbook.base.process import process_left_as_found
 from hornbook.base.stored import stored
 from hornbook.base.world import World
-from hornbook.model.folder import load_model, read_tensors
-from hornbook.runs.folder import OPTIMIZER, RunFolder, step_of
+from hornbook.model.folder import load_model
+from hornbook.runs.folder import RunFolder, step_of
 from hornbook.runs.logs import read_log
 from hornbook.shards.format import Shards
 from hornbook.shards.order import Batch, Loader, SampleOrder
 from hornbook.train.checkpoint import differences, good_checkpoints, restore, saved_state
 from hornbook.train.config import RunConfig
 from hornbook.train.learner import Learner
+from hornbook.train.parts import read_moments
 from hornbook.train.proof import because_of, difference_of
 from hornbook.train.start import learner_at
 
@@ -96,7 +97,7 @@ def replay(path: Path, progress: Progress | None = None) -> Replayed:
 
 def _unlike(learner: Learner, checkpoint: Path) -> Iterator[str]:
     """The tensors of which a checkpoint has another bit."""
-    saved = {**load_model(checkpoint).state_dict(), **read_tensors(checkpoint / OPTIMIZER)}
+    saved = {**load_model(checkpoint).state_dict(), **read_moments(checkpoint, lambda name: True)}
     for name, now in {**learner.kept_weights(), **learner.tensors()}.items():
         was, now = (each.cpu().contiguous().flatten().view(torch.uint8) for each in (saved[name], now))
         if not torch.equal(was, now):

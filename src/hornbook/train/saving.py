@@ -19,6 +19,7 @@ from hornbook.base.background import Background
 from hornbook.base.console import warn
 from hornbook.base.machine import free_memory_bytes, is_out_of_memory
 from hornbook.base.world import World
+from hornbook.train import parts
 from hornbook.train.checkpoint import (
     CHECKPOINT_BYTES_OF_A_PARAMETER,
     WEIGHT_BYTES_OF_A_PARAMETER,
@@ -52,6 +53,7 @@ class Saver:
         self.saved_step = saved_step
         """Of the newest checkpoint that is safely on the disk."""
         self._learner, self._write, self._world = learner, write, world or World()
+        self._in_parts = self._world.size > 1 and learner.model.config.n_params() >= parts.PARTS_FROM
         self._beside: bool | None = None
         self._thread = Background()
         self._writing: Future[None] | None = None
@@ -74,8 +76,9 @@ class Saver:
         self.wait()
         if self._best is not None and self._best.step != state.best_step:
             self._best = None  # the checkpoint itself is better
-        learned = replace(Learned.of(self._learner), best=self._best)
-        if not self._world.is_first:
+        meeting = self._world.meeting("save") if self._in_parts else None
+        learned = replace(Learned.of(self._learner, meeting), best=self._best)
+        if not self._in_parts and not self._world.is_first:
             self.saved_step = state.step
             return
         self._best_on_its_way, state = self._best, replace(state, logs=dict(state.logs))
@@ -87,6 +90,8 @@ class Saver:
 
     def remember_best(self, state: TrainState) -> bool:
         """Have the weights of this step written with the next checkpoint; False where memory has no room for them."""
+        if self._in_parts:
+            return False
         kept = self._learner.kept_weights()
         return self._world.by_first(lambda: self._remember(state, kept))
 
@@ -104,6 +109,8 @@ class Saver:
     def wait(self) -> None:
         """Until what is being written is on the disk; raise what went wrong."""
         self._world.by_first(self._wait)
+        if not self._world.is_first:
+            self._wait()
 
     def _wait(self) -> None:
         if self._writing is not None:

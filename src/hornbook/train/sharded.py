@@ -83,12 +83,18 @@ class ShardedLearner(Learner):
         """Whoever computes next fetches them."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        averaged = self._average.tensors() if self._average is not None else {}
-        return self._world.sent_to_first(self.optimizer.tensors() | averaged) | self._spikes.tensors()
+        return self._world.sent_to_first(self.own_tensors()) | self._spikes.tensors()
+
+    def own_tensors(self) -> dict[str, torch.Tensor]:
+        of_all = self._spikes.tensors() if self._world.is_first else {}
+        return self.optimizer.tensors() | self._averaged_tensors() | of_all
+
+    def own_weights(self) -> dict[str, torch.Tensor]:
+        mine = {name: each.detach() for name, each in self._owners.mine.items()}
+        return mine if self._average is None else self._average.of(mine)
 
     def kept_weights(self) -> dict[str, torch.Tensor]:
-        mine = {name: each.detach() for name, each in self._owners.mine.items()}
-        everything = self._world.sent_to_first(mine if self._average is None else self._average.of(mine))
+        everything = self._world.sent_to_first(self.own_weights())
         if self._config.model.tied and everything:
             everything["head.weight"] = everything["embedding.weight"]
         return everything
