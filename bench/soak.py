@@ -159,12 +159,14 @@ def import_what_training_does(names: Path, act: Callable[[], object]) -> None:
 
 def ended(pid: int, kill_after: float | None = None) -> int:
     """The exit code of a process, which is killed after so many seconds; negative where a signal ended it."""
-    until = time.monotonic() + (SECONDS_AT_MOST if kill_after is None else kill_after)
+    waited, last = 0.0, time.monotonic()
     while True:
+        now = time.monotonic()
+        waited, last = waited + min(now - last, 0.1), now  # who was stopped meanwhile has not waited
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
-        if time.monotonic() >= until:
+        if waited >= (SECONDS_AT_MOST if kill_after is None else kill_after):
             os.kill(pid, signal.SIGKILL)
             _, status = os.waitpid(pid, 0)
             must(kill_after is not None, f"a process was still at it after {SECONDS_AT_MOST} s")

@@ -248,10 +248,17 @@ class _Lines:
             self._step, self._said = entry["step"], set()
         if "seconds" in entry:
             self._time = self._began + entry["seconds"]
-        new = {name: value for name, value in entry.items() if name != "step" and name not in self._said}
-        numbers = {name: float(value) for name, value in new.items() if isinstance(value, bool | int | float)}
+        numbers = {name: value for name, value in _numbers(entry) if name != "step" and name not in self._said}
         self._said |= numbers.keys()
         return Line(self._step, self._time, numbers)
+
+
+def _numbers(entry: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """Of a row of numbers, as there is one for the layers, each under its place: `layers/0`."""
+    for name, value in entry.items():
+        for place, each in enumerate(value) if isinstance(value, list) else [("", value)]:
+            if isinstance(each, bool | int | float):
+                yield f"{name}/{place}" if isinstance(value, list) else name, float(each)
 
 
 def _shown(folder: RunFolder, holds_before: int) -> Shown:
