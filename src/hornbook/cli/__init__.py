@@ -35,7 +35,7 @@ hornbook trains GPT-style language models from scratch.
   hornbook prepare  CORPUS|PATH...         text to tokens on disk
   hornbook tokenizer train TEXT --out FILE learn a vocabulary by itself; tokenizer show FILE TEXT
   hornbook import   SOURCE OUT             a model from elsewhere: GPT-2 from the hub, nanoGPT's ckpt.pt, ...
-  hornbook export   runs/NAME|MODEL        for other programs: --to hf|gguf|pt
+  hornbook export   runs/NAME|MODEL        for other programs: --to hf|gguf|html|pt
   hornbook average  runs/NAME --out DIR    the mean of its last checkpoints, as a model
   hornbook verify   PATH                   is every byte as it was written? --replay: does a run continue exactly?
   hornbook model    RECIPE|runs/NAME|MODEL its parts, sizes, FLOPs, memory, and the GPUs that hold it
