@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import tokenizers
 import torch
 from playwright.sync_api import Browser, Page, expect
@@ -20,7 +22,7 @@ from hornbook.base import files
 from hornbook.base.errors import UserError
 from hornbook.cli import main
 from hornbook.exchange.export import export_model
-from hornbook.exchange.one_page import COMPUTED, SCRIPTS, page_weights
+from hornbook.exchange.one_page import COMPUTED, SCRIPTS
 from hornbook.exchange.page_tokenizer import tokenizer_facts
 from hornbook.infer.config import SamplerConfig
 from hornbook.infer.decode import generate
@@ -112,12 +114,20 @@ def told(answer: dict[str, Any]) -> str:
     return "".join(each["text"] for each in answer["pieces"])
 
 
-def ours(folder: Path, dtype: str, prompt: str = PROMPT, **rules: Any) -> list[int]:
-    """What we generate with the numbers that the page has."""
-    model, tokenizer = load_model(folder), Tokenizer.load(folder)
-    missing = model.load_state_dict(page_weights(folder, dtype), strict=False)
+def as_in(exported: Path, folder: Path) -> GPT:
+    """The model with the numbers that its page has."""
+    held = safetensors.torch.load(b"".join(base64.b64decode(each) for each in parts_of(exported)["weights"]))
+    scales = {name: held.pop(f"{name}.scales")[:, None] for name in list(held) if f"{name}.scales" in held}
+    model = load_model(folder)
+    missing = model.load_state_dict({name: each.float() * scales.get(name, 1) for name, each in held.items()}, False)
     assert not missing.unexpected_keys
-    assert set(missing.missing_keys) <= {"head.weight"}
+    assert set(missing.missing_keys) <= ({"head.weight"} if model.config.tied else set())
+    return model
+
+
+def ours(exported: Path, folder: Path, prompt: str = PROMPT, **rules: Any) -> list[int]:
+    """What we generate with the numbers that the page has."""
+    model, tokenizer = as_in(exported, folder), Tokenizer.load(folder)
     seed = rules.pop("seed", 0)
     sampler, ids = SamplerConfig(**({"top_p": 1.0} | rules)), tokenizer.encode_prompt(prompt)
     known = {"end_of_text": tokenizer.stop, "known_ids": tokenizer.vocab_size}
@@ -175,8 +185,8 @@ def test_its_text_is_ours_token_for_token(
     folder = untrained(kind, PRESETS[preset](**SMALL))
     exported = export_model(folder, "html", tmp_path / "page.html")
     greedy, drawn = asked(blank, exported, GREEDY, WITH)
-    assert told(greedy) == text_of(folder, ours(folder, "f16", **GREEDY))
-    wanted = ours(folder, "f16", **WITH)
+    assert told(greedy) == text_of(folder, ours(exported, folder, **GREEDY))
+    wanted = ours(exported, folder, **WITH)
     assert len(set(wanted)) > 10
     assert told(drawn) == text_of(folder, wanted)
 
@@ -184,15 +194,15 @@ def test_its_text_is_ours_token_for_token(
 @pytest.mark.parametrize("shape", SHAPES)
 def test_it_computes_every_shape(shape: str, untrained: Callable[..., Path], blank: Page, tmp_path: Path) -> None:
     folder = untrained("byte", modern(**(SMALL | SHAPES[shape])))
-    [drawn] = asked(blank, export_model(folder, "html", tmp_path / "page.html", dtype="int8"), WITH)
-    assert told(drawn) == text_of(folder, ours(folder, "int8", **WITH))
+    exported = export_model(folder, "html", tmp_path / "page.html", dtype="int8")
+    [drawn] = asked(blank, exported, WITH)
+    assert told(drawn) == text_of(folder, ours(exported, folder, **WITH))
 
 
 def test_each_token_tells_what_else_was_likely(exported: Path, run: Path, blank: Page) -> None:
     folder = resolve(run)
     [answer] = asked(blank, exported, WITH | {"max_tokens": 20, "prompt": "def "})
-    model, tokenizer = load_model(folder), Tokenizer.load(folder)
-    model.load_state_dict(page_weights(folder, "f16"))
+    model, tokenizer = as_in(exported, folder), Tokenizer.load(folder)
     tokens = [each for piece in answer["pieces"] for each in piece["tokens"]]
     ids = tokenizer.encode_prompt("def ")
     for each in tokens:
@@ -241,7 +251,7 @@ def test_it_speaks_from_a_file_with_the_network_off(
     expect(page.locator("#said")).to_contain_text("Done, 200 tokens")
     folder = resolve(run)
     said = page.locator("#answer").evaluate("each => each.textContent")
-    assert said == text_of(folder, ours(folder, "f16", **GREEDY))
+    assert said == text_of(folder, ours(exported, folder, **GREEDY))
     assert page.evaluate("counts.size") > 5, "the tokens came in a few lumps"
     if phone:
         page.get_by_role("button", name="Settings").click()
@@ -270,7 +280,7 @@ def test_stopping_ends_the_computing_and_the_next_text_is_whole(browser: Browser
     page.keyboard.press("Control+Enter")
     expect(page.locator("#said")).to_contain_text("Done, 200 tokens")
     said = page.locator("#answer").evaluate("each => each.textContent")
-    assert said == text_of(resolve(run), ours(resolve(run), "f16", **GREEDY))
+    assert said == text_of(resolve(run), ours(exported, resolve(run), **GREEDY))
     assert held < 4000
     page.close()
 

@@ -74,18 +74,6 @@ def export_page(folder: Path, out: Path, dtype: str) -> None:
         files.write_text(staging, _page(known, facts, weights, dtype))
 
 
-def page_weights(folder: Path, dtype: str) -> dict[str, torch.Tensor]:
-    """The numbers that the page of a model has, in float32."""
-    model = load_model(folder)
-    stored = _stored(model.state_dict(), model.config, dtype)
-    scales = {name: tensor for name, tensor in stored.items() if name.endswith(".scales")}
-    return {
-        name: tensor.float() * scales[f"{name}.scales"][:, None] if f"{name}.scales" in scales else tensor.float()
-        for name, tensor in stored.items()
-        if name not in scales
-    }
-
-
 def _check(folder: Path, config: ModelConfig) -> None:
     for knob, known in COMPUTED.items():
         if getattr(config, knob) not in known:
