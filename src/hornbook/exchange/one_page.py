@@ -240,7 +240,7 @@ def _rows(known: Known, dtype: str) -> dict[str, str]:
     if known.record is not None:
         rows["text"] = known.data
         if known.manifest is not None:
-            rows["of which it read"] = f"{count(float(known.manifest['splits']['train']['bytes_of_text']))}B"
+            rows["text"] += f", {count(float(known.manifest['splits']['train']['bytes_of_text']))}B to train on"
         if known.trained is not None:
             rows["tokens read"] = f"{known.trained['tokens']:,}"
             if known.times_read is not None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from hornbook.shards.format import Shards
 WORDS = 8
 LEAST = 40  # bytes of a passage, as much as eight words have
 AT_ONCE = 1 << 18  # ids that are decoded together
+MAPPED = 1 << 25  # ids after which files are mapped anew, since mapped pages that were read count as memory
 LISTED = 5  # passages of a text
 PAIRS = 1 << 16  # places that are compared together
 FILTER_BITS = 20
@@ -100,7 +102,8 @@ class _Stream:
     """A split as folded text. It begins and ends with a blank."""
 
     def __init__(self, shards: Shards, split: str) -> None:
-        self.tokens, self.tokenizer = shards.split(split), shards.tokenizer
+        self._open = partial(shards.split, split)
+        self.tokens, self.tokenizer = self._open(), shards.tokenizer
         pieces = [self.tokenizer.piece(token) for token in range(self.tokenizer.vocab_size)]
         pieces[self.tokenizer.end_of_text] = b" "
         self._lengths = np.array([len(piece) for piece in pieces], np.int64)
@@ -114,6 +117,8 @@ class _Stream:
         held, start, after_blank, ended = np.array([BLANK], np.uint8), 0, True, 0
         size = len(self.tokens)
         for at in range(0, size, AT_ONCE):
+            if at % MAPPED == 0:
+                self.tokens = self._open()
             ids = self.tokens.read(at, min(AT_ONCE, size - at))
             self._began.append((start + len(held), after_blank, ended))
             new, after_blank = _fold(self._decoded(ids), after_blank)
