@@ -44,6 +44,7 @@ WRITES_WHERE_IT_MAY = {
     ("hornbook.text.tokenizer", "save"),
     ("hornbook.shards.prepare", "_learn"),
     ("hornbook", "_repr_png_"),
+    ("hornbook.exchange.one_page", "export_page"),
 }
 MOST_KNOBS = 120
 

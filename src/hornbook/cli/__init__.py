@@ -31,11 +31,12 @@ hornbook trains GPT-style language models from scratch.
   hornbook generate runs/NAME|MODEL        let a model speak: --prompt "Once upon a time"; with none, a prompt line
   hornbook serve    runs/NAME|MODEL...     a page to play with, and an API as OpenAI's
   hornbook eval     runs/NAME|MODEL        loss, perplexity and bits per byte: --data TEXT
+  hornbook originality runs/NAME           what it merely recites from its training text
   hornbook report   runs/NAME...           how it went: findings, curves; of several, who won
   hornbook prepare  CORPUS|PATH...         text to tokens on disk
   hornbook tokenizer train TEXT --out FILE learn a vocabulary by itself; tokenizer show FILE TEXT
   hornbook import   SOURCE OUT             a model from elsewhere: GPT-2 from the hub, nanoGPT's ckpt.pt, ...
-  hornbook export   runs/NAME|MODEL        for other programs: --to hf|gguf|pt
+  hornbook export   runs/NAME|MODEL        for other programs: --to hf|gguf|html|pt
   hornbook average  runs/NAME --out DIR    the mean of its last checkpoints, as a model
   hornbook verify   PATH                   is every byte as it was written? --replay: does a run continue exactly?
   hornbook model    RECIPE|runs/NAME|MODEL its parts, sizes, FLOPs, memory, and the GPUs that hold it
@@ -54,6 +55,7 @@ COMMANDS = {
     "generate": speaking.generate,
     "serve": serving.serve,
     "eval": speaking.evaluate_text,
+    "originality": speaking.originality,
     "report": training.report,
     "prepare": texts.prepare_text,
     "tokenizer": vocabularies.tokenizer,

@@ -53,14 +53,17 @@ def import_foreign(words: list[str]) -> int:
 def export(words: list[str]) -> int:
     parser = parser_of(
         "export",
-        "A model for other programs: a folder for transformers (hf), a file for llama.cpp (gguf), or a plain "
-        "PyTorch state dict (pt).",
+        "A model for other programs: a folder for transformers (hf), a file for llama.cpp (gguf), one page in which it "
+        "speaks in any browser (html), or a plain PyTorch state dict (pt).",
     )
     parser.add_argument("model", type=Path, metavar="runs/NAME|MODEL")
-    parser.add_argument("--to", required=True, metavar="hf|gguf|pt")
-    parser.add_argument("--out", type=Path, help="NAME-hf, NAME.gguf or NAME.pt here when not given")
+    parser.add_argument("--to", required=True, metavar="hf|gguf|html|pt")
+    parser.add_argument("--out", type=Path, help="NAME-hf, NAME.gguf, NAME.html or NAME.pt here when not given")
     parser.add_argument("--at", default="best", help="which checkpoint of a run: best, newest, or a step")
-    parser.add_argument("--dtype", help="f32, f16, bf16, and for gguf q8_0; for gguf f16 when not given, else f32")
+    parser.add_argument(
+        "--dtype",
+        help="f32, f16, bf16; for gguf also q8_0; for html f16 or int8; f16 for these two when not given, else f32",
+    )
     parser.add_argument(
         "--with-code",
         action="store_true",

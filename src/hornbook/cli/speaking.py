@@ -1,7 +1,8 @@
-"""Commands of a model at work: generate, eval."""
+"""Commands of a model at work: generate, eval, originality."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -144,4 +145,48 @@ def generate(words: list[str]) -> int:
         speak_side_by_side([speaker, *others], given.models, prompts, options, given.json)
     else:
         speak(speaker, prompts, options, given.json)
+    return 0
+
+
+def originality(words: list[str]) -> int:
+    parser = parser_of(
+        "originality",
+        "What a model merely recites: how much of what it writes stands in its training text word for word, and where, "
+        "beside how much of the validation text does.",
+    )
+    parser.add_argument("run", type=Path, metavar="runs/NAME")
+    parser.add_argument(
+        "--log", action="store_true", help="look at the run's newest logged samples instead of letting it write some"
+    )
+    given = with_model_options(parser, words)
+    from hornbook.base.console import Progress, count, say
+    from hornbook.base.output import visible
+    from hornbook.infer.originality import SHOWN, originality
+    from hornbook.shards.recited import LEAST
+
+    with Progress(sys.stderr) as line:
+        found = originality(
+            given.run,
+            given.at,
+            given.device,
+            given.dtype,
+            given.log,
+            lambda done, of: line.update(f"read {count(float(done))} of {count(float(of))} tokens"),
+        )
+    if given.json:
+        answer_json(found.as_dict())
+        return 0
+    say(f"samples      {found.of_samples} stand in the training text ({found.samples} samples)")
+    say(f"fresh text   {found.of_held_out}, of the validation text")
+    say(f"passages     {found.covered:.1%} of what it wrote lies in passages of {LEAST} bytes or more that stand there")
+    for each in found.passages:
+        shown = each["text"] if len(each["text"]) <= SHOWN else each["text"][:SHOWN] + " ..."
+        say(f"  {each['bytes']:,} bytes, as in document {each['document']:,} (token {each['token']:,}):")
+        say(f"    {visible(shown)}")
+    twins = found.twins
+    if twins.compared:
+        say(f"twins        {twins.documents:,} of {twins.compared:,} validation documents are in the training text too")
+    else:
+        say("twins        no validation document could be compared with the training text's")
+    say(f"\n{found.verdict}")
     return 0

@@ -9,6 +9,7 @@ are what somebody called a file: they stand there as letters, and mean nothing t
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from hornbook.text.corpora import find_corpus
 from hornbook.text.readers import name_of
 
 TEMPLATE = "card.md.jinja"
+SMALL = 7e9  # parameters
 CARD, APP, NEEDS, PICTURE = "README.md", "app.py", "requirements.txt", "loss.png"
 # What the app was tried with. The hub brings gradio; whoever starts it at home has to.
 NEEDED = "torch>=2.11\ntransformers>=5,<6\ngradio>=6,<7\n"
@@ -168,6 +170,28 @@ class Known:
             return f"From {letters(self.data)}, a text of the owner's."
         origin = f"From {corpus.origin}; " if corpus.local is None else ""
         return f"The corpus {letters(name)}: {corpus.about}. {origin}licence: {corpus.licence}."
+
+    @property
+    def limits(self) -> Iterator[str]:
+        """What it cannot do, a sentence or two each."""
+        yield (
+            "It continues text, and was not taught to answer, to follow instructions, to refuse, or to be harmless. "
+            "Nothing filters what it writes."
+        )
+        yield "It states what is false as readily as what is true; nothing in it checks."
+        if (parameters := self.model.n_params()) < SMALL:
+            small = f"With {count(float(parameters))} parameters it is small beside the models that people talk to"
+            yield f"{small}: expect less of it."
+        yield f"It sees {self.model.context:,} tokens at once, and knows nothing of what came before them."
+        if self.from_scratch:
+            yield f"All that it knows is from {self.data}: its language, its subjects, and its faults."
+        recites = "may recite from it word for word: names, numbers and what is protected included."
+        if (times := self.times_read or 0) >= 2:
+            yield f"It read its text {times:.1f} times over, and {recites}"
+        elif self.record is not None:
+            yield f"It {recites.replace('from it', 'from its text')}"
+        if self.measures:
+            yield "The figures above are of text of the same kind as it was trained on; on other text they are worse."
 
     @property
     def prompt(self) -> str:

@@ -1,8 +1,9 @@
 """Our models go out.
 
-In: a model folder, or a run.  Out: a folder that transformers opens by its path, one GGUF file for llama.cpp, or one
-file of torch.save with the state dict under our own names and the config that builds a GPT for it. Into a folder of a
-shape that transformers does not have goes, where it is asked for, a modelling file (modeling.py).
+In: a model folder, or a run.  Out: a folder that transformers opens by its path, one GGUF file for llama.cpp, one page
+in which it speaks by itself, or one file of torch.save with the state dict under our own names and the config that
+builds a GPT for it. Into a folder of a shape that transformers does not have goes, where it is asked for, a modelling
+file (modeling.py).
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from hornbook.exchange.card import write_card
 from hornbook.exchange.gguf import DTYPES, export_gguf
 from hornbook.exchange.imports import OUR_CONFIG, STATE
 from hornbook.exchange.modeling import modeling_file
+from hornbook.exchange.one_page import DTYPES as PAGE_DTYPES
+from hornbook.exchange.one_page import export_page
 from hornbook.model.folder import CONFIG, load_model, save_model
 from hornbook.model.shapes import SHAPES, shape_of
 from hornbook.runs.folder import resolve
@@ -123,6 +126,9 @@ FORMATS = {
     "hf": ExportFormat(_to_transformers, "-hf", tuple(PLAIN), _with_transformers),
     "gguf": ExportFormat(
         export_gguf, ".gguf", tuple(DTYPES), lambda out, _: shell("llama-cli", "-m", out, "-p", "Once upon a time")
+    ),
+    "html": ExportFormat(
+        export_page, ".html", PAGE_DTYPES, lambda out, _: shell("python", "-m", "webbrowser", out.resolve().as_uri())
     ),
     "pt": ExportFormat(
         _to_torch, ".pt", tuple(PLAIN), lambda out, model: command("import", out, "OUT", "--tokenizer", model)
