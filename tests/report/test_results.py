@@ -17,6 +17,7 @@ import pytest
 import hornbook
 from hornbook.base.errors import UserError
 from hornbook.cli import main
+from hornbook.report import offline
 from hornbook.report.comparison_page import write_comparison
 from hornbook.report.results import as_csv, differing, groups_of, results_of, verdict
 from hornbook.report.run_page import Told
@@ -103,3 +104,7 @@ def test_who_won_is_told_within_the_noise_of_seeds(
     runs = of_seeds(trained, tmp_path, groups)
     assert [len(group.names) for group in groups_of(runs)] == [len(bits) for bits in groups.values()]
     assert said in verdict(runs)
+
+
+def test_a_command_in_a_finding_is_one_on_the_page_and_nothing_else_is_markup() -> None:
+    assert str(offline._code("`hornbook train <a>` & more")) == "<code>hornbook train &lt;a&gt;</code> &amp; more"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from hornbook.base import files
 from hornbook.base.console import warn
@@ -35,6 +35,7 @@ def page(template: str, data: Mapping[str, Any], **told: Any) -> str:
         loader=jinja2.FileSystemLoader(PAGE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
+    environment.filters["code"] = _code
     style, script = _joined(STYLES), _joined(SCRIPTS)
     policy = "; ".join(
         (
@@ -49,6 +50,11 @@ def page(template: str, data: Mapping[str, Any], **told: Any) -> str:
     return environment.get_template(template).render(
         told | {"policy": policy, "style": Markup(style), "script": Markup(script), "data": Markup(held)}
     )
+
+
+def _code(text: str) -> Markup:
+    """What stands between backticks is a command."""
+    return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text))))
 
 
 @cache

@@ -18,8 +18,8 @@ from hornbook.report.observed import Observed
 
 # Of the loss: what an evaluation must lie above the best to be told of.
 WORSE = 0.01
-# Of the loss: what twice the time must bring to be worth it. A good run still gains 7 % by each doubling.
-WORTH = 0.12
+# Of the loss: what twice the time must bring to be worth it. A good run gains 7 to 13 % by a doubling.
+WORTH = 0.15
 # As often as this a text can be read again and still teach something.
 MOST_READINGS = 6.0
 SPIKES, NOT_FINITE = 3, 1

@@ -262,7 +262,8 @@ def _facts(told: Told) -> Iterator[tuple[str, list[tuple[str, str]]]]:
         rows = [("name", str(manifest["name"]))]
         for what, split in (("to train on", train), ("to validate", val)):
             size = count(float(split["bytes_of_text"]))
-            rows.append((what, f"{size} bytes, {count(split['tokens'])} tokens, {split['documents']:,} documents"))
+            word = "document" if split["documents"] == 1 else "documents"
+            rows.append((what, f"{size} bytes, {count(split['tokens'])} tokens, {split['documents']:,} {word}"))
         rows.append(("split by", str(manifest.get("split_rule", "-"))))
         rows.append(("vocabulary", f"{manifest['tokenizer']}, {manifest['vocab_size']:,} entries"))
         if text is not None:

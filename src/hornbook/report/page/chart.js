@@ -44,12 +44,12 @@ export function ticks(least, most, wanted = 4) {
 function logTicks(least, most) {
   const powers = [];
   for (let power = Math.floor(Math.log10(least)); power <= Math.log10(most); power++) powers.push(10 ** power);
-  const all = [1, 2, 5].flatMap((each) => powers.map((power) => each * power));
-  for (const choice of [all, powers.concat(powers.map((power) => 3 * power)), powers]) {
-    const within = choice.filter((each) => each >= least && each <= most).sort((a, b) => a - b);
-    if (within.length >= 2 && within.length <= 6) return within;
-  }
-  return powers.filter((each, i) => each >= least && each <= most && i % Math.ceil(powers.length / 6) === 0);
+  const inside = (choice) => choice.filter((each) => each >= least && each <= most).sort((a, b) => a - b);
+  const fine = inside([1, 2, 5].flatMap((each) => powers.map((power) => each * power)));
+  if (fine.length < 3) return ticks(least, most); // over less than a decade there are no powers to go by
+  if (fine.length <= 6) return fine;
+  const coarse = inside(powers);
+  return coarse.filter((_, i) => i % Math.ceil(coarse.length / 6) === 0);
 }
 
 export const figure = (value) =>
@@ -149,7 +149,7 @@ export class Chart {
       drawing.append(svg("line", { class: "grid", x1: EDGE.left, x2: width - EDGE.right, y1: y, y2: y }));
       drawing.append(svg("text", { x: EDGE.left - 6, y: y + 4, "text-anchor": "end" }, this.format(value)));
     }
-    for (const place of ticks(from, to, Math.max(Math.floor(width / 110), 2))) {
+    for (const place of ticks(from, to, Math.max(Math.floor(width / 80), 3))) {
       const anchor = this.x(place) > width - 30 ? "end" : "middle";
       drawing.append(svg("text", { x: this.x(place), y: height - 7, "text-anchor": anchor }, short(place)));
     }
