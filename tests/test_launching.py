@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from hornbook.base.errors import UserError
+from hornbook.base.errors import MachineError, UserError
 from hornbook.cli.launching import Launch
+from hornbook.cli.meeting import is_this_host, own_address, place_kept_at, unused_round
 from hornbook.runs.folder import RunFolder
 from train.worlds import digest
 
+ROOT = Path(__file__).parent.parent
 WORDS = (
     "--tokenizer.kind byte --model.n-layer 1 --model.n-embd 16 --model.n-head 1 --model.context 32 "
     "--train.batch-tokens 256 --train.micro-batch 1 --train.threads 1 --train.save-every-steps 5 --train.device cpu "
@@ -51,6 +57,34 @@ def test_what_is_asked_for_is_taken_out_of_the_words(words: str, asked: Launch |
 def test_what_cannot_be_meant_is_told(words: str, mend: str) -> None:
     with pytest.raises(UserError, match=mend):
         Launch.taken_from(words.split())
+
+
+def test_a_place_is_kept_by_one_and_remembers_who_met_and_parted() -> None:
+    from torch.distributed import TCPStore
+    from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
+    from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
+
+    store = place_kept_at(0)
+    meet = f"127.0.0.1:{store.port}"
+    assert not is_this_host(meet), "kept already"
+    assert not is_this_host("192.0.2.1:29400"), "an address of no host"
+    assert own_address(meet) == "127.0.0.1"
+    with pytest.raises(MachineError, match="give another"):
+        place_kept_at(store.port)
+    for expected in ("run", "run-1", "run-2"):
+        assert unused_round("run", meet) == expected == unused_round("run", meet)
+        other = TCPStore("127.0.0.1", store.port, is_master=False)
+        backend = C10dRendezvousBackend(other, expected)
+        DynamicRendezvousHandler.from_backend(expected, other, backend, 1, 1, "localhost").set_closed()
+
+
+def test_a_port_that_was_served_a_moment_ago_is_free() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            server.accept()[0].close()  # who closes first waits a minute
+            client.recv(1)
+    assert is_this_host(f"127.0.0.1:{port}")
 
 
 @pytest.mark.long
@@ -100,3 +134,22 @@ def wait_until(there: Callable[[], bool], process: subprocess.Popen[str]) -> Non
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < patience
         time.sleep(0.05)
+
+
+def namespaces_may_be_made() -> bool:
+    """As root, with iproute2."""
+    if shutil.which("ip") is None or os.geteuid() != 0:
+        return False
+    return subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode == 0
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not namespaces_may_be_made(), reason="network namespaces: as root, with iproute2")
+def test_a_host_that_falls_silent_is_gone_on_without_and_taken_in_again(tmp_path: Path) -> None:
+    words = ["--out", str(tmp_path), "--times", "1", "--steps", "1000", "--only", "returned"]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])}
+    done = subprocess.run(
+        [sys.executable, "bench/hosts.py", *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout)["bits"]

@@ -179,10 +179,10 @@ def staged_file(final: Path, replace: bool = False) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep a second process out of a folder; the lock dies with the process that holds it."""
+def locked(folder: Path, seconds: float = 0.0) -> Iterator[None]:
+    """Keep a second process out of a folder; the lock dies with the process that holds it, for which this one waits."""
     with disk_trouble_named(folder), open(folder / LOCK, "ab") as file:
-        for _ in range(TRIES_TO_LOCK):
+        for _ in range(TRIES_TO_LOCK + round(100 * seconds)):
             if take_lock(file, wait=False):
                 with contextlib.suppress(OSError):  # to tell who it is, a full disk need not
                     _step("write", folder / LOCK, lambda: _sign(file))

@@ -34,6 +34,10 @@ SECONDS_TO_LEAVE = 5.0
 SECONDS_BETWEEN_LOOKS = 0.02
 
 
+def patience_seconds() -> float:
+    return float(os.environ.get(PATIENCE_SECONDS, USUAL_PATIENCE))
+
+
 class ToldElsewhereError(HornbookError):
     """What is wrong is told by another process."""
 
@@ -97,7 +101,7 @@ class Ranks(World):
         # As it is called since torch 2.12, and was before.
         self._gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
         self._dist, self._asked, self._stops, self._told_at = dist, 0, 0, 0.0
-        patience = datetime.timedelta(seconds=float(os.environ.get(PATIENCE_SECONDS, USUAL_PATIENCE)))
+        patience = datetime.timedelta(seconds=patience_seconds())
         with self._together():
             self._store, _, _ = next(rendezvous("env://"))
             on_gpu = torch.cuda.is_available()

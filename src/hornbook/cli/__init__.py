@@ -19,7 +19,7 @@ from hornbook.base.files import is_utf8
 from hornbook.base.machine import share_the_cores
 from hornbook.base.output import OutputLostError, answer, discard, is_terminal, settle, tell, tell_mistake
 from hornbook.base.world import ToldElsewhereError, leave_world
-from hornbook.cli import glossary, models, serving, speaking, texts, training, vocabularies
+from hornbook.cli import glossary, meeting, models, serving, speaking, texts, training, vocabularies
 from hornbook.cli.words import INTERRUPTED, in_columns
 
 ABOUT = """\
@@ -40,6 +40,7 @@ hornbook trains GPT-style language models from scratch.
   hornbook average  runs/NAME --out DIR    the mean of its last checkpoints, as a model
   hornbook verify   PATH                   is every byte as it was written? --replay: does a run continue exactly?
   hornbook model    RECIPE|runs/NAME|MODEL its parts, sizes, FLOPs, memory, and the GPUs that hold it
+  hornbook meet     [PORT]                 keep the place where the hosts of a run find one another
   hornbook runs     [FOLDER]               the runs there are, how each stands, and who is at work
   hornbook recipes                         the runs that have a name
   hornbook corpora                         the texts that have a name
@@ -64,6 +65,7 @@ COMMANDS = {
     "average": models.average,
     "verify": models.verify_path,
     "model": models.model,
+    "meet": meeting.meet,
     "runs": models.runs,
     "recipes": models.recipes,
     "corpora": texts.corpora,

@@ -7,30 +7,36 @@ begin again from the newest checkpoint, with the hosts that are there then.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import os
 import re
 import signal
-import socket
 import sys
+import time
 import uuid
 from dataclasses import dataclass
 from typing import Any
 
 from hornbook.base.console import say, warn
-from hornbook.base.errors import UserError
+from hornbook.base.errors import MachineError, UserError
 from hornbook.base.machine import cores_to_use
+from hornbook.cli.meeting import is_this_host, own_address, unused_round
 from hornbook.cli.words import INTERRUPTED
 
 # Each must be given by as many words.
 OPTIONS = ("--processes", "--hosts", "--meet")
-LOCALHOST, MEETING_PORT = "127.0.0.1", 29400
+LOCALHOST = "127.0.0.1"
 # To be saved in when it is told to end, after which a process is killed.
 SECONDS_TO_END = 600
 TIMES_TO_BEGIN_AGAIN = 10
 SECONDS_TO_MEET = 900
+# A host that gives no sign for three times as long is lost.
+SECONDS_BETWEEN_SIGNS = 3
+# When there are enough hosts, others may still come for so long; later ones are taken in by beginning again.
+SECONDS_FOR_MORE_HOSTS = 10
+# So old is at most what is known of other hosts.
+SECONDS_UNTIL_TOLD = 2.0
 
 
 @dataclass(frozen=True)
@@ -64,58 +70,148 @@ class Launch:
 
 
 def launch(asked: Launch, words: list[str]) -> int:
-    """`hornbook WORDS` by each of them; the first one's output is what is seen."""
-    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher import api
-
-    class Agent(LocalElasticAgent):
-        """PyTorch's, which begins again whatever a process ended with; this one only where that may help."""
-
-        def _monitor_workers(self, group: Any) -> Any:
-            found = super()._monitor_workers(group)
-            if found.is_failed():
-                codes = {rank: failure.exitcode for rank, failure in found.failures.items()}
-                if any(code in (UserError.exit_code, INTERRUPTED) for code in codes.values()):
-                    self._remaining_restarts = 0
-                elif self._remaining_restarts > 0:
-                    warn(f"{_how_it_ended(codes)}; going on from the newest checkpoint")
-            return found
+    """`hornbook WORDS` by each of them; the first one's output is what is seen. Where the place to meet is lost, it is
+    looked for again: a link may come back, and who keeps the place."""
+    from torch.distributed.elastic.rendezvous import api
 
     # Or, begun again, they would look for one another where they were before.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(cores_to_use() // asked.processes, 1)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    vars(api)["LocalElasticAgent"] = Agent
-    config = api.LaunchConfig(
-        min_nodes=asked.least_hosts,
-        max_nodes=asked.most_hosts,
-        nproc_per_node=asked.processes,
-        run_id=_name_of_this_launch(asked, words),
-        rdzv_backend="c10d",
-        rdzv_endpoint=asked.meet or f"{LOCALHOST}:0",
-        rdzv_configs={
-            "timeout": SECONDS_TO_MEET,
-            "is_host": asked.meet is None or _is_this_host(asked.meet),
-        },
-        local_addr=LOCALHOST if asked.meet is None else _own_address(asked.meet),
-        max_restarts=TIMES_TO_BEGIN_AGAIN,
-        shutdown_timeout=SECONDS_TO_END,
-    )
     hosts = "" if asked.meet is None else f" on this host, of {asked.least_hosts} to {asked.most_hosts}"
-    say(f"starting {asked.processes} processes{hosts}")
-    try:
-        api.elastic_launch(config, sys.executable)("-m", "hornbook", *words)
-    except ChildFailedError as failed:
-        codes = {rank: failure.exitcode for rank, failure in failed.failures.items()}
-        own = [code for code in codes.values() if code in (UserError.exit_code, INTERRUPTED)]
-        if not own:
-            raise UserError(f"{_how_it_ended(codes)}, and did so {TIMES_TO_BEGIN_AGAIN + 1} times") from None
-        return own[0]
-    except SignalException:
-        return INTERRUPTED
-    return 0
+    say(f"starting {asked.processes} {'process' if asked.processes == 1 else 'processes'}{hosts}")
+    attempt = Attempt(asked, words, _name_of_this_launch(asked, words))
+    while True:
+        try:
+            return attempt.run()
+        except api.RendezvousClosedError:
+            raise MachineError("the other hosts have ended this run; the same command goes on with it") from None
+        except api.RendezvousTimeoutError:
+            few = f"fewer than {asked.least_hosts} hosts met at {asked.meet} in {SECONDS_TO_MEET // 60} minutes"
+            raise MachineError(f"--hosts: {few}; is --meet the same on each of them?") from None
+        except (api.RendezvousError, RuntimeError) as error:  # the store's
+            if asked.meet is None:
+                raise
+            if time.monotonic() - attempt.met_at > SECONDS_TO_MEET:
+                why = str(error).splitlines()[0][:80]
+                raise MachineError(f"--meet: nobody keeps {asked.meet}; hornbook meet does ({why})") from None
+            warn(f"{asked.meet}, where hosts meet, is not reached; trying again")
+            time.sleep(1)
+
+
+class Attempt:
+    """One life of this host among the others."""
+
+    def __init__(self, asked: Launch, words: list[str], name: str) -> None:
+        self._asked, self._words, self._name = asked, words, name
+        self._round: str | None = None
+        self.met_at = time.monotonic()
+        """When the others were seen last."""
+
+    def run(self) -> int:
+        from torch.distributed.elastic.multiprocessing.api import SignalException
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+        from torch.distributed.launcher import api
+
+        asked, meet = self._asked, self._asked.meet
+        if self._round is None:
+            self._round = self._name if meet is None else unused_round(self._name, meet)
+        config = api.LaunchConfig(
+            min_nodes=asked.least_hosts,
+            max_nodes=asked.most_hosts,
+            nproc_per_node=asked.processes,
+            run_id=self._round,
+            rdzv_backend="c10d",
+            rdzv_endpoint=meet or f"{LOCALHOST}:0",
+            rdzv_configs={
+                "timeout": SECONDS_TO_MEET,
+                "join_timeout": SECONDS_TO_MEET,
+                "last_call_timeout": SECONDS_FOR_MORE_HOSTS,
+                "keep_alive_interval": SECONDS_BETWEEN_SIGNS,
+                "is_host": meet is None or is_this_host(meet),
+            },
+            local_addr=LOCALHOST if meet is None else own_address(meet),
+            max_restarts=TIMES_TO_BEGIN_AGAIN,
+            shutdown_timeout=SECONDS_TO_END,
+        )
+        vars(api)["LocalElasticAgent"] = self._agent()
+        try:
+            api.elastic_launch(config, sys.executable)("-m", "hornbook", *self._words)
+        except ChildFailedError as failed:
+            codes = {rank: failure.exitcode for rank, failure in failed.failures.items()}
+            own = [code for code in codes.values() if code in (UserError.exit_code, INTERRUPTED)]
+            if not own:
+                raise UserError(f"{_how_it_ended(codes)}, and did so {TIMES_TO_BEGIN_AGAIN + 1} times") from None
+            return own[0]
+        except SignalException:
+            return INTERRUPTED
+        return 0
+
+    def _agent(attempt) -> Any:  # noqa: N805
+        from torch.distributed.elastic.agent.server.api import RunResult, WorkerState
+        from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+        from torch.distributed.elastic.multiprocessing.api import SignalException
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+        from torch.distributed.elastic.rendezvous.api import RendezvousError
+
+        class Agent(LocalElasticAgent):
+            """PyTorch's, which begins again whatever a process ended with; this one only where that may help, and also
+            where another host falls silent."""
+
+            def __init__(self, spec: Any, **more: Any) -> None:
+                super().__init__(spec, **more)
+                self._meeting, self._missed_since = spec.rdzv_handler, None
+                self._meeting.get_run_id = lambda: attempt._name  # by which a process knows its own run
+
+            def run(self, role: str = "default") -> Any:
+                try:
+                    return super().run(role)
+                except (SignalException, ChildFailedError):
+                    raise
+                except Exception:
+                    # To part from the others, rather than to end the meeting for all of them.
+                    self._meeting.shutdown = self._meeting._stop_heartbeats
+                    ended = self._pcontext.wait(0) if self._pcontext else None
+                    failures = ended.failures if ended else {}
+                    if any(each.exitcode == UserError.exit_code for each in failures.values()):
+                        raise ChildFailedError("hornbook", failures) from None
+                    raise
+
+            def _monitor_workers(self, group: Any) -> Any:
+                found = super()._monitor_workers(group)
+                if found.is_failed():
+                    codes = {rank: failure.exitcode for rank, failure in found.failures.items()}
+                    if INTERRUPTED in codes.values() and self._others_begin_again():
+                        return RunResult(state=WorkerState.HEALTHY)  # so that this host does, too
+                    if any(code in (UserError.exit_code, INTERRUPTED) for code in codes.values()):
+                        self._remaining_restarts = 0
+                    elif self._remaining_restarts > 0:
+                        warn(f"{_how_it_ended(codes)}; going on from the newest checkpoint")
+                elif found.state is WorkerState.HEALTHY and self._misses_a_host(group):
+                    warn("another host is silent; going on from the newest checkpoint without it")
+                    self._pcontext.close(signal.SIGKILL)  # they wait for it
+                    return RunResult(state=WorkerState.UNHEALTHY)
+                return found
+
+            def _others_begin_again(self) -> bool:
+                """With a host that came: then their processes are told to stop, and these stop with them."""
+                time.sleep(SECONDS_UNTIL_TOLD)
+                try:
+                    return bool(self._meeting.num_nodes_waiting())
+                except RendezvousError:  # whose place it was has stopped, too
+                    return False
+
+            def _misses_a_host(self, group: Any) -> bool:
+                waiting = self._meeting.num_nodes_waiting()
+                attempt.met_at = time.monotonic()
+                there = len(self._meeting._state_holder.state.participants)
+                if waiting or there >= group.group_world_size:
+                    self._missed_since = None
+                    return False
+                self._missed_since = self._missed_since or time.monotonic()
+                return time.monotonic() - self._missed_since > SECONDS_UNTIL_TOLD
+
+        return Agent
 
 
 def _taken(words: list[str], name: str) -> str | None:
@@ -145,47 +241,3 @@ def _name_of_this_launch(asked: Launch, words: list[str]) -> str:
         return uuid.uuid4().hex
     job = os.environ.get("SLURM_JOB_ID", "")
     return hashlib.sha256("\0".join([job, *words]).encode()).hexdigest()[:16]
-
-
-def _place(meet: str) -> tuple[str, int]:
-    host, colon, port = meet.rpartition(":")
-    if not colon:
-        return meet, MEETING_PORT
-    if not port.isdigit():
-        raise UserError(f"--meet: {meet} is no HOST:PORT")
-    return host, int(port)
-
-
-def _own_address(meet: str) -> str:
-    """That by which this host reaches the others."""
-    host, port = _place(meet)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((host, port))
-        except OSError as error:
-            raise UserError(f"--meet: {meet} cannot be reached ({error.strerror or error})") from None
-        return str(probe.getsockname()[0])
-
-
-def _is_this_host(meet: str) -> bool:
-    """Whether the place to meet is here, and nobody keeps it yet (`hornbook meet` does)."""
-    host, port = _place(meet)
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            probe.bind((host, port))
-        return True
-    except OSError:
-        return False
-
-
-def keep_meeting_place(port: int) -> int:
-    """Until it is ended: a store through which hosts find one another, whichever of them is lost."""
-    import threading
-
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
-    store = TCPStore("0.0.0.0", port, is_master=True, wait_for_workers=False)
-    say(f"hosts meet here: --meet THIS-HOST:{store.port}")
-    with contextlib.suppress(KeyboardInterrupt):
-        threading.Event().wait()
-    return 0

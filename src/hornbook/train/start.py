@@ -29,7 +29,7 @@ from hornbook.base.names import plain_name
 from hornbook.base.process import keep_freed_memory, process_left_as_found
 from hornbook.base.settings import flat
 from hornbook.base.stored import stored
-from hornbook.base.world import World, world
+from hornbook.base.world import World, patience_seconds, world
 from hornbook.report.dashboards import refuse_absent, shown_on
 from hornbook.report.doctor import Doctor
 from hornbook.runs import folder as runs
@@ -134,7 +134,7 @@ def fit(
 
         def take_place() -> None:
             files.make_folder(path)
-            stack.enter_context(files.locked(path))
+            stack.enter_context(files.locked(path, seconds_for_the_lock(path)))
             folder.refuse_taken()  # another process may have been quicker
             clear_leftovers(folder)
 
@@ -149,6 +149,14 @@ def was_begun_by_this_launch(folder: RunFolder) -> bool:
     if launch is None or not folder.has_record() or not folder.is_ours() or not folder.checkpoints():
         return False
     return bool(folder.record().more.get("launch") == launch)
+
+
+def seconds_for_the_lock(path: Path) -> float:
+    """A host that lost the others may take as long to notice, and holds the run's folder until then."""
+    if LAUNCH not in os.environ or not files.is_locked(path):
+        return 0.0
+    warn(f"{path}: another process is at work in it; waiting until it ends, {patience_seconds():.0f} s at most")
+    return patience_seconds() + 10
 
 
 def machine_of(config: RunConfig, together: World) -> Machine:
@@ -187,7 +195,7 @@ def resume(path: Path, changes: Mapping[str, Any] | None = None, progress: Progr
     with contextlib.ExitStack() as stack:
 
         def take_place() -> str:
-            stack.enter_context(files.locked(path))
+            stack.enter_context(files.locked(path, seconds_for_the_lock(path)))
             clear_leftovers(folder)
             newest = newest_checkpoint(folder, record.run_id)
             refuse_other_settings(newest, config)
