@@ -18,7 +18,7 @@ import pytest
 
 from hornbook.base.errors import MachineError, UserError
 from hornbook.cli.launching import Launch
-from hornbook.cli.meeting import is_this_host, own_address, place_kept_at, unused_round
+from hornbook.cli.meeting import is_this_host, own_address, place_kept_at, round_of
 from hornbook.runs.folder import RunFolder
 from train.worlds import digest
 
@@ -72,10 +72,12 @@ def test_a_place_is_kept_by_one_and_remembers_who_met_and_parted() -> None:
     with pytest.raises(MachineError, match="give another"):
         place_kept_at(store.port)
     for expected in ("run", "run-1", "run-2"):
-        assert unused_round("run", meet) == expected == unused_round("run", meet)
+        assert round_of("run", meet) == expected == round_of("run", meet)
         other = TCPStore("127.0.0.1", store.port, is_master=False)
         backend = C10dRendezvousBackend(other, expected)
         DynamicRendezvousHandler.from_backend(expected, other, backend, 1, 1, "localhost").set_closed()
+    assert round_of("run", meet, before="run-1") == "run-1"
+    assert round_of("run", meet, before="run-9") == "run-3", "kept by another since"
 
 
 def test_a_port_that_was_served_a_moment_ago_is_free() -> None:

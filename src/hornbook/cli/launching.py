@@ -21,7 +21,7 @@ from typing import Any
 from hornbook.base.console import say, warn
 from hornbook.base.errors import MachineError, UserError
 from hornbook.base.machine import cores_to_use
-from hornbook.cli.meeting import is_this_host, own_address, unused_round
+from hornbook.cli.meeting import is_this_host, own_address, round_of
 from hornbook.cli.words import INTERRUPTED
 
 # Each must be given by as many words.
@@ -29,7 +29,8 @@ OPTIONS = ("--processes", "--hosts", "--meet")
 LOCALHOST = "127.0.0.1"
 # To be saved in when it is told to end, after which a process is killed.
 SECONDS_TO_END = 600
-TIMES_TO_BEGIN_AGAIN = 10
+# In a row, unless they lived for a while.
+TIMES_TO_BEGIN_AGAIN, SECONDS_OF_A_GOOD_LIFE = 10, 600
 SECONDS_TO_MEET = 900
 # A host that gives no sign for three times as long is lost.
 SECONDS_BETWEEN_SIGNS = 3
@@ -74,6 +75,7 @@ def launch(asked: Launch, words: list[str]) -> int:
     looked for again: a link may come back, and who keeps the place."""
     from torch.distributed.elastic.rendezvous import api
 
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # Or, begun again, they would look for one another where they were before.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(cores_to_use() // asked.processes, 1)))
@@ -105,6 +107,7 @@ class Attempt:
     def __init__(self, asked: Launch, words: list[str], name: str) -> None:
         self._asked, self._words, self._name = asked, words, name
         self._round: str | None = None
+        self._address: str | None = None
         self.met_at = time.monotonic()
         """When the others were seen last."""
 
@@ -114,13 +117,14 @@ class Attempt:
         from torch.distributed.launcher import api
 
         asked, meet = self._asked, self._asked.meet
-        if self._round is None:
-            self._round = self._name if meet is None else unused_round(self._name, meet)
+        if meet is not None:
+            self._address = self._address or own_address(meet)  # that of a host whose link is cut is not found again
+            self._round = round_of(self._name, meet, self._round)
         config = api.LaunchConfig(
             min_nodes=asked.least_hosts,
             max_nodes=asked.most_hosts,
             nproc_per_node=asked.processes,
-            run_id=self._round,
+            run_id=self._round or self._name,
             rdzv_backend="c10d",
             rdzv_endpoint=meet or f"{LOCALHOST}:0",
             rdzv_configs={
@@ -130,7 +134,7 @@ class Attempt:
                 "keep_alive_interval": SECONDS_BETWEEN_SIGNS,
                 "is_host": meet is None or is_this_host(meet),
             },
-            local_addr=LOCALHOST if meet is None else own_address(meet),
+            local_addr=self._address or LOCALHOST,
             max_restarts=TIMES_TO_BEGIN_AGAIN,
             shutdown_timeout=SECONDS_TO_END,
         )
@@ -141,7 +145,9 @@ class Attempt:
             codes = {rank: failure.exitcode for rank, failure in failed.failures.items()}
             own = [code for code in codes.values() if code in (UserError.exit_code, INTERRUPTED)]
             if not own:
-                raise UserError(f"{_how_it_ended(codes)}, and did so {TIMES_TO_BEGIN_AGAIN + 1} times") from None
+                raise UserError(
+                    f"{_how_it_ended(codes)}, and did so {TIMES_TO_BEGIN_AGAIN + 1} times in a row"
+                ) from None
             return own[0]
         except SignalException:
             return INTERRUPTED
@@ -160,7 +166,7 @@ class Attempt:
 
             def __init__(self, spec: Any, **more: Any) -> None:
                 super().__init__(spec, **more)
-                self._meeting, self._missed_since = spec.rdzv_handler, None
+                self._meeting, self._missed_since, self._began = spec.rdzv_handler, None, time.monotonic()
                 self._meeting.get_run_id = lambda: attempt._name  # by which a process knows its own run
 
             def run(self, role: str = "default") -> Any:
@@ -177,8 +183,14 @@ class Attempt:
                         raise ChildFailedError("hornbook", failures) from None
                     raise
 
+            def _start_workers(self, group: Any) -> Any:
+                self._began, self._missed_since = time.monotonic(), None
+                return super()._start_workers(group)
+
             def _monitor_workers(self, group: Any) -> Any:
                 found = super()._monitor_workers(group)
+                if time.monotonic() - self._began > SECONDS_OF_A_GOOD_LIFE:
+                    self._remaining_restarts = TIMES_TO_BEGIN_AGAIN
                 if found.is_failed():
                     codes = {rank: failure.exitcode for rank, failure in found.failures.items()}
                     if INTERRUPTED in codes.values() and self._others_begin_again():
@@ -190,6 +202,7 @@ class Attempt:
                 elif found.state is WorkerState.HEALTHY and self._misses_a_host(group):
                     warn("another host is silent; going on from the newest checkpoint without it")
                     self._pcontext.close(signal.SIGKILL)  # they wait for it
+                    self._remaining_restarts += 1  # it is no fault of theirs
                     return RunResult(state=WorkerState.UNHEALTHY)
                 return found
 

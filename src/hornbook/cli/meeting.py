@@ -74,8 +74,9 @@ def is_this_host(meet: str) -> bool:
         return True
 
 
-def unused_round(name: str, meet: str) -> str:
-    """A name under which the hosts have not yet met and parted: a place that is kept remembers those."""
+def round_of(name: str, meet: str, before: str | None = None) -> str:
+    """A name under which the hosts have not yet met and parted, since a place that is kept remembers those; the one
+    from before, where it remembers that."""
     if is_this_host(meet):
         return name
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -84,6 +85,8 @@ def unused_round(name: str, meet: str) -> str:
 
     host, port = place(meet)
     store: Any = TCPStore(host, port, is_master=False, timeout=datetime.timedelta(seconds=60))
+    if before is not None and C10dRendezvousBackend(store, before).get_state() is not None:
+        return before
     number, tried = 0, name
     while True:
         backend = C10dRendezvousBackend(store, tried)
