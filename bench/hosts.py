@@ -1,10 +1,11 @@
 """Hosts that are lost, and come back: network namespaces of this machine, on a bridge, as root, with iproute2.
 
-    PYTHONPATH=src:tests python bench/hosts.py [--out hosts] [--times 3] [--only killed returned cut first place]
+    PYTHONPATH=src:tests python bench/hosts.py [--out hosts] [--times 3] [--only killed returned cut cut-first first place]
 
 - killed: of three hosts one falls silent (its link is cut, then its processes are killed); the other two go on.
 - returned: of two hosts one falls silent, the other goes on alone; it comes back with the same words and is taken in.
 - cut: the link of one of two hosts is cut for twice the patience; the other goes on alone, and takes it in again.
+- cut-first: the same of the host of the first process, which holds the run's folder until its patience ends.
 - first: the host of the first process, where what is seen comes from, is killed; the other goes on.
 - place: `hornbook meet` is killed, and begun again after ten seconds; both hosts meet there again.
 
@@ -95,7 +96,8 @@ class Steps:
     """When a run took its first steps after a silence, seen by its log, which is cut back when it goes on."""
 
     def __init__(self, run: Path) -> None:
-        self.size, self.changed, self.begun, self._log = 0, time.monotonic(), [], run / "metrics.jsonl"
+        self.size, self.changed, self._log = 0, time.monotonic(), run / "metrics.jsonl"
+        self.begun: list[float] = []
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
@@ -127,7 +129,8 @@ def wait_for(there: Callable[[], bool], hosts: list[Host]) -> None:
 
 class Trial:
     def __init__(self, folder: Path, text: Path, steps: int, hosts: int) -> None:
-        self.folder, self.run, self.seconds = folder, folder / "run", {}
+        self.folder, self.run = folder, folder / "run"
+        self.seconds: dict[str, float] = {}
         folder.mkdir(parents=True)
         self._words = ["train", "--data", str(text), *WORDS.split(), "--train.steps", str(steps)]
         self._words += ["--out", str(self.run), "--hosts", f"1:{hosts}", "--meet", f"{PLACE}:{PORT}"]
@@ -192,7 +195,12 @@ class Trial:
         self.end(one, two)
 
     def cut(self) -> None:
-        one, two = self.hosts
+        self.cut_off(*self.hosts)
+
+    def cut_first(self) -> None:
+        self.cut_off(*reversed(self.hosts))
+
+    def cut_off(self, one: Host, two: Host) -> None:
         since = time.monotonic()
         self.befell("one goes on", two.cut, one)
         time.sleep(max(since + 2 * PATIENCE - time.monotonic(), 0))
@@ -217,6 +225,7 @@ TRIALS: dict[str, tuple[int, Callable[[Trial], None]]] = {
     "killed": (3, Trial.killed),
     "returned": (2, Trial.returned),
     "cut": (2, Trial.cut),
+    "cut-first": (2, Trial.cut_first),
     "first": (2, Trial.first),
     "place": (2, Trial.place_lost),
 }
@@ -230,7 +239,8 @@ def furthest(run: Path, alone: Path) -> float:
 
 def tried(kind: str, folder: Path, text: Path, steps: int, alone: Path) -> dict[str, Any]:
     hosts, act = TRIALS[kind]
-    trial, told = Trial(folder, text, steps, hosts), {"kind": kind, "ok": False}
+    trial = Trial(folder, text, steps, hosts)
+    told: dict[str, Any] = {"kind": kind, "ok": False}
     try:
         with trial:
             trial.begin()
