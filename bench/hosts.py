@@ -1,6 +1,6 @@
 """Hosts that are lost, and come back: network namespaces of this machine, on a bridge, as root, with iproute2.
 
-    PYTHONPATH=src:tests python bench/hosts.py [--out hosts] [--times 3] [--only killed returned cut cut-first first place]
+    PYTHONPATH=src:tests python bench/hosts.py [--out hosts] [--times 3] [--only killed returned cut ...]
 
 - killed: of three hosts one falls silent (its link is cut, then its processes are killed); the other two go on.
 - returned: of two hosts one falls silent, the other goes on alone; it comes back with the same words and is taken in.
