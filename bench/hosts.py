@@ -42,8 +42,8 @@ PATIENCE = 20
 SECONDS_AT_MOST = 400
 TOLERANCE = 1e-5
 WORDS = (
-    "--tokenizer.kind byte --model.n-layer 2 --model.n-embd 64 --model.n-head 2 --model.context 64 "
-    "--train.batch-tokens 1024 --train.micro-batch 1 --train.threads 1 --train.save-every-steps 20 "
+    "--tokenizer.kind byte --model.n-layer 1 --model.n-embd 16 --model.n-head 1 --model.context 32 "
+    "--train.batch-tokens 128 --train.micro-batch 1 --train.threads 1 --train.save-every-steps 20 "
     "--train.device cpu --train.dtype float32 --train.compile false --train.eval-every-steps 500 "
     "--train.snapshots false --sample.tokens 1 --schedule.kind constant"
 )
@@ -134,7 +134,7 @@ class Trial:
         folder.mkdir(parents=True)
         self._words = ["train", "--data", str(text), *WORDS.split(), "--train.steps", str(steps)]
         self._words += ["--out", str(self.run), "--hosts", f"1:{hosts}", "--meet", f"{PLACE}:{PORT}"]
-        self.place: subprocess.Popen[str] | None = None
+        self.place: subprocess.Popen[bytes] | None = None
         self.hosts: list[Host] = []
         self._count = hosts
 

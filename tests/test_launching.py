@@ -60,7 +60,7 @@ def test_what_cannot_be_meant_is_told(words: str, mend: str) -> None:
 
 
 def test_a_place_is_kept_by_one_and_remembers_who_met_and_parted() -> None:
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
     from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
     from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 

@@ -166,7 +166,8 @@ class Attempt:
 
             def __init__(self, spec: Any, **more: Any) -> None:
                 super().__init__(spec, **more)
-                self._meeting, self._missed_since, self._began = spec.rdzv_handler, None, time.monotonic()
+                self._meeting, self._began = spec.rdzv_handler, time.monotonic()
+                self._missed_since: float | None = None
                 self._meeting.get_run_id = lambda: attempt._name  # by which a process knows its own run
 
             def run(self, role: str = "default") -> Any:
@@ -201,7 +202,8 @@ class Attempt:
                         warn(f"{_how_it_ended(codes)}; going on from the newest checkpoint")
                 elif found.state is WorkerState.HEALTHY and self._misses_a_host(group):
                     warn("another host is silent; going on from the newest checkpoint without it")
-                    self._pcontext.close(signal.SIGKILL)  # they wait for it
+                    if self._pcontext is not None:
+                        self._pcontext.close(signal.SIGKILL)  # they wait for it
                     self._remaining_restarts += 1  # it is no fault of theirs
                     return RunResult(state=WorkerState.UNHEALTHY)
                 return found
