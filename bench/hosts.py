@@ -272,7 +272,7 @@ def main() -> int:
     os.environ.setdefault("HORNBOOK_HOME", str(out / "home"))
     text, alone = out / "text.txt", out / f"alone-{asked.steps}"
     text.write_text("".join(lines_of_text()))
-    if not (alone / "report.html").exists():
+    if not RunFolder(alone).checkpoint(asked.steps).is_dir():
         shutil.rmtree(alone, ignore_errors=True)
         words = ["train", "--data", str(text), *WORDS.split(), "--train.steps", str(asked.steps), "--out", str(alone)]
         subprocess.run([sys.executable, "-m", "hornbook", *words], check=True, stdout=subprocess.DEVNULL)

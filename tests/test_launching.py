@@ -18,7 +18,7 @@ import pytest
 
 from hornbook.base.errors import MachineError, UserError
 from hornbook.cli.launching import Launch
-from hornbook.cli.meeting import is_this_host, own_address, place_kept_at, round_of
+from hornbook.cli.meeting import interface_of, is_this_host, own_address, place_kept_at, round_of
 from hornbook.runs.folder import RunFolder
 from train.worlds import digest
 
@@ -69,6 +69,7 @@ def test_a_place_is_kept_by_one_and_remembers_who_met_and_parted() -> None:
     assert not is_this_host(meet), "kept already"
     assert not is_this_host("192.0.2.1:29400"), "an address of no host"
     assert own_address(meet) == "127.0.0.1"
+    assert interface_of("127.0.0.1") is None
     with pytest.raises(MachineError, match="give another"):
         place_kept_at(store.port)
     for expected in ("run", "run-1", "run-2"):

@@ -21,7 +21,7 @@ from typing import Any
 from hornbook.base.console import say, warn
 from hornbook.base.errors import MachineError, UserError
 from hornbook.base.machine import cores_to_use
-from hornbook.cli.meeting import is_this_host, own_address, round_of
+from hornbook.cli.meeting import interface_of, is_this_host, own_address, round_of
 from hornbook.cli.words import INTERRUPTED
 
 # Each must be given by as many words.
@@ -119,6 +119,9 @@ class Attempt:
         asked, meet = self._asked, self._asked.meet
         if meet is not None:
             self._address = self._address or own_address(meet)  # that of a host whose link is cut is not found again
+            # Or gloo takes that of the host's name, which on many a host is 127.0.1.1.
+            if interface := interface_of(self._address):
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
             self._round = round_of(self._name, meet, self._round)
         config = api.LaunchConfig(
             min_nodes=asked.least_hosts,

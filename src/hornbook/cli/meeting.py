@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import socket
+import struct
 import threading
 from typing import Any
 
@@ -17,6 +18,7 @@ from hornbook.base.errors import MachineError, UserError
 from hornbook.cli.words import parse, parser_of
 
 USUAL_PORT = 29400
+ASK_ADDRESS = 0x8915  # of an interface, in Linux: SIOCGIFADDR
 
 
 def meet(words: list[str]) -> int:
@@ -60,6 +62,22 @@ def own_address(meet: str) -> str:
         except OSError as error:
             raise UserError(f"--meet: {meet} cannot be reached ({error.strerror or error})") from None
         return str(probe.getsockname()[0])
+
+
+def interface_of(address: str) -> str | None:
+    """The network interface that has it, where that can be told; none of the loopback's, which reaches nobody."""
+    try:
+        import fcntl  # not on Windows
+
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            for _, name in socket.if_nameindex():
+                with contextlib.suppress(OSError):
+                    there = fcntl.ioctl(probe, ASK_ADDRESS, struct.pack("256s", name.encode()))[20:24]
+                    if socket.inet_ntoa(there) == address and not address.startswith("127."):
+                        return name
+    except (ImportError, OSError):
+        pass
+    return None
 
 
 def is_this_host(meet: str) -> bool:
