@@ -59,6 +59,9 @@ class Host:
     def __init__(self, number: int) -> None:
         self.name, self.link = f"hornbook{number}", f"hb{number}"
         self.launcher: subprocess.Popen[str] | None = None
+        for left in (("link", "del", self.link), ("netns", "del", self.name)):  # by a trial that was killed
+            with contextlib.suppress(subprocess.CalledProcessError):
+                ip(*left)
         ip("netns", "add", self.name)
         ip("link", "add", self.link, "type", "veth", "peer", "name", "eth0", "netns", self.name)
         ip("link", "set", self.link, "master", BRIDGE, "up")
@@ -89,6 +92,8 @@ class Host:
 
     def remove(self) -> None:
         self.kill()
+        with contextlib.suppress(subprocess.CalledProcessError):
+            ip("link", "del", self.link)  # a namespace takes its time to let go of it
         ip("netns", "del", self.name)
 
 

@@ -73,9 +73,9 @@ class Launch:
 def launch(asked: Launch, words: list[str]) -> int:
     """`hornbook WORDS` by each of them; the first one's output is what is seen. Where the place to meet is lost, it is
     looked for again: a link may come back, and who keeps the place."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch comes in
     from torch.distributed.elastic.rendezvous import api
 
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # Or, begun again, they would look for one another where they were before.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(cores_to_use() // asked.processes, 1)))
