@@ -127,7 +127,7 @@ def wait_for(there: Callable[[], bool], hosts: list[Host]) -> None:
     while not there():
         ended = [each for each in hosts if each.launcher is not None and each.launcher.poll() is not None]
         assert not any(each.launcher and each.launcher.returncode > 0 for each in ended), "a host ended with an error"
-        assert len(ended) < len(hosts) or there(), "all hosts ended"
+        assert not hosts or len(ended) < len(hosts) or there(), "all hosts ended"
         assert time.monotonic() < until, f"not within {SECONDS_AT_MOST} s"
         time.sleep(0.05)
 
