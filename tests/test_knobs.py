@@ -138,6 +138,10 @@ def checkpoints_activations(run: Ended) -> bool:
     return bool(read_json(RunFolder(run.folder).checkpoints()[0] / "state.json")["checkpoints_activations"])
 
 
+def is_sharded(run: Ended) -> bool:
+    return bool(read_json(max(run.folder.glob("checkpoints/step-*")) / "state.json")["sharded"])
+
+
 def compilations(run: Ended) -> int:
     return run.compilations
 
@@ -276,6 +280,7 @@ TURNS = {
     "train.device": Turn("cpu", "cuda", machine),
     "train.dtype": Turn("float32", "bfloat16"),
     "train.activation_checkpointing": Turn(None, True, checkpoints_activations),
+    "train.parallel": Turn("replicated", "sharded", is_sharded),
     "train.compile": Turn(False, True, compilations),
     "train.threads": Turn(1, 2, machine),
 }

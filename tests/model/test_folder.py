@@ -174,6 +174,7 @@ def run(tmp_path: Path) -> Path:
         folder = run / "checkpoints" / f"step-{step:08}"
         with files.staged_folder(folder, {"step": step, "val_loss": loss}) as staging:
             files.write_json(staging / "config.json", {"step": step})
+            files.write_json(staging / "state.json", {})
     files.write_json(run / "run.json", {})
     return run
 

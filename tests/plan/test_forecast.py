@@ -103,8 +103,11 @@ def test_training_for_minutes_begins_with_what_is_expected(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of a text alone, ten minutes are meant."""
-    monkeypatch.setattr("hornbook.train.start.fit", lambda config, out: Outcome(out, INTERRUPTED, 0, 0, 0, None, 0))
+    monkeypatch.setattr(
+        "hornbook.train.start.fit", lambda config, out, **_: Outcome(out, INTERRUPTED, 0, 0, 0, None, 0)
+    )
     monkeypatch.setattr("hornbook.report.curves.draw", lambda run: [])
+    monkeypatch.setattr("hornbook.report.run_page.write_report", lambda run: (run / "report.html", []))
     for words, minutes in (([], "10"), (["--minutes", "3"], "3"), (["--train.steps", "2"], None)):
         assert cli.main(["train", text, *words, "--out", str(tmp_path / "run"), "--train.device", "cpu"]) == 130
         told = capsys.readouterr().out

@@ -17,7 +17,10 @@ from hornbook.serve.access import is_loopback
 
 KEY = "a key of ours"
 BODY: dict[str, Any] = {"prompt": "ab", "max_tokens": 2, "temperature": 0}
+LOOKED_AT: dict[str, Any] = {"prompt": "ab", "ids": [3]}
 ROUTES = [
+    ("POST", "/api/attention"),
+    ("GET", "/glossary"),
     ("POST", "/v1/completions"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/toy"),
@@ -40,7 +43,12 @@ def locked(start: Callable[..., Running], toy: Path) -> Running:
 
 
 def ask(client: httpx2.Client, method: str, path: str, **headers: str) -> httpx2.Response:
-    return client.request(method, path, json=BODY if method == "POST" else None, headers=headers)
+    return client.request(
+        method,
+        path,
+        json=(LOOKED_AT if path == "/api/attention" else BODY) if method == "POST" else None,
+        headers=headers,
+    )
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)

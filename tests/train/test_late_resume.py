@@ -62,4 +62,4 @@ def test_to_resume_late_costs_what_it_costs_early(short_text: Path, tmp_path: Pa
         assert metrics(run)[-2]["step"] == step + 1
     _, early, late = costs
     assert (run / "metrics.jsonl").stat().st_size > 10_000_000
-    assert late == pytest.approx(early, rel=0.1)
+    assert all(there <= 1.1 * before for there, before in zip(late, early, strict=True))

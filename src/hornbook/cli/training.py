@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from hornbook.base.errors import UserError
 from hornbook.base.output import answer, answer_json, going_on
-from hornbook.base.stored import stored
 from hornbook.base.world import world
 from hornbook.cli.conclusion import conclude, tell_findings
 from hornbook.cli.knobs import help_asked, show_help
@@ -38,6 +37,7 @@ def train(words: list[str]) -> int:
     named = words.pop(0) if words and not words[0].startswith("-") else None
     from hornbook.base.console import say
     from hornbook.base.settings import from_words
+    from hornbook.base.stored import stored
     from hornbook.recipes import compose
     from hornbook.recipes.dial import why_these_sizes
     from hornbook.train.config import RunConfig

@@ -14,8 +14,12 @@ from hornbook.base.console import warn
 from hornbook.report import rules_of_learning, rules_of_text
 from hornbook.report.finding import Finding
 from hornbook.report.observed import Observed, Observing
+from hornbook.runs.folder import RunFolder
 
 GROWN = 1.01
+# Of a log that is longer when a run is gone on with, only what comes is looked at: to read all of it would take longer
+# than what else there is to be done.
+LONG_LOG = 4 << 20
 Rule = Callable[[Observed], Finding | None]
 # What weighs most first: who reads only one should read that.
 RULES: dict[str, Rule] = {
@@ -48,7 +52,8 @@ class Doctor:
     """Looks at a run while it goes. Whatever is wrong with the doctor does not end the run."""
 
     def __init__(self, run: Path) -> None:
-        self._observing = Observing(run)
+        there = metrics.stat().st_size if (metrics := RunFolder(run).metrics).is_file() else 0
+        self._observing = Observing(run, from_byte=there if there > LONG_LOG else 0)
         self._told: set[str] = set()
         self._steps = 0
 

@@ -157,9 +157,9 @@ class Observed:
 class Observing:
     """A run folder, of which more is seen each time."""
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, from_byte: int = 0) -> None:
         self._folder = RunFolder(run)
-        self._metrics = Following(self._folder.metrics)
+        self._metrics = Following(self._folder.metrics, from_byte)
         self._known = Observed(run)
         self._asked = False
 

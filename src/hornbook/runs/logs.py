@@ -121,9 +121,9 @@ def by_step(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
 class Following:
     """A log that another process writes: what came since the last look, and whether it was cut back meanwhile."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, from_byte: int = 0) -> None:
         self._path = path
-        self._read = 0
+        self._read = from_byte
         self._last = b""  # the end of what was read, by which a log is known again
 
     def more(self) -> tuple[bool, list[dict[str, Any]]]:

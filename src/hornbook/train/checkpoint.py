@@ -54,6 +54,8 @@ class TrainState:
     micro_batch: int = 0
     compiled: bool | None = None
     checkpoints_activations: bool | None = None
+    sharded: bool = False
+    """Whether no process had the whole model; the next may have it."""
     not_finite_in_a_row: int = 0
     scaler: dict[str, float] | None = None
     """Of the loss, where it is scaled."""

@@ -147,6 +147,8 @@ def look_around(run: Run, before: float, asked_to_stop: bool) -> str:
         evaluate(run)
         if ended in ("", INTERRUPTED):
             ended = out_of_patience(run) or ended
+        for finding in run.doctor.look() if run.world.is_first else ():
+            run.progress.note(f"note: {finding.line()}")
     if due.sample or ended not in ("", INTERRUPTED):
         sample(run)
     if due.snapshot:
@@ -198,8 +200,6 @@ def evaluate(run: Run) -> None:
         state.not_better_in_a_row += 1
     seconds, more = seconds_since_beginning(run), layers | {"input_seconds": round(run.loader.seconds_taken(), 3)}
     run.metrics.evaluated(state.step, state.tokens, epochs_of(run), seconds, result, at_most is None, train_loss, more)
-    for finding in run.doctor.look() if run.world.is_first else ():
-        run.progress.note(f"note: {finding.line()}")
 
 
 def out_of_patience(run: Run) -> str:
@@ -266,7 +266,7 @@ def save(run: Run, cut_back_to: dict[str, int] | None = None) -> None:
     state, learner = run.state, run.learner
     state.seconds = seconds_since_beginning(run)
     state.micro_batch, state.compiled = learner.micro_batch, learner.compiled
-    state.checkpoints_activations = learner.checkpoints_activations
+    state.checkpoints_activations, state.sharded = learner.checkpoints_activations, learner.is_sharded
     state.not_finite_in_a_row, state.scaler = run.guard.in_a_row, learner.scaler.state() or state.scaler
     state.logs = run.metrics.sync() | (cut_back_to or {})
     run.saver.begin(state)
