@@ -26,7 +26,7 @@ RESULTS = {
     "perplexity": ("perplexity", "{:,.1f}"),
     "best_tokens": ("tokens until the best", None),
     "tokens": ("tokens seen", None),
-    "readings": ("readings of the text", "{:.3g}"),
+    "readings": ("epochs", "{:.3g}"),
     "steps": ("steps", "{:,}"),
     "seconds": ("time", None),
     "tokens_per_second": ("tokens a second", None),
