@@ -99,8 +99,12 @@ RUNS: dict[str, list[tuple[Observed, Observed]]] = {
     "learning-rate-too-high": [
         (recorded(update=lambda at: 0.13 if at < 0.1 else 0.04), recorded(update=lambda at: 0.044)),
         (
-            recorded(lambda at: 4.2 + (0.5 if 0.1 < at < 0.5 else 0) - at, val=falling),
-            recorded(lambda at: 4.2 + (0.1 if 0.1 < at < 0.5 else 0) - at, val=falling),
+            recorded(lambda at: 4.2 + (0.5 if 0.1 < at < 0.5 else 0) - at),
+            recorded(lambda at: 4.2 + (0.1 if 0.1 < at < 0.5 else 0) - at),
+        ),
+        (
+            recorded(lambda at: 4.2 + (0.5 if 0.1 < at < 0.5 else 0) - at),
+            recorded(lambda at: 4.2 + (0.5 if 0.1 < at < 0.5 else 0) - at, val=falling),  # a harder part of its text
         ),
         (recorded(of_steps={"left_out": True}), recorded()),
         (recorded(of_steps={"loss": None}), recorded()),

@@ -19,7 +19,7 @@ from hornbook.report.observed import Observed
 # Of the loss: what an evaluation must lie above the best to be told of.
 WORSE = 0.01
 # Of the loss: what twice the time must bring to be worth it. A good run gains 7 to 13 % by a doubling.
-WORTH = 0.15
+WORTH = 0.2
 # As often as this a text can be read again and still teach something.
 MOST_READINGS = 6.0
 SPIKES, NOT_FINITE = 3, 1
@@ -154,7 +154,10 @@ def learning_rate_too_high(run: Observed) -> Finding | None:
     left_out = int(np.nansum(run["left_out"]))
     broken = int((~np.isfinite(run["loss"])).sum())
     update = largest_updates(run)
-    rose = _rose(run)
+    heard = [float(each["val_loss"]) for each in run.evaluations]
+    # What never became worse at text that it has not seen only met a harder part of its own.
+    worse = any(later > (1 + WORSE) * best for best, later in zip(accumulate(heard, min), heard[1:], strict=False))
+    rose = _rose(run) if worse or not heard else None
     if broken >= NOT_FINITE:
         evidence = f"in {broken:,} steps the loss or the gradient was no number"
     elif left_out >= SPIKES:
