@@ -24,14 +24,14 @@ from hornbook.train.schedule import doubts_of
 def introduce(run: Run, begin: Path | Origin | None) -> None:
     config, model, machine, shards = run.config, run.config.model, run.machine, run.shards
     train, val = shards.split_facts("train"), shards.split_facts("val")
-    threads = f", {machine.threads} threads" if machine.device == "cpu" else ""
+    threads = f", {machine.threads} thread{'s' * (machine.threads != 1)}" if machine.device == "cpu" else ""
     lines = [
         f"data      {shards.manifest['name']}: {count(train['tokens'])} tokens to train on, "
         f"{count(val['tokens'])} to validate, {shards.manifest['tokenizer']} vocabulary of {shards.vocab_size:,}",
         f"model     {count(model.n_params())} parameters: {model.n_layer} layers, {model.n_head} heads, "
         f"width {model.n_embd}, context {model.context}",
         f"training  {config.sequences * config.window:,} tokens a step ({config.sequences} x {config.window}), "
-        f"on {machine.name}{threads}",
+        f"on {machine.name}{threads}{shared_out(run)}",
         f"numbers   {machine.dtype}: {machine.why_dtype}{in_short_numbers(run)}",
         f"run       {run.folder} (Ctrl-C stops and saves)",
     ]
@@ -56,6 +56,13 @@ def introduce(run: Run, begin: Path | Origin | None) -> None:
         run.progress.note(line)
     for line in _doubts(config, run.loader.order.samples_per_epoch):
         warn(line)
+
+
+def shared_out(run: Run) -> str:
+    """Among several processes."""
+    if run.world.size == 1:
+        return ""
+    return f", {run.world.size} processes, each with {'a slice of' if run.learner.is_sharded else 'all'} the weights"
 
 
 def in_short_numbers(run: Run) -> str:

@@ -169,8 +169,9 @@ def machine_of(config: RunConfig, together: World) -> Machine:
         device = f"cuda:{together.rank_on_host}"
     elif threads is None:
         threads = max(cores_to_use() // int(os.environ.get("LOCAL_WORLD_SIZE", together.size)), 1)
-    dtype = together.by_first(lambda: choose_machine(device, knobs.dtype, threads).dtype)
-    return choose_machine(device, dtype, threads)
+    machine = choose_machine(device, knobs.dtype, threads)
+    dtype = together.by_first(lambda: machine.dtype)
+    return machine if machine.dtype == dtype else choose_machine(device, dtype, threads)
 
 
 @process_left_as_found()
