@@ -30,6 +30,8 @@ NUMBERS := tests/model tests/base/test_machine.py \
 QUICK := tests/test_house.py tests/test_help.py tests/base/test_settings.py tests/base/test_errors.py tests/runs \
 	tests/model/test_gpt.py tests/model/test_loss.py tests/infer/test_sampler.py tests/recipes/test_recipes.py \
 	$(addprefix tests/train/test_,metrics.py muon.py optim.py schedule.py loop.py)
+# Of these, what takes seconds.
+SLOW := markov or opens_in_transformers or one_short_line or memory_are_told or last_digits
 PLAIN := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
@@ -50,7 +52,7 @@ suite: .venv/ready-to-test
 
 quick: .venv/ready-to-test
 	$(BIN)/ruff check .
-	OMP_NUM_THREADS=1 $(PYTEST) $(QUICK)
+	OMP_NUM_THREADS=1 $(PYTEST) $(QUICK) -k "not ($(SLOW))"
 
 test-long: .venv/ready-to-test
 	OMP_NUM_THREADS=1 HORNBOOK_LONG=1 $(PYTEST) -m "$(PART)" --timeout 1800
