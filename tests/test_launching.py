@@ -19,7 +19,8 @@ import pytest
 from hornbook.base.errors import MachineError, UserError
 from hornbook.cli.launching import Launch
 from hornbook.cli.meeting import interface_of, is_this_host, own_address, place_kept_at, round_of
-from hornbook.runs.folder import RunFolder
+from hornbook.runs.folder import Record, RunFolder
+from hornbook.train.start import was_begun_by_this_launch
 from train.worlds import digest
 
 ROOT = Path(__file__).parent.parent
@@ -88,6 +89,23 @@ def test_a_port_that_was_served_a_moment_ago_is_free() -> None:
             server.accept()[0].close()  # who closes first waits a minute
             client.recv(1)
     assert is_this_host(f"127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize(
+    ("launch", "restarts", "goes_on"), [("a", "0", True), ("b", "0", False), ("none", "0", False), ("none", "1", True)]
+)
+def test_a_launch_goes_on_with_its_own_run_alone(
+    launch: str, restarts: str, goes_on: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    begun_by = launch if launch == "none" else "a"
+    run.path.mkdir()
+    run.write(Record({}, tmp_path / "shards", "f").with_(launch=begun_by))
+    run.checkpoint(2).mkdir(parents=True)
+    (run.checkpoint(2) / "config.json").write_text("{}")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", launch)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restarts)
+    assert was_begun_by_this_launch(run) == goes_on
 
 
 @pytest.mark.long

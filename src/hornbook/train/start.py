@@ -75,7 +75,7 @@ from hornbook.train.sizing import (
 )
 
 # By which torchrun names all processes that it begins, also those that take the place of one that failed.
-LAUNCH = "TORCHELASTIC_RUN_ID"
+LAUNCH, NAMELESS = "TORCHELASTIC_RUN_ID", "none"
 MAY_CHANGE = {*STOPS, "patience", "dashboards", "device", "threads", "activation_checkpointing", "parallel"}
 
 
@@ -146,6 +146,8 @@ def was_begun_by_this_launch(folder: RunFolder) -> bool:
     """Whether torchrun, under the same id, began this run before, so that the same words mean to go on with it; from
     nothing, where it was ended before its first checkpoint."""
     launch = os.environ.get(LAUNCH)
+    if launch == NAMELESS and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        return False  # of torchrun on one host every launch is called so
     if launch is None or not folder.has_record() or not folder.is_ours() or not folder.checkpoints():
         return False
     return bool(folder.record().more.get("launch") == launch)
