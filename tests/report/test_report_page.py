@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,14 +11,13 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
+from browsing import SIZES, chromium
 from hornbook.report.run_page import write_report
 from hornbook.train.config import RunConfig
 from hornbook.train.start import fit, resume
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
-SIZES = {"phone": {"width": 390, "height": 844}, "desktop": {"width": 1280, "height": 800}}
 pytestmark = pytest.mark.xdist_group("report-page")
 Open = Callable[..., Page]
 PROMPTS = ["def ", "<script>alert(1)</script>"]
@@ -27,15 +25,8 @@ PROMPTS = ["def ", "<script>alert(1)</script>"]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        message = "no chromium here: on Debian, apt install chromium"
-        pytest.fail(message) if os.environ.get("HORNBOOK_CHROMIUM_REQUIRED") else pytest.skip(message)
-    expect.set_options(timeout=30_000)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

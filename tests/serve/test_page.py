@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import shutil
 import subprocess
@@ -27,24 +26,15 @@ from page_at_hand import (
     wait,
     write,
 )
-from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect
 
+from browsing import SIZES, chromium
 from effort import long
 from hornbook.base import files
 from hornbook.runs.logs import Log
 from hornbook.train.config import RunConfig
 from hornbook.train.start import fit
 
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-SIZES = {"phone": {"width": 390, "height": 844}, "desktop": {"width": 1280, "height": 800}}
 pytestmark = pytest.mark.xdist_group("page")  # one browser, one server, one training
 SERVED = ["grown", "young", "plain"]
 PROMPT = "def f(x):\n"
@@ -53,15 +43,8 @@ LOOKS_AGAIN_MS = 3000
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        message = "no chromium here: on Debian, apt install chromium"
-        pytest.fail(message) if os.environ.get("HORNBOOK_CHROMIUM_REQUIRED") else pytest.skip(message)
-    expect.set_options(timeout=60_000)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
