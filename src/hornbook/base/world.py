@@ -111,10 +111,6 @@ class Ranks(World):
             dist.init_process_group(backend, store=self._store, rank=self.rank, world_size=self.size, timeout=patience)
             self.any(False)  # whoever cannot be reached is missed now, not in the first step
 
-    @functools.cached_property
-    def name(self) -> str:
-        return f"rank {self.rank} on {socket.gethostname()}"
-
     def any(self, said: bool) -> bool:
         import torch
 
