@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from hornbook.train.config import RunConfig, override
 
 ROOT = Path(__file__).parent.parent
 DRAW = curves.draw
+FREEZE, UNFREEZE = gc.freeze, gc.unfreeze
 
 # As in a terminal, for these processes and their children: a shell's background ignores the one, nohup the other.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -42,6 +44,28 @@ def hornbook_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
     os.environ["HORNBOOK_HOME"] = str(home)
     return home
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_garbage_among_libraries() -> Iterator[None]:
+    """Their half a million objects, and the tests' own, live as long as the tests: to search through them again and
+    again, as after each text that is prepared, would take a quarter of the time."""
+    gc.collect()
+    gc.freeze()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gc, "freeze", lambda: None)
+        patch.setattr(gc, "unfreeze", lambda: None)
+        yield
+
+
+@pytest.fixture
+def garbage_anywhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """It is sought there after all."""
+    monkeypatch.setattr(gc, "freeze", FREEZE)
+    monkeypatch.setattr(gc, "unfreeze", UNFREEZE)
+    gc.unfreeze()
+    yield
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

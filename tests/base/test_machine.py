@@ -273,6 +273,7 @@ def test_seeds_differ_where_their_parts_do(one: list[object], other: list[object
     assert (mix_seed(*one) == mix_seed(*other)) == (list(map(str, one)) == list(map(str, other)))
 
 
+@pytest.mark.usefixtures("garbage_anywhere")
 def test_new_garbage_is_collected_while_older_objects_are_not_searched() -> None:
     class Node:
         pass
