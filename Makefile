@@ -32,6 +32,8 @@ QUICK := tests/test_house.py tests/test_help.py tests/base/test_settings.py test
 	$(addprefix tests/train/test_,metrics.py muon.py optim.py schedule.py loop.py)
 # Of these, what takes seconds.
 SLOW := markov or opens_in_transformers or one_short_line or memory_are_told or last_digits
+# What is imported is compiled then, not all that comes: of torch and its like most is never met.
+PIP := $(BIN)/python -m pip install -q --no-compile -c constraints.txt
 PLAIN := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
@@ -97,12 +99,12 @@ size:
 		{ echo "hornbook needs Python 3.11 or newer: make PYTHON=python3.12"; exit 2; }
 	@$(PYTHON) -m venv .venv || \
 		{ echo "this Python cannot make a virtual environment; on Debian: apt install python3-venv"; exit 2; }
-	$(if $(TORCH_INDEX),$(BIN)/python -m pip install -q -c constraints.txt --no-deps --index-url $(TORCH_INDEX) torch)
-	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	$(if $(TORCH_INDEX),$(PIP) --no-deps --index-url $(TORCH_INDEX) torch)
+	$(PIP) -e .
 	@touch $@
 
 .venv/ready-to-test: .venv/ready-to-run
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test]'
+	$(PIP) -e '.[test]'
 	@touch $@
 
 knobs: .venv/ready-to-run

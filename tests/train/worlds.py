@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import tokenizers  # noqa: F401  # this and the two below: imported before there is a world, not by each of its ranks
 import torch
+import torch._dynamo
 
 from hornbook.base import files
 from hornbook.base.errors import HornbookError
@@ -28,7 +30,7 @@ from hornbook.base.world import OthersLostError, leave_world, world
 from hornbook.model.config import classic
 from hornbook.runs.logs import read_log
 from hornbook.train import learner as learners
-from hornbook.train import loop, parts
+from hornbook.train import loop, parts, sharded  # noqa: F401
 from hornbook.train.config import RunConfig, override
 from hornbook.train.start import Outcome, fit, resume
 

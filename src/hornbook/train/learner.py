@@ -166,7 +166,7 @@ class Learner:
             first = place * self.micro_batch
             ids, targets = take(first, min(self.micro_batch, sequences - first))
             loss = model(ids, targets) / (sequences * context)
-            loss.backward(self.scaler.scale)
+            (loss * self.scaler.scale).backward()  # given as its gradient, torch would import sympy first
             self._working.collect_gradients()
             total = total + loss.detach()
             if self._sums_in_pairs and (place % 2 == 1 or place == share[-1]) and len(share) > 3:
