@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import zlib
 from collections.abc import Iterator
@@ -123,15 +124,12 @@ def told(path: Path) -> str:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left_behind(tmp_path: Path, hornbook_home: Path) -> Iterator[None]:
-    def there() -> set[Path]:
-        return {*Path.cwd().iterdir(), *tmp_path.parent.iterdir(), *hornbook_home.rglob("*")} - {
-            hornbook_home / "spool"
-        }
-
-    before = there()
+def nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    home, around = tmp_path / "home", {*os.listdir(), *os.listdir(tmp_path.parent)}
+    monkeypatch.setenv("HORNBOOK_HOME", str(home))
     yield
-    assert there() == before
+    assert {*os.listdir(), *os.listdir(tmp_path.parent)} == around
+    assert set(home.rglob("*")) <= {home / "spool"}
 
 
 @pytest.mark.parametrize("bad", BAD_JSON, ids=range(len(BAD_JSON)))
