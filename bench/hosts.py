@@ -1,46 +1,56 @@
 """Hosts that are lost, and come back: network namespaces of this machine, on a bridge, as root, with iproute2.
 
-    PYTHONPATH=src:tests python bench/hosts.py [--out hosts] [--times 3] [--only killed returned cut ...]
+    PYTHONPATH=src:tests python bench/hosts.py [--out hosts] [--trials 10] [--changes 100] [--only killed cut ...]
 
-- killed: of three hosts one falls silent (its link is cut, then its processes are killed); the other two go on.
-- returned: of two hosts one falls silent, the other goes on alone; it comes back with the same words and is taken in.
-- cut: the link of one of two hosts is cut for twice the patience; the other goes on alone, and takes it in again.
-- cut-first: the same of the host of the first process, which holds the run's folder until its patience ends.
-- first: the host of the first process, where what is seen comes from, is killed; the other goes on.
-- place: `hornbook meet` is killed, and begun again after ten seconds; both hosts meet there again.
+Three hosts train one model, over links of 8 Mbit/s, lest it be done before the trial is.
 
-Each ends with the weights and moments of a run by one process that nothing befell: bit for bit on one host and two;
-within 1e-5 where three have added up. OUT/tally.jsonl has a line for each trial, with the seconds from what befell
-to the next step; the exit code is 1 where any failed.
+- killed: all processes of one die, at once or after its link fell silent; it comes back with the same words.
+- cut: the link of one is cut for twice the patience, and mended.
+- first: the host of the first process, where what is seen comes from, is killed, and comes back.
+- cut-first: its link is cut and mended; until its patience ends it holds the run's folder.
+- place: `hornbook meet` is killed, and begun again after ten seconds.
+- place-host: one of the hosts keeps the place, as --meet names it; it is killed, and begun again after ten seconds.
+- changes: of four hosts one at random is killed, or comes back, or a process of it alone is killed, at random moments,
+  until there were so many changes in all; two are always left.
+
+Each ends with the weights and moments of a run by one process that nothing befell, bit for bit: four micro-batches a
+step, which three add up in the order of one. OUT/tally.jsonl has a line for each trial, with the seconds from what
+befell to the next step; the next call goes on where it ends. The exit code is 1 where any failed.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
+import functools
 import itertools
 import json
 import os
+import random
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safetensors.torch import load_file
 
 from hornbook.runs.folder import RunFolder
+from hornbook.runs.logs import read_log
 from train.worlds import digest
 
-NET, BRIDGE, PORT = "10.77.0", "hornbook", 29400
-PLACE = f"{NET}.254"
+PORT = 29400
 PATIENCE = 20
 SECONDS_AT_MOST = 400
-TOLERANCE = 1e-5
+SLOW = "tbf rate 8mbit burst 16kb latency 400ms"
 WORDS = (
     "--tokenizer.kind byte --model.n-layer 1 --model.n-embd 16 --model.n-head 1 --model.context 32 "
     "--train.batch-tokens 128 --train.micro-batch 1 --train.threads 1 --train.save-every-steps 20 "
@@ -53,20 +63,61 @@ def ip(*words: str) -> str:
     return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
 
 
+class Net:
+    """One that no other program of this kind uses at the time."""
+
+    def __init__(self) -> None:
+        for number in itertools.count(77):
+            self._lock: IO[str] = open(f"{tempfile.gettempdir()}/hornbook-net-{number}", "w")  # noqa: SIM115
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+        self.bridge, self._addresses = f"hornbook{number}", f"10.{number}.0"
+        self.place = self.address_of(254)
+
+    def address_of(self, host: int) -> str:
+        return f"{self._addresses}.{host}"
+
+    def __enter__(self) -> Net:
+        self.__exit__()
+        ip("link", "add", self.bridge, "type", "bridge")
+        ip("addr", "add", f"{self.place}/24", "dev", self.bridge)
+        ip("link", "set", self.bridge, "up")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(subprocess.CalledProcessError):
+            ip("link", "del", self.bridge)
+
+
 class Host:
     """One of them."""
 
-    def __init__(self, number: int) -> None:
-        self.name, self.link = f"hornbook{number}", f"hb{number}"
+    def __init__(self, number: int, net: Net) -> None:
+        self.name, self.link = f"{net.bridge}-{number}", f"{net.bridge[-2:]}hb{number}"
         self.launcher: subprocess.Popen[str] | None = None
         for left in (("link", "del", self.link), ("netns", "del", self.name)):  # by a trial that was killed
             with contextlib.suppress(subprocess.CalledProcessError):
                 ip(*left)
         ip("netns", "add", self.name)
         ip("link", "add", self.link, "type", "veth", "peer", "name", "eth0", "netns", self.name)
-        ip("link", "set", self.link, "master", BRIDGE, "up")
-        for words in (f"addr add {NET}.{number}/24 dev eth0", "link set eth0 up", "link set lo up"):
+        ip("link", "set", self.link, "master", net.bridge, "up")
+        for words in (f"addr add {net.address_of(number)}/24 dev eth0", "link set eth0 up", "link set lo up"):
             ip("-n", self.name, *words.split())
+        subprocess.run(f"tc qdisc add dev {self.link} root {SLOW}".split(), check=True)
+
+    @property
+    def is_up(self) -> bool:
+        return self.launcher is not None and self.launcher.poll() is None
+
+    def hurry(self) -> None:
+        subprocess.run(f"tc qdisc del dev {self.link} root".split(), capture_output=True)
+
+    def ranks(self) -> list[int]:
+        """Its processes that train."""
+        assert self.launcher is not None
+        pids = [int(each) for each in ip("netns", "pids", self.name).split()]
+        return [each for each in pids if each != self.launcher.pid and b"hornbook" in _words_of(each)]
 
     def start(self, *words: str, log: Path) -> None:
         env = os.environ | {"HORNBOOK_PATIENCE_SECONDS": str(PATIENCE), "MPLBACKEND": "agg", "OMP_NUM_THREADS": "1"}
@@ -97,35 +148,56 @@ class Host:
         ip("netns", "del", self.name)
 
 
+def _words_of(pid: int) -> bytes:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
+
+
 class Steps:
     """When a run took its first steps after a silence, seen by its log, which is cut back when it goes on."""
 
     def __init__(self, run: Path) -> None:
-        self.size, self.changed, self._log = 0, time.monotonic(), run / "metrics.jsonl"
-        self.begun: list[float] = []
-        threading.Thread(target=self._watch, daemon=True).start()
+        self._size, self._changed, self._log = 0, time.monotonic(), run / "metrics.jsonl"
+        self._begun: list[float] = []
+        self.stood_still = 0.0
+        """Seconds for which this machine stopped all of it."""
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        self._ended.set()
+        self._thread.join()
 
     def _watch(self) -> None:
-        cut = True
-        while True:
+        cut, last = True, time.monotonic()
+        while not self._ended.wait(0.02):
+            now = time.monotonic()
+            if now - last > 1:
+                self.stood_still += now - last
+                self._changed += now - last
+            last = now
             with contextlib.suppress(OSError):
-                if (size := self._log.stat().st_size) != self.size:
-                    now = time.monotonic()
-                    if size > self.size and (cut or now - self.changed > 3):
-                        self.begun.append(now)
-                    cut, self.size, self.changed = size < self.size, size, now
-            time.sleep(0.02)
+                if (size := self._log.stat().st_size) != self._size:
+                    if size > self._size and (cut or now - self._changed > 3):
+                        self._begun.append(now)
+                    cut, self._size, self._changed = size < self._size, size, now
 
-    def after(self, moment: float, hosts: list[Host]) -> float:
-        """Seconds until the next."""
-        wait_for(lambda: any(each > moment for each in self.begun), hosts)
-        return round(next(each for each in self.begun if each > moment) - moment, 1)
+    def after(self, act: Callable[[], object], hosts: list[Host]) -> float:
+        """Seconds from what befell until the next."""
+        stood_still = self.stood_still
+        act()
+        moment = time.monotonic()
+        wait_for(lambda: any(each > moment for each in self._begun), hosts)
+        seconds = next(each for each in self._begun if each > moment) - moment
+        return round(max(seconds - (self.stood_still - stood_still), 0), 1)
 
 
 def wait_for(there: Callable[[], bool], hosts: list[Host]) -> None:
     until = time.monotonic() + SECONDS_AT_MOST
     while not there():
-        ended = [each for each in hosts if each.launcher is not None and each.launcher.poll() is not None]
+        ended = [each for each in hosts if not each.is_up]
         assert not any(each.launcher and each.launcher.returncode > 0 for each in ended), "a host ended with an error"
         assert not hosts or len(ended) < len(hosts) or there(), "all hosts ended"
         assert time.monotonic() < until, f"not within {SECONDS_AT_MOST} s"
@@ -133,107 +205,139 @@ def wait_for(there: Callable[[], bool], hosts: list[Host]) -> None:
 
 
 class Trial:
-    def __init__(self, folder: Path, text: Path, steps: int, hosts: int) -> None:
-        self.folder, self.run = folder, folder / "run"
-        self.seconds: dict[str, float] = {}
+    def __init__(self, folder: Path, text: Path, steps: int, seed: str, kept_by: int | None = None) -> None:
+        """`kept_by`: the number of the host that keeps the place to meet; by none of them otherwise."""
+        self.folder, self.run, self.draw = folder, folder / "run", random.Random(seed)
+        self.seconds: dict[str, list[float]] = defaultdict(list)
         folder.mkdir(parents=True)
+        self.net, self._kept_by = Net(), kept_by
         self._words = ["train", "--data", str(text), *WORDS.split(), "--train.steps", str(steps)]
-        self._words += ["--out", str(self.run), "--hosts", f"1:{hosts}", "--meet", f"{PLACE}:{PORT}"]
+        meet = f"{self.net.address_of(kept_by) if kept_by else self.net.place}:{PORT}"
+        self._words += ["--out", str(self.run), "--hosts", "1:4", "--meet", meet]
         self.place: subprocess.Popen[bytes] | None = None
         self.hosts: list[Host] = []
-        self._count = hosts
+        self.steps = Steps(self.run)
 
     def __enter__(self) -> Trial:
+        self.net.__enter__()
         return self
 
-    def begin(self) -> None:
-        """With all hosts, until some checkpoints are there."""
-        ip("link", "add", BRIDGE, "type", "bridge")
-        ip("addr", "add", f"{PLACE}/24", "dev", BRIDGE)
-        ip("link", "set", BRIDGE, "up")
-        self.keep_place()
-        for number in range(1, self._count + 1):
-            self.hosts.append(Host(number))
-        for each in self.hosts:
-            self.start(each)
-        self.steps = Steps(self.run)
+    def begin(self, hosts: int) -> None:
+        """Until some checkpoints are there."""
+        if self._kept_by is None:
+            self.keep_place()
+        for number in range(1, hosts + 1):
+            self.hosts.append(Host(number, self.net))
+            self.start(self.hosts[-1])
         wait_for(lambda: len(RunFolder(self.run).checkpoints()) > 1, self.hosts)
+        time.sleep(self.draw.uniform(0, 3))
 
     def __exit__(self, *_: object) -> None:
+        self.steps.end()
         for each in self.hosts:
             each.remove()
         if self.place is not None:
             self.place.kill()
             self.place.wait()
-        with contextlib.suppress(subprocess.CalledProcessError):
-            ip("link", "del", BRIDGE)
+        self.net.__exit__()
 
     def keep_place(self) -> None:
         told = (self.folder / "place.log").open("a")
-        self.place = subprocess.Popen([sys.executable, "-m", "hornbook", "meet", str(PORT)], stdout=told, stderr=told)
+        words = [sys.executable, "-m", "hornbook", "meet", f"{self.net.place}:{PORT}"]
+        self.place = subprocess.Popen(words, stdout=told, stderr=told)
 
     def start(self, host: Host) -> None:
         host.start(*self._words, log=self.folder / f"{host.name}.log")
 
     def befell(self, what: str, act: Callable[[], object], *left: Host) -> None:
-        act()
-        self.seconds[what] = self.steps.after(time.monotonic(), list(left))
+        self.seconds[what].append(self.steps.after(act, list(left)))
 
     def end(self, *hosts: Host) -> None:
-        wait_for(lambda: all(each.launcher is not None and each.launcher.poll() is not None for each in hosts), [])
+        for each in hosts:
+            each.hurry()
+        wait_for(lambda: not any(each.is_up for each in hosts), [])
         assert all(each.launcher is not None and each.launcher.returncode == 0 for each in hosts), "ended with an error"
 
-    def silence(self, host: Host) -> None:
-        host.cut()
+    def lose(self, host: Host) -> None:
+        """At once, or as it is where a cable or the power fails: what it would still say is not heard."""
+        silent = self.draw.random() < 0.5
+        if silent:
+            host.cut()
         host.kill()
-        host.mend()
+        if silent:
+            host.mend()
 
-    def killed(self) -> None:
-        one, two, three = self.hosts
-        self.befell("two go on", lambda: self.silence(three), one, two)
-        self.end(one, two)
-
-    def returned(self) -> None:
-        one, two = self.hosts
-        self.befell("one goes on", lambda: self.silence(two), one)
-        self.befell("two again", lambda: self.start(two), one, two)
-        self.end(one, two)
-
-    def cut(self) -> None:
-        self.cut_off(*self.hosts)
-
-    def cut_first(self) -> None:
-        self.cut_off(*reversed(self.hosts))
-
-    def cut_off(self, one: Host, two: Host) -> None:
-        since = time.monotonic()
-        self.befell("one goes on", two.cut, one)
-        time.sleep(max(since + 2 * PATIENCE - time.monotonic(), 0))
-        self.befell("two again", two.mend, one, two)
-        self.end(one, two)
+    def killed(self, number: int = 2) -> None:
+        self.begin(3)
+        host = self.hosts[number]
+        left = [each for each in self.hosts if each is not host]
+        self.befell("two go on", lambda: self.lose(host), *left)
+        self.befell("three again", lambda: self.start(host), *self.hosts)
+        self.end(*self.hosts)
 
     def first(self) -> None:
-        one, two = self.hosts
-        self.befell("the other goes on", lambda: self.silence(one), two)
-        self.end(two)
+        self.killed(0)
+
+    def cut(self, number: int = 2) -> None:
+        self.begin(3)
+        host, since = self.hosts[number], time.monotonic()
+        left = [each for each in self.hosts if each is not host]
+        self.befell("two go on", host.cut, *left)
+        time.sleep(max(since + 2 * PATIENCE - time.monotonic(), 0))
+        self.befell("three again", host.mend, *self.hosts)
+        self.end(*self.hosts)
+
+    def cut_first(self) -> None:
+        self.cut(0)
 
     def place_lost(self) -> None:
+        self.begin(3)
         assert self.place is not None
         self.place.kill()
         self.place.wait()
         time.sleep(10)
-        self.befell("both again", self.keep_place, *self.hosts)
+        self.befell("three again", self.keep_place, *self.hosts)
         self.end(*self.hosts)
 
+    def place_lost_with_its_host(self) -> None:
+        self.begin(3)
+        host = self.hosts[1]
+        self.lose(host)
+        time.sleep(10)
+        self.befell("three again", lambda: self.start(host), *self.hosts)
+        self.end(*self.hosts)
 
-TRIALS: dict[str, tuple[int, Callable[[Trial], None]]] = {
-    "killed": (3, Trial.killed),
-    "returned": (2, Trial.returned),
-    "cut": (2, Trial.cut),
-    "cut-first": (2, Trial.cut_first),
-    "first": (2, Trial.first),
-    "place": (2, Trial.place_lost),
+    def changes(self, number: int) -> None:
+        self.begin(4)
+        for _ in range(number):
+            up = [each for each in self.hosts if each.is_up]
+            down = [each for each in self.hosts if not each.is_up]
+            kinds = ["a process is killed"] + ["a host is killed"] * (len(up) > 2) + ["a host comes"] * bool(down)
+            kind, host = self.draw.choice(kinds), self.draw.choice(up)
+            if kind == "a host comes":
+                host = self.draw.choice(down)
+                self.befell(kind, functools.partial(self.start, host), *up, host)
+            elif kind == "a host is killed":
+                self.befell(kind, functools.partial(self.lose, host), *(each for each in up if each is not host))
+            else:
+                self.befell(kind, functools.partial(os.kill, self.draw.choice(host.ranks()), signal.SIGKILL), *up)
+            time.sleep(self.draw.uniform(0, 3))
+        up = [each for each in self.hosts if each.is_up]
+        for each in up[1:]:  # what is left is quicker alone
+            each.kill()
+        self.end(up[0])
+
+
+KINDS: dict[str, Callable[[Trial], None]] = {
+    "killed": Trial.killed,
+    "cut": Trial.cut,
+    "first": Trial.first,
+    "cut-first": Trial.cut_first,
+    "place": Trial.place_lost,
+    "place-host": Trial.place_lost_with_its_host,
 }
+CHANGES = "changes"
+CHANGES_IN_A_RUN, STEPS_FOR_A_CHANGE = 50, 200
 
 
 def furthest(run: Path, alone: Path) -> float:
@@ -242,57 +346,79 @@ def furthest(run: Path, alone: Path) -> float:
     return max(float((one[name] - two[name]).abs().max()) for name in two)
 
 
-def tried(kind: str, folder: Path, text: Path, steps: int, alone: Path) -> dict[str, Any]:
-    hosts, act = TRIALS[kind]
-    trial = Trial(folder, text, steps, hosts)
+def tried(kind: str, act: Callable[[Trial], None], folder: Path, text: Path, alone: Path, steps: int) -> dict[str, Any]:
+    trial = Trial(folder, text, steps, folder.name, kept_by=2 if kind == "place-host" else None)
     told: dict[str, Any] = {"kind": kind, "ok": False}
     try:
         with trial:
-            trial.begin()
             act(trial)
-        told["furthest"] = furthest(trial.run, alone)
-        told["bits"] = digest(trial.run) == digest(alone)
-        told["ok"] = told["bits"] or (hosts == 3 and told["furthest"] <= TOLERANCE)
+        told["ok"] = digest(trial.run) == digest(alone)
+        if not told["ok"]:
+            told["wrong"] = f"weights differ by {furthest(trial.run, alone)}"
     except (AssertionError, subprocess.CalledProcessError) as wrong:
         told["wrong"] = str(wrong)
     if told["ok"]:
         shutil.rmtree(folder)
-    return told | {"seconds": trial.seconds}
+    return told | {"stood_still": round(trial.steps.stood_still, 1), "seconds": trial.seconds}
 
 
-def lines_of_text() -> Iterator[str]:
-    for module in (argparse, contextlib, shutil, subprocess, threading):
-        yield Path(str(module.__file__)).read_text()
+def summary(tally: list[dict[str, Any]]) -> Iterator[str]:
+    yield "| kind | tries | came through, bit for bit | what | times | median, s | most, s |"
+    yield "| --- | --- | --- | --- | --- | --- | --- |"
+    for kind in [*KINDS, CHANGES]:
+        of_it = [each for each in tally if each["kind"] == kind]
+        for what in sorted({what for each in of_it for what in each["seconds"]}):
+            seconds = [each for told in of_it for each in told["seconds"].get(what, ())]
+            middle, most = statistics.median(seconds), max(seconds)
+            through = sum(each["ok"] for each in of_it)
+            yield f"| {kind} | {len(of_it)} | {through} | {what} | {len(seconds)} | {middle:.1f} | {most:.1f} |"
+
+
+def run_alone(text: Path, out: Path, steps: int) -> Path:
+    alone = out / f"alone-{steps}"
+    if not RunFolder(alone).checkpoint(steps).is_dir():
+        shutil.rmtree(alone, ignore_errors=True)
+        words = ["train", "--data", str(text), *WORDS.split(), "--train.steps", str(steps), "--out", str(alone)]
+        subprocess.run([sys.executable, "-m", "hornbook", *words], check=True, stdout=subprocess.DEVNULL)
+    return alone
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("hosts"))
-    parser.add_argument("--times", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--only", nargs="+", choices=TRIALS, default=list(TRIALS))
+    parser.add_argument("--trials", type=int, default=10)
+    parser.add_argument("--changes", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=1000, help="of a trial; of changes, as many for each of them")
+    parser.add_argument("--only", nargs="+", choices=[*KINDS, CHANGES], default=[*KINDS, CHANGES])
+    parser.add_argument("--summary", action="store_true", help="tell what the tally has, and do nothing")
     asked = parser.parse_args()
     out = asked.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("HORNBOOK_HOME", str(out / "home"))
-    text, alone = out / "text.txt", out / f"alone-{asked.steps}"
-    text.write_text("".join(lines_of_text()))
-    if not RunFolder(alone).checkpoint(asked.steps).is_dir():
-        shutil.rmtree(alone, ignore_errors=True)
-        words = ["train", "--data", str(text), *WORDS.split(), "--train.steps", str(asked.steps), "--out", str(alone)]
-        subprocess.run([sys.executable, "-m", "hornbook", *words], check=True, stdout=subprocess.DEVNULL)
-    failed = 0
-    with (out / "tally.jsonl").open("a") as tally:
-        for number, kind in itertools.product(range(asked.times), asked.only):
-            folder = out / f"{kind}-{number}"
-            shutil.rmtree(folder, ignore_errors=True)
-            told = tried(kind, folder, text, asked.steps, alone)
-            failed += not told["ok"]
-            line = json.dumps(told)
-            print(line, flush=True)
-            tally.write(f"{line}\n")
-            tally.flush()
-    return failed > 0
+    text, tally = out / "text.txt", out / "tally.jsonl"
+    text.write_text("".join(Path(str(module.__file__)).read_text() for module in (argparse, shutil, subprocess)))
+    while not asked.summary:
+        there = read_log(tally)
+        done = {kind: sum(each["kind"] == kind for each in there) / asked.trials for kind in asked.only}
+        if CHANGES in done:
+            changed = sum(len(times) for each in there if each["kind"] == CHANGES for times in each["seconds"].values())
+            done[CHANGES] = changed / max(asked.changes, 1)
+        kind = min(asked.only, key=lambda each: done[each])
+        if done[kind] >= 1:
+            break
+        act, steps = KINDS.get(kind), asked.steps
+        if act is None:
+            left = min(asked.changes - changed, CHANGES_IN_A_RUN)
+            act, steps = functools.partial(Trial.changes, number=left), left * STEPS_FOR_A_CHANGE
+        alone = run_alone(text, out, steps)
+        folder = out / f"{kind}-{len(there)}"
+        shutil.rmtree(folder, ignore_errors=True)
+        told = {"number": len(there), **tried(kind, act, folder, text, alone, steps)}
+        with tally.open("a") as file:
+            file.write(json.dumps(told) + "\n")
+        print(json.dumps(told), flush=True)
+    print("\n".join(summary(read_log(tally))))
+    return int(any(not each["ok"] for each in read_log(tally)))
 
 
 if __name__ == "__main__":

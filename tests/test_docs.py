@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shlex
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import nbclient
 import nbformat
 import pytest
+import yaml
 
 from effort import long
 from hornbook.base.settings import described
 from hornbook.cli import COMMANDS, main
 from hornbook.cli.knobs import markdown
+from hornbook.cli.launching import Launch
+from hornbook.cli.meeting import place
 from hornbook.runs.logs import read_log
 from hornbook.train.config import RunConfig
 
@@ -125,3 +130,74 @@ def test_readme_commands_run(
         code = main(shlex.split(words.removeprefix("hornbook ")))
         assert code == 0, f"{command}\n{capsys.readouterr()}"
     assert capsys.readouterr().out.count("hornbook glossary perplexity") >= 3  # a summary each of train, resume, eval
+
+
+def shown(language: str, document: str) -> str:
+    """The first block of a document in that language."""
+    return (ROOT / "docs" / document).read_text().partition(f"```{language}\n")[2].partition("```")[0]
+
+
+@pytest.mark.parametrize(("code", "queued_again"), [(0, False), (130, True), (1, False)])
+def test_the_job_for_slurm_starts_one_launcher_a_node_and_queues_again_what_was_saved(
+    code: int, queued_again: bool, tmp_path: Path
+) -> None:
+    """With commands that do as Slurm's: srun runs its words on each node, and tells the worst exit code."""
+    job = shown("bash", "many-devices.md")
+    options = dict(
+        each.removeprefix("--").partition("=")[::2]
+        for line in re.findall(r"^#SBATCH (.*)$", job, flags=re.MULTILINE)
+        for each in line.split()
+    )
+    programs = {
+        "scontrol": '[ "$1" = requeue ] && echo "requeue $2" >> told || printf "node-7\\nnode-8\\n"',
+        "srun": 'printf "%s\\n" "$@" > words-of-srun; while [ "${1#--}" != "$1" ]; do shift; done; "$@"; "$@"',
+        "hornbook": f'echo "$@" >> told; exit {code}',
+    }
+    for name, does in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    env = os.environ | {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_JOB_NODELIST": "node-[7-8]",
+        "SLURM_CPUS_PER_TASK": options["cpus-per-task"],
+        "SLURM_JOB_ID": "12",
+    }
+    done = subprocess.run(["bash", "-u"], input=job, cwd=tmp_path, env=env, text=True)
+    assert done.returncode == code
+    told = (tmp_path / "told").read_text().splitlines()
+    assert told[2:] == ["requeue 12"] * queued_again
+    words = shlex.split(told[0])
+    launch = Launch.taken_from(words)
+    assert words == ["train", "run.toml", "--out", "runs/big"]
+    assert launch == Launch(int(options["gpus-per-node"]), 1, int(options["nodes"]), "node-7:29400")
+    assert options["ntasks-per-node"] == "1"
+    assert {"--no-kill", "--kill-on-bad-exit=0", "--cpus-per-task=64"} < set(
+        (tmp_path / "words-of-srun").read_text().split()
+    )
+
+
+def test_the_job_for_kubernetes_is_whole() -> None:
+    service, job = yaml.safe_load_all(shown("yaml", "many-devices.md"))
+    pod, name = job["spec"]["template"]["spec"], job["metadata"]["name"]
+    (container,) = pod["containers"]
+    assert (service["apiVersion"], service["kind"], job["apiVersion"], job["kind"]) == (
+        "v1",
+        "Service",
+        "batch/v1",
+        "Job",
+    )
+    assert service["spec"] == {"clusterIP": "None", "selector": {"job-name": name}, "publishNotReadyAddresses": True}
+    assert job["spec"].keys() == {"completions", "parallelism", "completionMode", "backoffLimit", "template"}
+    assert pod.keys() == {"subdomain", "restartPolicy", "terminationGracePeriodSeconds", "containers", "volumes"}
+    assert container.keys() == {"name", "image", "workingDir", "command", "resources", "volumeMounts"}
+    words = container["command"][1:]
+    launch = Launch.taken_from(words)
+    assert launch is not None
+    assert words == ["train", "run.toml", "--out", "runs/big"]
+    assert launch.processes == container["resources"]["limits"]["nvidia.com/gpu"]
+    assert launch.most_hosts == job["spec"]["completions"] == job["spec"]["parallelism"]
+    assert job["spec"]["completionMode"] == "Indexed"
+    assert place(launch.meet or "") == (f"{name}-0.{service['metadata']['name']}", 29400)
+    assert pod["subdomain"] == service["metadata"]["name"]
+    assert {each["name"] for each in container["volumeMounts"]} == {each["name"] for each in pod["volumes"]}
+    assert container["workingDir"] in [each["mountPath"] for each in container["volumeMounts"]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
 import shutil
 import signal
 import socket
@@ -13,12 +14,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch.distributed.elastic.rendezvous.api import RendezvousStateError
+from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
 
 from hornbook.base.errors import MachineError, UserError
+from hornbook.cli import agent, meeting
+from hornbook.cli.agent import Meeting, round_of
 from hornbook.cli.launching import Launch
-from hornbook.cli.meeting import interface_of, is_this_host, own_address, place_kept_at, round_of
+from hornbook.cli.meeting import interface_of, own_address, place, place_found_at, place_kept_at
 from hornbook.runs.folder import Record, RunFolder
 from hornbook.train.start import was_begun_by_this_launch
 from train.worlds import digest
@@ -61,25 +67,76 @@ def test_what_cannot_be_meant_is_told(words: str, mend: str) -> None:
 
 
 def test_a_place_is_kept_by_one_and_remembers_who_met_and_parted() -> None:
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
-    from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
-    from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
-
-    store = place_kept_at(0)
-    meet = f"127.0.0.1:{store.port}"
-    assert not is_this_host(meet), "kept already"
-    assert not is_this_host("192.0.2.1:29400"), "an address of no host"
-    assert own_address(meet) == "127.0.0.1"
-    assert interface_of("127.0.0.1") is None
+    kept = place_kept_at("127.0.0.1", 0)
     with pytest.raises(MachineError, match="give another"):
-        place_kept_at(store.port)
+        place_kept_at("127.0.0.1", kept.port)
+    with pytest.raises(MachineError, match="give another"):
+        place_kept_at("192.0.2.1", 29400)  # an address of no host
+    store = place_found_at("127.0.0.1", kept.port)
     for expected in ("run", "run-1", "run-2"):
-        assert round_of("run", meet) == expected == round_of("run", meet)
-        other = TCPStore("127.0.0.1", store.port, is_master=False)
-        backend = C10dRendezvousBackend(other, expected)
-        DynamicRendezvousHandler.from_backend(expected, other, backend, 1, 1, "localhost").set_closed()
-    assert round_of("run", meet, before="run-1") == "run-1"
-    assert round_of("run", meet, before="run-9") == "run-3", "kept by another since"
+        assert round_of("run", store) == expected == round_of("run", store)
+        Meeting(expected, store, (1, 1), "localhost").handler.set_closed()
+    assert round_of("run", store, before="run-1") == "run-1"
+    assert round_of("run", store, before="run-9") == "run-3", "kept by another since"
+
+
+def test_a_place_is_kept_by_the_address_that_was_given_alone() -> None:
+    ours, all_of_them = place_kept_at("127.0.0.2", 0), place_kept_at("", 0)
+    assert is_heard(f"127.0.0.2:{ours.port}")
+    assert not is_heard(f"127.0.0.1:{ours.port}")
+    assert interface_of("127.0.0.1") in ("lo", "lo0")
+    assert is_heard(f"127.0.0.1:{all_of_them.port}")
+    assert is_heard(f"127.0.0.2:{all_of_them.port}")
+
+
+def is_heard(meet: str) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(place(meet)):
+        return True
+    return False
+
+
+def test_a_host_whose_own_name_is_a_loopback_address_to_itself_keeps_the_place_for_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As Debian has it in /etc/hosts."""
+    monkeypatch.setattr(socket, "gethostbyname", lambda name: "127.0.1.1" if name == "node-0" else name)
+    kept = place_kept_at("node-0", 0)
+    assert is_heard(f"127.0.0.1:{kept.port}")
+    reached = {"node-0": "127.0.0.1", "192.0.2.1": "10.1.2.3"}
+    monkeypatch.setattr(meeting, "_reached_from", lambda host, port: reached.get(host, host))
+    assert own_address("node-0:29400") == "10.1.2.3"
+    assert own_address("127.0.0.1:29400") == "127.0.0.1"
+    del reached["192.0.2.1"]
+    assert own_address("10.1.2.4") == "10.1.2.4"
+
+
+@pytest.mark.parametrize("text", ["node-0:x", "node-0:", "node-0:-1", "node-0:65536"])
+def test_a_place_has_a_port(text: str) -> None:
+    with pytest.raises(UserError, match="no number of a port"):
+        place(text)
+
+
+def test_what_is_written_where_hosts_meet_can_run_nothing(tmp_path: Path) -> None:
+    """PyTorch keeps a pickle there, and whoever reaches the place can write it."""
+
+    class Harmful:
+        def __reduce__(self) -> Any:
+            return (os.mkdir, (str(tmp_path / "done"),))
+
+    kept = place_kept_at("127.0.0.1", 0)
+    C10dRendezvousBackend(kept, "run").set_state(pickle.dumps(Harmful()))
+    with pytest.raises(RendezvousStateError, match=r"no record of theirs: posix.mkdir"):
+        round_of("run", kept)
+    assert not (tmp_path / "done").exists()
+
+
+def test_another_torch_is_told_rather_than_met_as_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("torch.distributed.elastic.agent.server.local_elastic_agent.LocalElasticAgent._shutdown")
+    monkeypatch.delattr("torch.distributed.elastic.agent.server.api.SimpleElasticAgent._shutdown")
+    monkeypatch.setattr(agent.Agent, "__abstractmethods__", frozenset())
+    of_two = Meeting("run", place_kept_at("127.0.0.1", 0), (1, 2), "127.0.0.1")
+    with pytest.raises(MachineError, match=r"torch .* begins processes otherwise .*\(no _shutdown\)"):
+        agent.Agent(["true"], 1, of_two, "run")
 
 
 def test_a_port_that_was_served_a_moment_ago_is_free() -> None:
@@ -88,7 +145,7 @@ def test_a_port_that_was_served_a_moment_ago_is_free() -> None:
         with socket.create_connection(("127.0.0.1", port)) as client:
             server.accept()[0].close()  # who closes first waits a minute
             client.recv(1)
-    assert is_this_host(f"127.0.0.1:{port}")
+    assert place_kept_at("127.0.0.1", port).port == port
 
 
 @pytest.mark.parametrize(

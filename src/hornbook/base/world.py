@@ -43,7 +43,9 @@ class ToldElsewhereError(HornbookError):
 
 
 class OthersLostError(MachineError):
-    """Another process is gone, or is silent for too long."""
+    """Another process is gone, or is silent for too long: no fault of this one, says its exit code."""
+
+    exit_code = 75
 
 
 class World:
@@ -103,13 +105,27 @@ class Ranks(World):
         self._dist, self._asked, self._stops, self._told_at = dist, 0, 0, 0.0
         patience = datetime.timedelta(seconds=patience_seconds())
         with self._together():
-            self._store, _, _ = next(rendezvous("env://"))
+            self._store = self._kept_here() or next(rendezvous("env://"))[0]
             on_gpu = torch.cuda.is_available()
             if on_gpu:
                 torch.cuda.set_device(self.rank_on_host % torch.cuda.device_count())
             backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
             dist.init_process_group(backend, store=self._store, rank=self.rank, world_size=self.size, timeout=patience)
             self.any(False)  # whoever cannot be reached is missed now, not in the first step
+
+    def _kept_here(self) -> Any:
+        """The store, by the first of them and by the address that all were given alone, where PyTorch listens at all
+        that its host has; nothing where the address is not this host's, or torchrun keeps the store."""
+        if not self.is_first or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            return None
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        try:
+            server = socket.create_server((address, port))
+        except OSError:
+            return None
+        return self._dist.TCPStore(  # type: ignore[attr-defined]
+            address, port, self.size, is_master=True, master_listen_fd=server.detach()
+        )
 
     def any(self, said: bool) -> bool:
         import torch
