@@ -40,7 +40,7 @@ hornbook trains GPT-style language models from scratch.
   hornbook average  runs/NAME --out DIR    the mean of its last checkpoints, as a model
   hornbook verify   PATH                   is every byte as it was written? --replay: does a run continue exactly?
   hornbook model    RECIPE|runs/NAME|MODEL its parts, sizes, FLOPs, memory, and the GPUs that hold it
-  hornbook meet     [PORT]                 keep the place where the hosts of a run find one another
+  hornbook meet     [ADDRESS:]PORT         keep the place where the hosts of a run find one another
   hornbook runs     [FOLDER]               the runs there are, how each stands, and who is at work
   hornbook recipes                         the runs that have a name
   hornbook corpora                         the texts that have a name
