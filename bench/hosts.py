@@ -2,7 +2,7 @@
 
     PYTHONPATH=src:tests python bench/hosts.py [--out hosts] [--trials 10] [--changes 100] [--only killed cut ...]
 
-Three hosts train one model, over links of 8 Mbit/s, lest it be done before the trial is.
+Three hosts train one model, over links of 20 Mbit/s, lest it be done before the trial is.
 
 - killed: all processes of one die, at once or after its link fell silent; it comes back with the same words.
 - cut: the link of one is cut for twice the patience, and mended.
@@ -50,7 +50,7 @@ from train.worlds import digest
 PORT = 29400
 PATIENCE = 20
 SECONDS_AT_MOST = 300
-SLOW = "tbf rate 8mbit burst 16kb latency 400ms"
+SLOW = "tbf rate 20mbit burst 16kb latency 400ms"
 WORDS = (
     "--tokenizer.kind byte --model.n-layer 1 --model.n-embd 16 --model.n-head 1 --model.context 32 "
     "--train.batch-tokens 128 --train.micro-batch 1 --train.threads 1 --train.save-every-steps 20 "

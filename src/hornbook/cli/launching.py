@@ -75,7 +75,9 @@ def launch(asked: Launch, words: list[str]) -> int:
     # Or, begun again, they would look for one another where they were before.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(cores_to_use() // asked.processes, 1)))
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    of_the_agent = logging.getLogger("torch.distributed.elastic")
+    of_the_agent.addHandler(logging.NullHandler())
+    of_the_agent.propagate = False  # what a user is to know, is told here
     hosts = "" if asked.meet is None else f" on this host, of {asked.least_hosts} to {asked.most_hosts}"
     say(f"starting {asked.processes} {'process' if asked.processes == 1 else 'processes'}{hosts}")
     host, told_at = Host(asked, words), 0.0

@@ -7,6 +7,7 @@ what it makes lies in the folder.
 
 from __future__ import annotations
 
+import socket
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
@@ -15,6 +16,7 @@ from hornbook.base.errors import MachineError, UserError
 from hornbook.base.process import keep_freed_memory
 from hornbook.shards.tasks import MOST_DEATHS, ONE_THREAD, Task, trouble_of
 
+SECONDS_TO_REACH = 20
 IN_FLIGHT = 2  # tasks for each processor, so that none waits for the next
 
 
@@ -33,7 +35,10 @@ class OverRay:
         except ImportError:
             raise UserError(f"--workers {self._text}: needs Ray: pip install 'hornbook[ray]'") from None
         self._ray = ray
+        host, _, port = self._address.removeprefix("ray://").rpartition(":")
         try:
+            if port.isdecimal():  # Ray would try for minutes
+                socket.create_connection((host, int(port)), SECONDS_TO_REACH).close()
             # Without an address Ray would look for a cluster, and wait for one that is gone.
             ray.init(
                 address=self._address,
@@ -42,7 +47,7 @@ class OverRay:
                 logging_level="ERROR",
                 **({"include_dashboard": False} if self._address == "local" else {}),
             )
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
             first = str(error).partition("\n")[0]
             raise MachineError(f"--workers {self._text}: no such cluster can be reached ({first})") from None
         self.number = self._processors()
