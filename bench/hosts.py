@@ -338,7 +338,7 @@ KINDS: dict[str, Callable[[Trial], None]] = {
     "place-host": Trial.place_lost_with_its_host,
 }
 CHANGES = "changes"
-CHANGES_IN_A_RUN, STEPS_FOR_A_CHANGE = 50, 200
+CHANGES_IN_A_RUN, STEPS_FOR_A_CHANGE = 25, 200
 
 
 def furthest(run: Path, alone: Path) -> float:
