@@ -27,6 +27,7 @@ from hornbook.cli import PATH_ERRORS, main
 from hornbook.exchange.export import export_model
 from hornbook.exchange.imports import import_model
 from hornbook.exchange.mean import average_checkpoints
+from hornbook.infer.looking_back import look_back
 from hornbook.report.comparison import compare
 from hornbook.report.comparison_page import write_comparison
 from hornbook.report.curves import draw
@@ -46,7 +47,8 @@ LOOKALIKES = [f".{kind}-{owner}place" for kind in KINDS for owner in ("", "1-", 
 SHARDS = ("manifest.json", "train-00000.bin", "tokenizer.json", "notes.txt", ".DS_Store", "inner/a")
 MODEL = ("MANIFEST.json", "config.json", "model.safetensors", "Thumbs.db", "._model.safetensors")
 STEPS = [f"{kept}/step-0000000{step}" for kept in ("checkpoints", "snapshots") for step in (1, 2, 3, 4, 8)]
-RUN = ("run.json", "metrics.jsonl", "samples.jsonl", "loss.png", "report.html", ".lock", "checkpoints", "snapshots")
+WRITTEN = ("run.json", "metrics.jsonl", "samples.jsonl", "answers.json", "loss.png", "report.html", ".lock")
+RUN = (*WRITTEN, "checkpoints", "snapshots")
 IN_STEPS = [f"{step}/{name}" for step in STEPS for name in ("a", "Thumbs.db", "MANIFEST.json")]
 CACHE = ("verified.json", "shards", "shards/text", "spool/1-0", "tokenizers", "models")
 # What stands at a path: a file by its bytes, or a link by whether it leads to a file, to a folder or nowhere.
@@ -115,6 +117,7 @@ def at_home(made: Path, place: Path) -> None:
 
 def report(run: Path, other: Path) -> None:
     draw(run)
+    look_back(run)
     write_report(run)
     compare([run, other], run.parent / "comparison.png")
     write_comparison([Told.of(run), Told.of(other)], run.parent / "comparison.html")

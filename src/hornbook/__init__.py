@@ -88,9 +88,11 @@ class TrainedRun:
         return examine(self.folder)
 
     def report(self) -> Path:
-        """Writes `report.html` into its folder, one page that says how it went."""
+        """Writes `report.html` into its folder, one page that says how it went; its snapshots are asked for it."""
+        from hornbook.infer.looking_back import look_back
         from hornbook.report.run_page import write_report
 
+        look_back(self.folder)
         return write_report(self.folder)[0]
 
     def loss_curve(self) -> Picture:

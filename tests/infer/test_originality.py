@@ -48,10 +48,14 @@ def test_what_was_learned_by_heart_is_told_with_its_place(run: Path, capsys: pyt
     assert found["share_in_passages"] > 0.95
     assert [each["sample"] for each in found["passages"][:2]] in ([0, 1], [1, 0])
     assert {each["token"] // 100 for each in found["passages"][:2]} <= {9, 10, 199, 200}
+    twins = Shards.open(RunFolder(run).record().shards).manifest["report"]["twins"]
+    assert found["near_duplicates"] == twins
+    assert twins["compared"] == 1
     assert len(found["passages"]) == 2  # the third sample stands in the first one's place
     assert main(["originality", str(run), "--log"]) == 0
     told = capsys.readouterr().out
     assert "as in document 1 (token " in told
+    assert "twins        0 of 1 validation documents" in told
     assert told.splitlines()[-1] == found["verdict"]
 
 

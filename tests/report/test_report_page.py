@@ -14,6 +14,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
 from browsing import SIZES, chromium
+from hornbook.infer.looking_back import look_back
 from hornbook.report.run_page import write_report
 from hornbook.train.config import RunConfig
 from hornbook.train.start import fit, resume
@@ -65,6 +66,7 @@ def report(browser: Browser, text_file: Path, tmp_path_factory: pytest.TempPathF
     }
     fit(RunConfig.model_validate(knobs), run, turned={"train": {"steps": 60}, "tokenizer": {"kind": "byte"}})
     resume(run, {"train": {"threads": 1}})
+    look_back(run)
     written, _ = write_report(run)
     return written
 
@@ -85,17 +87,33 @@ def test_it_reads_well_on_a_phone_and_a_desk_by_day_and_by_night(
     assert [f"{each['id']}: {node['target']}" for each in found for node in each["nodes"]] == []
 
 
-def test_the_slider_shows_what_was_said_at_each_step(open_page: Open, report: Path) -> None:
+def test_on_the_slider_each_snapshot_answers_the_same_prompts(open_page: Open, report: Path) -> None:
     page = open_page(report)
-    said = [json.loads(line) for line in (report.parent / "samples.jsonl").read_text().splitlines()]
-    steps = sorted({each["step"] for each in said})
-    assert len(steps) >= 3
-    slider = page.get_by_label("Step at which it was asked")
-    for step in (steps[-1], steps[0]):
+    answers = json.loads((report.parent / "answers.json").read_text())["answers"]
+    assert [each["step"] for each in answers] == [1, 2, 4, 8, 16, 32, 60]
+    moved_along(page, {each["step"]: list(zip(PROMPTS, each["texts"], strict=True)) for each in answers})
+    expect(page.get_by_text("seed 1, at most 12 tokens, temperature 0.8")).to_be_visible()
+
+
+def test_where_no_snapshot_was_asked_it_shows_what_was_said_on_the_way(
+    open_page: Open, report: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(report.parent, run, ignore=shutil.ignore_patterns("answers.json", "report.html"))
+    said: dict[int, list[tuple[str, str]]] = {}
+    for each in map(json.loads, (run / "samples.jsonl").read_text().splitlines()):
+        said.setdefault(each["step"], []).append((each["prompt"], each["text"]))
+    assert len(said) >= 3
+    moved_along(open_page(write_report(run)[0]), said)
+
+
+def moved_along(page: Page, said: dict[int, list[tuple[str, str]]]) -> None:
+    slider, steps = page.get_by_label("Step at which it was asked"), sorted(said)
+    for step in (steps[-1], steps[0], steps[1]):
         slider.fill(str(steps.index(step)))
         expect(page.locator("#sampled-at")).to_have_text(f"Step {step}")
         told = page.locator("#samples-said blockquote").evaluate_all("all => all.map(each => each.textContent)")
-        assert told == [each["prompt"] + each["text"] for each in said if each["step"] == step]
+        assert told == [prompt + text for prompt, text in said[step]]
 
 
 def test_curves_are_walked_zoomed_and_measured_otherwise(open_page: Open, report: Path) -> None:

@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     from hornbook.train.start import Outcome
 
 CONTINUATIONS = 3
+# Seconds, and a share of the run, in which its snapshots are asked; `hornbook report` asks the others.
+LEAST_TO_ASK, SHARE_TO_ASK, MOST_TO_ASK = 2.0, 0.02, 30.0
 
 
 def conclude(outcome: Outcome, as_json: bool) -> int:
+    from hornbook.infer.looking_back import look_back
     from hornbook.report.curves import draw
     from hornbook.report.run_page import write_report
     from hornbook.runs.folder import RunFolder
@@ -32,6 +35,8 @@ def conclude(outcome: Outcome, as_json: bool) -> int:
 
     run = outcome.folder
     pictures = draw(run)
+    if not outcome.interrupted:  # or somebody waits for it to end
+        look_back(run, min(max(LEAST_TO_ASK, SHARE_TO_ASK * outcome.seconds), MOST_TO_ASK))
     report, found = write_report(run)
     entries = read_log(RunFolder(run).metrics)
     evaluated = evaluations(entries)
@@ -107,13 +112,10 @@ def in_plain_words(
 
 def _speak(outcome: Outcome, record: Record, shards: Shards) -> list[str]:
     """Let the model continue prompts; those of the run, or where it has but one words from more places."""
+    from hornbook.infer.looking_back import prompts_of
     from hornbook.infer.speaker import load_speaker
-    from hornbook.shards.openings import openings
 
-    prompts = list(record.config["sample"]["prompts"] or [""])
-    found = openings(shards, CONTINUATIONS)
-    if prompts == [found[0]]:
-        prompts = list(found)
+    prompts = list(prompts_of(record, shards))
     speaker = load_speaker(outcome.folder, device="cpu")
     for number in range(CONTINUATIONS):
         prompt = prompts[number % len(prompts)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,10 @@ from hornbook.cli.words import (
 
 if TYPE_CHECKING:
     from hornbook.train.config import RunConfig
+
+
+# At a time, and it goes on from there: of a large model, a snapshot may take a minute.
+SECONDS_TO_ASK = 60.0
 
 
 @going_on()
@@ -199,6 +204,7 @@ def report(words: list[str]) -> int:
     )
     given = parse(parser, words)
     from hornbook.base.console import paragraphs, say
+    from hornbook.infer.looking_back import answers_beside
     from hornbook.report.comparison import compare, draw_lengths
     from hornbook.report.comparison_page import write_comparison
     from hornbook.report.curves import draw
@@ -216,6 +222,7 @@ def report(words: list[str]) -> int:
             send(RunFolder(run), name)
             say(f"{name} has the log of {run}")
         pictures = draw(run, everything=True)
+        _ask(run)
         told.append(Told.of(run))
         written, found = write_report(run, told[-1])
         tell_findings(found, run)
@@ -227,9 +234,20 @@ def report(words: list[str]) -> int:
         beside = given.runs[0].parent
         say()
         paragraphs(verdict(told))
-        say(str(write_comparison(told, beside / "comparison.html")))
+        say(str(write_comparison(told, beside / "comparison.html", answers_beside(given.runs))))
         say(str(compare(given.runs, beside / "comparison.png")))
     return 0
+
+
+def _ask(run: Path) -> None:
+    """What its snapshots say to the same prompts, which the report shows."""
+    from hornbook.base.console import Progress, note
+    from hornbook.infer.looking_back import look_back
+
+    with Progress(sys.stderr) as line:
+        answers = look_back(run, SECONDS_TO_ASK, lambda done, of: line.update(f"asked {done} of {of} models of {run}"))
+    if answers is not None and answers.unasked:
+        note(f"{answers.unasked} models of {run} were not asked, for want of time; the same command again asks more")
 
 
 def steps(text: str) -> list[int]:

@@ -6,7 +6,7 @@ batch sizes and vocabularies share; the settings in which they differ, and what 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from hornbook.base.console import count, duration
 from hornbook.base.names import own_version
 from hornbook.report.offline import page, save_page
 from hornbook.report.results import differing, results_of, settings_of, verdict
-from hornbook.report.run_page import FEWER_POINTS, Told, column, line_of, shown, smoothed
+from hornbook.report.run_page import FEWER_POINTS, Told, column, how_asked, line_of, shown, smoothed
+from hornbook.runs.answers import Answers
 
 LOOKS = 7
 MOST_PROMPTS, LONGEST_SAID = 6, 1_200
@@ -34,7 +35,8 @@ RESULTS = {
 }
 
 
-def write_comparison(runs: list[Told], out: Path) -> Path:
+def write_comparison(runs: list[Told], out: Path, answers: Sequence[Answers | None] = ()) -> Path:
+    """With the answers of their best models; where none was asked, what they said last on their way."""
     text = page(
         "comparison.html.jinja",
         drawn(runs),
@@ -43,7 +45,8 @@ def write_comparison(runs: list[Told], out: Path) -> Path:
         runs=[(told.name, f"run-{number % LOOKS}") for number, told in enumerate(runs)],
         results=list(_results(runs)),
         settings=list(_settings(runs)),
-        prompts=list(_prompts(runs)),
+        prompts=list(_answered(runs, answers) if any(answers) else _prompts(runs)),
+        asked=next((how_asked(each.asked) for each in answers if each is not None), ""),
         made=f"Written by Hornbook {own_version()}. This page asks nobody for anything.",
     )
     return save_page(text, out)
@@ -89,8 +92,21 @@ def _settings(runs: list[Told]) -> Iterator[tuple[str, list[str]]]:
         yield name, [shown(settings_of(told).get(name)) for told in runs]
 
 
-def _prompts(runs: list[Told]) -> Iterator[tuple[str, list[tuple[str, str, str, str]]]]:
-    """A prompt, and what each run that was asked said last: its name, its look, the text, and the step."""
+Beside = tuple[str, list[tuple[str, str, str, str]]]  # a prompt; of each run its name, its look, the text, the step
+
+
+def _answered(runs: list[Told], answers: Sequence[Answers | None]) -> Iterator[Beside]:
+    asked = next(each.asked for each in answers if each is not None)
+    for place, prompt in enumerate(asked.prompts):
+        said = []
+        for number, (told, each) in enumerate(zip(runs, answers, strict=True)):
+            for step, texts in each.texts.items() if each is not None else ():
+                said.append((told.name, f"run-{number % LOOKS}", texts[place][:LONGEST_SAID], f"{step:,}"))
+        yield prompt, said
+
+
+def _prompts(runs: list[Told]) -> Iterator[Beside]:
+    """What each run that was asked said last."""
     last = [{str(each.get("prompt", "")): each for each in told.samples if "text" in each} for told in runs]
     prompts = list(dict.fromkeys(prompt for each in last for prompt in each))
     prompts.sort(key=lambda prompt: -sum(prompt in each for each in last))

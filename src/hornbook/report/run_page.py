@@ -1,7 +1,7 @@
 """The report of a run: one page that says how it went.
 
 In: a run folder, of which run.json and the logs are read.  Out: `report.html` in it: findings, curves to look into,
-what it said at each step at which it was asked, its text and machine, and all of its settings.
+what each of its snapshots says to the same prompts, its text and machine, and all of its settings.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from hornbook.report.finding import Finding
 from hornbook.report.observed import Numbers, Observed, observed
 from hornbook.report.offline import page, save_page
 from hornbook.report.thinning import thinned
+from hornbook.runs.answers import Answers, Asked
 from hornbook.runs.folder import Record, RunFolder
 from hornbook.runs.logs import evaluations, read_log
 from hornbook.shards.format import Shards
@@ -39,6 +40,8 @@ NOISE = {"quiet": True, "noisy": True}
 RATES_OVER = 200  # parts of a run, for each of which a throughput is told
 MOST_EVALUATIONS_SHOWN, MOST_ASKED, LONGEST_SAID = 60, 120, 2_000
 OF_THE_WHOLE = "run"
+# Rules of sampling that change nothing.
+UNFELT = {"repetition_penalty": 1.0, "presence_penalty": 0.0}
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Told:
     record: Record | None
     shards: Shards | None
     findings: list[Finding] = field(default_factory=list)
+    answers: Answers | None = None
 
     @classmethod
     def of(cls, run: Path) -> Told:
@@ -64,7 +68,7 @@ class Told:
             shards = Shards.open(record.shards)
         seen = observed(run, entries)
         said = read_log(folder.samples)
-        return cls(run.resolve().name, seen, entries, said, record, shards, findings(seen))
+        return cls(run.resolve().name, seen, entries, said, record, shards, findings(seen), Answers.of(folder))
 
     @property
     def best(self) -> dict[str, Any] | None:
@@ -159,7 +163,7 @@ def throughput(seen: Observed) -> tuple[Numbers, Numbers]:
 def line_of(name: str, look: str, at: Numbers, values: Numbers, most: int) -> dict[str, Any]:
     there = np.isfinite(values) & np.isfinite(at)
     points = thinned(at[there].tolist(), values[there].tolist(), most)
-    short = [(int(place), float(f"{value:.5g}")) for place, value in points]
+    short = [(int(place), float(f"{value:.7g}")) for place, value in points]
     return {"name": name, "look": look, "points": short}
 
 
@@ -179,7 +183,11 @@ def _marks(told: Told) -> list[dict[str, Any]]:
 
 
 def _samples(told: Told) -> dict[str, Any]:
-    """By steps, what was said to each prompt; of many steps some, from all along."""
+    """By steps, what the models that are kept answer to the same prompts; where they were not asked, what was said on
+    the way, of many steps some, from all along."""
+    if (answers := told.answers) is not None:
+        texts = [[text[:LONGEST_SAID] for text in answers.texts[step]] for step in sorted(answers.texts)]
+        return {"steps": sorted(answers.texts), "prompts": answers.asked.prompts, "texts": texts}
     said: dict[int, dict[str, str]] = {}
     for each in told.samples:
         if isinstance(each.get("step"), int):
@@ -189,8 +197,15 @@ def _samples(told: Told) -> dict[str, Any]:
     if len(steps) > MOST_ASKED:
         steps = [steps[round(place)] for place in np.linspace(0, len(steps) - 1, MOST_ASKED)]
     prompts = list(dict.fromkeys(prompt for step in steps for prompt in said[step]))
-    texts = [[said[step].get(prompt) for prompt in prompts] for step in steps]
-    return {"steps": steps, "prompts": prompts, "texts": texts}
+    texts_said = [[said[step].get(prompt) for prompt in prompts] for step in steps]
+    return {"steps": steps, "prompts": prompts, "texts": texts_said}
+
+
+def how_asked(asked: Asked) -> str:
+    """By which anybody gets the same answers."""
+    applied = {name: value for name, value in asked.rules.items() if value is not None and UNFELT.get(name) != value}
+    rules = [f"{name.replace('_', ' ')} {shown(value)}" for name, value in applied.items()]
+    return f"seed {asked.seed}, at most {asked.max_tokens} tokens, {', '.join(rules)}"
 
 
 def written(told: Told) -> dict[str, Any]:
@@ -206,7 +221,8 @@ def written(told: Told) -> dict[str, Any]:
         "figures": list(_figures(told)),
         "findings": told.findings,
         "evaluations": list(_evaluations(told)),
-        "sampled": bool(told.samples),
+        "sampled": bool(told.samples) or told.answers is not None,
+        "asked": how_asked(told.answers.asked) if told.answers is not None else "",
         "facts": list(_facts(told)),
         "settings": list(settings_of(told.record)),
         "settings_told": _settings_told(told.record),

@@ -4,6 +4,7 @@ runs/NAME/
     run.json                     what was asked for, of which data, on which machine; with a hash of itself
     metrics.jsonl                a line a step and a line an evaluation
     samples.jsonl                what the model said on its way
+    answers.json                 what each model that is kept says to the same prompts (answers.py)
     checkpoints/step-00001000/   model folders with what training needs to go on, the newest and the best
     best/step-00000840/          the model folder of the best evaluation, where no checkpoint was due in its step
     snapshots/step-00000512/     model folders of half precision, for looking back
@@ -34,7 +35,7 @@ from hornbook.model.folder import CONFIG, WEIGHTS
 RECORD = "run.json"
 # Of run.json. One without a number is of the first.
 FORMAT = 1
-METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
+METRICS, SAMPLES, ANSWERS = "metrics.jsonl", "samples.jsonl", "answers.json"
 CHECKPOINTS, BEST, SNAPSHOTS = "checkpoints", "best", "snapshots"
 # Beside the model in a checkpoint.
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
@@ -85,6 +86,10 @@ class RunFolder:
     @property
     def samples(self) -> Path:
         return self.path / SAMPLES
+
+    @property
+    def answers(self) -> Path:
+        return self.path / ANSWERS
 
     def has_record(self) -> bool:
         return self.record_file.is_file()
