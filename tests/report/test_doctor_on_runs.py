@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,10 +15,12 @@ import pytest
 import torch
 
 from effort import long
+from hornbook.cli import main
 from hornbook.infer import score
 from hornbook.model.gpt import GPT
 from hornbook.model.layers import MLP
 from hornbook.report.doctor import examine
+from hornbook.runs.logs import read_log
 from hornbook.shards import order
 from hornbook.train import learner
 from hornbook.train.config import RunConfig
@@ -112,20 +116,45 @@ def test_targets_that_are_the_inputs_are_found(train: Train, monkeypatch: pytest
     assert "sees-ahead" in train(train={"head_start": False, "steps": 100})
 
 
-def test_a_layer_that_does_nothing_is_found(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def one_mlp_times(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """From here on the last MLP adds so many times what it should."""
     forward, untrained = MLP.forward, learner.untrained
 
-    def one_is_dead(config: Any) -> GPT:
-        model = untrained(config)
-        model.blocks[1].mlp.is_dead = True  # type: ignore[union-attr]
-        return model
+    def times(factor: float) -> None:
+        def marked(config: Any) -> GPT:
+            model = untrained(config)
+            model.blocks[1].mlp.factor = factor  # type: ignore[union-attr]
+            return model
 
-    def dying(mlp: MLP, x: torch.Tensor) -> torch.Tensor:
-        return forward(mlp, x) * (not getattr(mlp, "is_dead", False))
+        monkeypatch.setattr(learner, "untrained", marked)
+        monkeypatch.setattr(MLP, "forward", lambda mlp, x: forward(mlp, x) * getattr(mlp, "factor", 1.0))
 
-    monkeypatch.setattr(learner, "untrained", one_is_dead)
-    monkeypatch.setattr(MLP, "forward", dying)
-    assert "dead-layer" in train()
+    return times
+
+
+@pytest.mark.parametrize(
+    ("factor", "found"), [(0, ["dead-layer"]), (0.3, []), (30, []), (1000, ["exploding-layer"])], ids=str
+)
+def test_a_layer_that_does_nothing_or_explodes_is_found(
+    train: Train, one_mlp_times: Callable[[float], None], factor: float, found: list[str]
+) -> None:
+    one_mlp_times(factor)
+    assert train() == found
+
+
+def test_a_run_stopped_too_early_is_found_and_better_once_gone_on_with(train: Train, tmp_path: Path) -> None:
+    text = tmp_path / "words.txt"
+    text.write_text(words_of(100_000))
+    short: dict[str, Any] = {"steps": 40, "eval_every_steps": 20}
+    assert train(data=str(text), train=short) == []  # it began by knowing which token follows which
+    assert train(data=str(text), train=short | {"head_start": False}) == ["still-improves"]
+    [found] = examine(tmp_path / "run-1")
+    [(said, instead)] = re.findall(r"would bring about ([\d.]+) in place of ([\d.]+)", found.evidence)
+    [told] = re.findall("`hornbook (resume .*)`", found.action)
+    assert main(shlex.split(told)) == 0
+    reached = min(each["val_loss"] for each in read_log(tmp_path / "run-1" / "metrics.jsonl") if "val_loss" in each)
+    assert reached < float(said) < float(instead)
 
 
 def test_a_run_that_waits_for_its_text_is_found(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,14 +87,18 @@ def still_improves(run: Observed) -> Finding | None:
 
 def gain_of_a_doubling(run: Observed) -> float | None:
     """By which share the training loss fell as the tokens seen doubled, before the learning rate began to fall: what it
-    falls by then comes of that."""
+    falls by then comes of that. Where the second half of the doubling brought less than the first, twice that half: a
+    loss that has come to its floor improves no more, however fast it came there."""
     factors = run["lr_factor"]
     if run.steps < 20 or not np.isfinite(factors).any():
         return None
     full = np.flatnonzero(factors >= 0.98 * np.nanmax(factors))
     end = max(int(full[-1]) + 1, run.steps // 2) / run.steps
-    later, earlier = run.mean_loss(0.9 * end, end), run.mean_loss(0.45 * end, 0.5 * end)
-    return (earlier - later) / earlier if earlier > 0 else None
+    half = math.sqrt(0.5)
+    earlier, between, later = (run.mean_loss(0.9 * part * end, part * end) for part in (0.5, half, 1))
+    if not earlier > 0 or not between > 0:
+        return None
+    return min(1 - later / earlier, 1 - (later / between) ** 2)
 
 
 def bound_by_input(run: Observed) -> Finding | None:
