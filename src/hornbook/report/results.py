@@ -103,7 +103,7 @@ class Group:
 
     @property
     def said(self) -> str:
-        return self.names[0] if len(self.names) == 1 else f"{self.names[0]} and its seeds"
+        return self.names[0] if len(self.names) == 1 else f"{self.names[0]} (the mean of {len(self.names)} seeds)"
 
 
 def groups_of(runs: list[Told]) -> list[Group]:
