@@ -227,7 +227,7 @@ def rung(size: dial.Size, compiled: bool) -> Facts:
     machine, vocabulary = choose_machine(), 4096
     config = dial.a_step_of(size, vocabulary)
     began = time.monotonic()
-    seconds = probe.seconds_a_step(config, machine, compiled)
+    seconds = probe.seconds_a_step(config, machine, compiled).seconds
     rate = dial.flops_of_step(size, vocabulary) / seconds
     return {
         "parameters": config.model.n_params(),

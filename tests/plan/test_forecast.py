@@ -16,13 +16,14 @@ from hornbook.base.errors import UserError
 from hornbook.plan import forecast as plan
 from hornbook.plan.forecast import forecast
 from hornbook.train.loop import INTERRUPTED
+from hornbook.train.probe import Timed
 from hornbook.train.start import Outcome
 
 
 @pytest.fixture
 def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """On a machine that takes a tenth of a second for a step."""
-    monkeypatch.setattr(plan, "seconds_a_step", lambda config, machine: 0.1)
+    monkeypatch.setattr(plan, "seconds_a_step", lambda config, machine: Timed(0.1, 0.0))
     monkeypatch.setattr("hornbook.train.probe.flops", lambda machine: 1e11)
     path = tmp_path / "some.txt"
     path.write_text("".join(f"the {number % 97} birds of {number * 7919 % 1009} trees\n" for number in range(20_000)))
@@ -82,6 +83,17 @@ def test_it_is_told_and_nothing_is_written(
     assert facts["config"]["train"]["minutes"] == 2
     assert facts["memory_bytes"] > 4 * 4 * 100_000
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_machine_with_other_work_is_named_before_its_figures_are_believed(
+    text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["plan", "--data", text, "--minutes", "2", "--train.device", "cpu"]
+    for waited, is_told in ((0.01, False), (0.05, True)):
+        monkeypatch.setattr(plan, "seconds_a_step", lambda config, machine, waited=waited: Timed(0.1, waited))
+        assert cli.main(words) == 0
+        said = capsys.readouterr().out
+        assert ("something else is at work on this machine: 50% of a step" in said) == is_told
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from hornbook.model.gpt import GPT
 from hornbook.recipes import DEFAULT, RECIPES, compose
 from hornbook.recipes.dial import MOST_READINGS, as_fast_as_products, own_text, why_these_sizes
 from hornbook.train.config import RunConfig, override
+from hornbook.train.probe import Timed
 from hornbook.train.start import fit
 
 # A change of a recipe's size is made here too, on purpose.
@@ -219,9 +220,9 @@ def test_on_an_accelerator_the_largest_size_is_chosen_of_which_enough_steps_were
     monkeypatch.setattr("hornbook.train.probe.flops", lambda machine: 2e14)
     tried: list[int] = []
 
-    def seconds(config: RunConfig, machine: Machine) -> float:
+    def seconds(config: RunConfig, machine: Machine) -> Timed:
         tried.append(config.model.n_embd)
-        return 0.1 if config.model.n_embd > 384 else 0.01
+        return Timed(0.1 if config.model.n_embd > 384 else 0.01, 0.0)
 
     monkeypatch.setattr("hornbook.train.probe.seconds_a_step", seconds)
     config = compose("demo", {"train": {"minutes": 0.5}}, measured=True)

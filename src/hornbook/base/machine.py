@@ -102,6 +102,16 @@ def cores_to_use() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def waits_for_a_core() -> dict[str, float]:
+    """Seconds that each thread of this process could have run in, but for others on its core; none where the system
+    does not count them."""
+    waits = {}
+    for thread in Path("/proc/self/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):  # one that has just ended
+            waits[thread.parent.name] = int(thread.read_text().split()[1]) / 1e9
+    return waits
+
+
 def choose_machine(device: str | None = None, dtype: str | None = None, threads: int | None = None) -> Machine:
     """The fastest device there is, unless one is named, and the numbers that it is fast in."""
     import torch

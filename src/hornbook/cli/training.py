@@ -155,7 +155,10 @@ def _say_what_is_expected(config: RunConfig) -> None:
     from hornbook.plan.forecast import foretold
 
     with contextlib.suppress(UserError):
-        say(foretold(config).in_a_line())
+        found = foretold(config)
+        say(found.in_a_line())
+        if found.disturbed:
+            say(found.disturbed)
 
 
 def _begun(run: Path) -> RunConfig | None:

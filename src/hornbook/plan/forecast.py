@@ -25,7 +25,7 @@ from hornbook.text.corpora import find_corpus, find_source, is_corpus
 from hornbook.text.readers import STANDARD_INPUT, Source
 from hornbook.train.config import RunConfig
 from hornbook.train.memory import training_memory
-from hornbook.train.probe import seconds_a_step
+from hornbook.train.probe import BUSY, seconds_a_step
 from hornbook.train.sizing import first_micro_batch
 
 # How hard a text is, is what gzip makes of pieces from all over it.
@@ -48,6 +48,7 @@ class Forecast:
     config: RunConfig
     machine: str
     seconds_a_step: float
+    share_waited: float
     steps: int
     seconds: float
     tokens: int
@@ -70,6 +71,16 @@ class Forecast:
         ends_by_time = train.minutes is not None and self.seconds > ENDS_BY_TIME * 60 * train.minutes
         return self.bits_per_byte * times**-C if self.bits_per_byte is not None and ends_by_time else None
 
+    @property
+    def disturbed(self) -> str | None:
+        """What is to be known of a machine that was not free."""
+        if self.share_waited <= BUSY:
+            return None
+        return (
+            f"something else is at work on this machine: {self.share_waited:.0%} of a step went by in waiting for a "
+            "core; alone, the run gets further in its time than is told here"
+        )
+
     def in_a_line(self) -> str:
         """For whom it is about to be trained."""
         read = f" and {self.readings:.2g} epochs" if self.readings is not None else ""
@@ -89,6 +100,8 @@ class Forecast:
             f"{model.context}, {vocabulary}"
         )
         say(f"machine   {self.machine}: {self.seconds_a_step:.3g} s for a step of {config.train.batch_tokens:,} tokens")
+        if self.disturbed:
+            say(f"busy      {self.disturbed}")
         read = f", {self.readings:.2g} epochs" if self.readings is not None else ""
         say(f"training  {count(self.tokens)} tokens in {self.steps:,} steps{read}")
         say(f"time      {duration(self.seconds)}")
@@ -110,7 +123,8 @@ def foretold(config: RunConfig) -> Forecast:
     text_bytes, difficulty = _of_text(config)
     config = with_likely_vocabulary(config)
     machine = choose_machine(config.train.device, config.train.dtype, config.train.threads)
-    each = seconds_a_step(config, machine)
+    step = seconds_a_step(config, machine)
+    each = step.seconds
     steps = _steps(config, each, text_bytes)
     tokens = steps * config.sequences * config.window
     seen = tokens * bytes_of_a_token(config.tokenizer.kind)
@@ -125,6 +139,7 @@ def foretold(config: RunConfig) -> Forecast:
         config=config,
         machine=f"{machine.name}, {machine.dtype}",
         seconds_a_step=each,
+        share_waited=step.share_waited,
         steps=steps,
         seconds=steps * each / LEARNING,
         tokens=tokens,

@@ -229,6 +229,6 @@ def _pace(train: Mapping[str, Any]) -> dial.Pace:
     def tried(size: dial.Size, vocabulary: int) -> float:
         at_best = dial.flops_of_step(size, vocabulary) / flops
         hopeless = dial.LEAST_STEPS * at_best > seconds
-        return at_best if hopeless else probe.seconds_a_step(dial.a_step_of(size, vocabulary), machine)
+        return at_best if hopeless else probe.seconds_a_step(dial.a_step_of(size, vocabulary), machine).seconds
 
     return tried
