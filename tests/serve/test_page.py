@@ -331,7 +331,15 @@ def test_a_token_tells_what_it_looked_at_where_that_is_asked_for(size: str, site
     expect_shown([sum(each) / len(answer["weights"]) for each in zip(*answer["weights"], strict=True)])
     assert violations(page) == []
 
-    page.keyboard.press("Escape")
+    # Nothing of it lies under the popover: in a phone's sheet, what was considered is told below.
+    for shown in ("#layer", "#looked-text", "#looked-most li >> nth=4"):
+        expect(page.locator(shown)).to_be_in_viewport()
+    if size == "phone":
+        expect(page.get_by_role("tooltip")).to_be_hidden()
+        expect(page.locator("#looked-considered li.taken")).to_be_visible()
+    else:
+        expect(page.locator("#looked-considered")).to_be_hidden()
+        page.keyboard.press("Escape")
     with page.expect_request_finished(lambda each: each.url.endswith("/api/attention")):
         page.get_by_label("Layer").select_option(label="2")
     page.get_by_label("Head").select_option(label="1")

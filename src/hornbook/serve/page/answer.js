@@ -1,6 +1,6 @@
 // The continuation on the page, and what the model considered at each of its tokens.
 // In: pieces as `complete` yields them.  Out: a span for each. Tab reaches one of them, the arrow keys the others;
-// pointing at one, tapping it or walking to it opens the popover, Escape closes it.
+// pointing at one, tapping it or walking to it opens the popover, where it is not told elsewhere; Escape closes it.
 
 import { element, percent } from "./parts.js";
 
@@ -26,7 +26,7 @@ export class Answer {
   #leaving = 0;
   #at = null; // where the open token was
 
-  // `opened` is told the place of each token that the popover opens at.
+  // `opened` is told the place of each token that is meant, and says whether it is told elsewhere.
   constructor(holder, popover, opened) {
     Object.assign(this, { element: holder, popover, opened });
     this.pieces = [];
@@ -150,11 +150,10 @@ export class Answer {
       span.setAttribute("aria-describedby", this.popover.id);
     }
     span.classList.add("open");
-    this.popover.replaceChildren(...this.pieces[i].tokens.flatMap(tellToken));
-    this.popover.hidden = false;
+    this.popover.replaceChildren(...tellPiece(this.pieces[i]));
+    this.popover.hidden = this.opened(i);
     this.#at = boxOf(span);
     this.#place(this.#at);
-    this.opened(i);
   }
 
   #moved() {
@@ -170,6 +169,9 @@ export class Answer {
     this.popover.style.top = `${below ? token.bottom + 8 : Math.max(token.top - height - 8, 8)}px`;
   }
 }
+
+// What was considered for each of its tokens.
+export const tellPiece = (piece) => piece.tokens.flatMap(tellToken);
 
 function tellToken({ text, p, considered }) {
   const taken = considered.find(([other]) => other === text);

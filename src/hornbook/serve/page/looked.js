@@ -1,9 +1,10 @@
 // What the model looked at when it chose a token: attention, by layer and head.
 // In: what was asked for, and a token of the answer.  Out: the text before it, shaded by weight, and the most of it in
-// figures. The server computes it anew for each token and layer, so nothing is asked for until the reader wants it.
+// figures; in the sheet of a phone, which a popover would hide, also what was considered. The server computes it anew for
+// each token and layer, so nothing is asked for until the reader wants it.
 
 import { look } from "./api.js";
-import { bar } from "./answer.js";
+import { bar, tellPiece } from "./answer.js";
 import { $, count, element } from "./parts.js";
 
 const MOST = 5; // in figures
@@ -21,25 +22,36 @@ export class Looked {
     $("head").addEventListener("change", () => this.#draw());
   }
 
-  // `pieces` as they stand in the answer, of which the i-th is meant; of several tokens in it, the first.
+  // `pieces` as they stand in the answer, of which the i-th is meant; of several tokens in it, the first. Whether all
+  // that is to be told of it is told here.
   at({ model, prompt }, pieces, i) {
     const ids = pieces.slice(0, i).flatMap(({ tokens }) => tokens.map(({ id }) => id));
     this.#place = { model, prompt, ids, text: pieces[i].text };
     clearTimeout(this.#waiting);
+    $("looked-considered").replaceChildren(...tellPiece(pieces[i]));
     if ($("look").checked) this.#waiting = setTimeout(() => this.#ask(), PAUSE_MS);
+    const here = $("look").checked && isInSheet();
+    if (here) this.#reveal();
+    return here;
   }
 
   // Another answer stands there now.
   forget() {
     this.#stop();
     this.#place = this.#told = null;
+    $("looked-considered").replaceChildren();
     this.#draw();
+  }
+
+  #reveal() {
+    $("looked").scrollIntoView({ block: isInSheet() ? "start" : "nearest" });
   }
 
   #turn() {
     $("looked").hidden = !$("look").checked;
-    if ($("look").checked) this.#ask();
-    else this.#stop();
+    if (!$("look").checked) return this.#stop();
+    this.#reveal();
+    this.#ask();
   }
 
   #stop() {
@@ -87,6 +99,8 @@ export class Looked {
   }
 }
 
+// The settings lie over the text, and are open; where there is room they stand beside it.
+const isInSheet = () => $("settings").getAttribute("aria-expanded") === "true" && $("settings").offsetParent !== null;
 const mean = (heads) => heads[0].map((_, i) => heads.reduce((sum, head) => sum + head[i], 0) / heads.length);
 
 // The mean, and each of so many.
