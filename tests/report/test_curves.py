@@ -75,6 +75,13 @@ def test_pictures_are_drawn_from_the_folder_alone(kind: str, run_of: Callable[..
         assert shows_something(picture)
 
 
+def test_what_was_drawn_once_does_not_tell_of_an_earlier_step(run_of: Callable[..., Path]) -> None:
+    run = run_of([each | {"grad_norm": 1.0} for each in trained(20, 5)])
+    assert run / "gradients.png" not in draw(run)
+    assert run / "gradients.png" in draw(run, everything=True)
+    assert run / "gradients.png" in draw(run)
+
+
 def test_a_line_that_a_crash_cut_off_is_passed_over(run_of: Callable[..., Path]) -> None:
     run = run_of(trained(20, 5))
     with open(run / "metrics.jsonl", "a") as file:

@@ -200,6 +200,14 @@ def test_a_finding_is_in_words_that_stand_by_themselves(rule: str) -> None:
     assert len(found.line()) < 480
 
 
+def test_copies_are_to_be_left_out_of_a_text_of_ones_own_alone() -> None:
+    for data, advice in (("my-text.txt", "Leave the copies out"), ("python-stdlib", "of the same corpus alone")):
+        run = recorded(text=replace(TEXT, twins={"documents": 30, "compared": 100}), knobs={"data": data})
+        found = RULES["validation-in-training"](run)
+        assert found is not None
+        assert advice in found.action
+
+
 def test_a_run_of_which_nothing_is_known_has_no_findings(tmp_path: Path) -> None:
     assert examine(tmp_path) == []
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "tokens": 1, "loss": 5.0}) + "\n")

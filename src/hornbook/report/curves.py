@@ -142,10 +142,11 @@ def _series(entries: list[dict[str, Any]], name: str) -> list[tuple[int, float]]
 
 
 def draw(run: Path, everything: bool = False) -> list[Path]:
-    """Draw a run's pictures into its folder: those of how well it learned, or of `everything` that it wrote down."""
+    """Draw a run's pictures into its folder: those of how well it learned, or of `everything` that it wrote down, and
+    what was drawn before, which would tell of an earlier step."""
     curves = Curves.read(run)
     figures = {"loss.png": loss_figure, "perplexity.png": perplexity_figure}
-    if everything and curves.grad_norms:
+    if curves.grad_norms and (everything or (run / "gradients.png").exists()):
         figures["gradients.png"] = gradient_figure
     if curves.memory:
         figures["memory.png"] = memory_figure

@@ -9,6 +9,7 @@ from __future__ import annotations
 from hornbook.base.console import command, count
 from hornbook.report.finding import Finding
 from hornbook.report.observed import Observed
+from hornbook.text.corpora import is_corpus
 
 # Of parameters, for each byte of text. Sizes that are chosen for a text have 20 at most; nanoGPT's for 1 MB, 10.
 MOST_PARAMETERS_A_BYTE = 40
@@ -87,7 +88,9 @@ def validation_in_training(run: Observed) -> Finding | None:
     return Finding(
         "Validation text stands in the training text",
         f"{evidence}; so the validation loss is better than the model is",
-        "Leave the copies out of the text, and train again",
+        "Compare it with runs of the same corpus alone, which is so"
+        if is_corpus(str(run.knob("data")))
+        else "Leave the copies out of the text, and train again",
     )
 
 

@@ -43,7 +43,7 @@ from hornbook.shards.telling import too_little as too_little
 from hornbook.shards.twins import Twins
 from hornbook.shards.writer import STATE, Encoded, PieceEncoder, ShardWriter, read_state, write_state
 from hornbook.shards.written import HeldBack, Written, yardsticks
-from hornbook.text.corpora import find_source
+from hornbook.text.corpora import find_source, is_corpus
 from hornbook.text.cutting import Share, cut
 from hornbook.text.documents import AS_IT_COMES, TextConfig
 from hornbook.text.encoder import EncoderFailed, SlowEncoder, fastest_encoder, has_gigatoken
@@ -279,7 +279,8 @@ class Preparation:
     def _twins(self, written: Written) -> Twins:
         twins = written.twins()
         if twins.share >= SHARE_OF_TWINS_TO_WARN_OF:
-            warn(f"{told_of(twins)}: validation will look better than it is; leave such copies out of the text")
+            remedy = "" if is_corpus(self.source.name) else "; leave such copies out of the text"
+            warn(f"{told_of(twins)}: validation will look better than it is{remedy}")
         return twins
 
     def _learn(self, state: dict[str, Any]) -> Tokenizer:
