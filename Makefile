@@ -99,6 +99,7 @@ size:
 		{ echo "hornbook needs Python 3.11 or newer: make PYTHON=python3.12"; exit 2; }
 	@$(PYTHON) -m venv .venv || \
 		{ echo "this Python cannot make a virtual environment; on Debian: apt install python3-venv"; exit 2; }
+	@echo "installing torch, and what else is needed, into .venv: this once, some minutes"
 	$(if $(TORCH_INDEX),$(PIP) --no-deps --index-url $(TORCH_INDEX) torch)
 	$(PIP) -e .
 	@touch $@

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import code
 import re
 import runpy
 from itertools import pairwise
@@ -11,8 +12,22 @@ from typing import Any
 import pytest
 from matplotlib.image import imread
 
+import hornbook
+
 TOUR = Path(__file__).parent.parent / "docs" / "tour"
 TWO_SCREENS = 80  # lines
+
+
+def paste(pages: list[Path], names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> str:
+    """Line by line, as Python 3.11's prompt takes what is pasted into it: a block ends with an empty line."""
+    console = code.InteractiveConsole(names)
+    for page in pages:
+        for snippet in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
+            for line in [*snippet.split("\n"), ""]:
+                console.push(line)
+            out, err = capsys.readouterr()
+            assert "Error" not in err, f"{page.name}: {err}"
+    return out
 
 
 def test_its_snippets_run_and_what_they_claim_holds(
@@ -22,11 +37,14 @@ def test_its_snippets_run_and_what_they_claim_holds(
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     pages = sorted(TOUR.glob("*.md"), key=lambda page: (page.name != "README.md", page.name))
-    for page in pages:
-        for snippet in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
-            exec(compile(snippet, page.name, "exec"), names)
-    assert "bits per byte" in capsys.readouterr().out
     assert len(pages) == 9
+    assert "[('" in paste(pages, names, capsys)  # the last page's alternatives
+
+    # And of a run that is there already, and is nothing like it.
+    model = {"n_layer": 1, "n_head": 4, "n_embd": 32, "context": 64}
+    train = {"steps": 12, "batch_tokens": 256}
+    other = hornbook.fit("my-text.txt", out="runs/other", tokenizer={"kind": "byte"}, model=model, train=train)
+    paste(pages[1:], {"hornbook": hornbook, "run": other, "model": other.model()}, capsys)
 
     drawn = runpy.run_path(str(TOUR / "pictures.py"))["draw"](names["run"].folder, tmp_path)
     assert all(imread(each).std() > 0.05 for each in drawn)  # not blank

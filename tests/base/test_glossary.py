@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hornbook import cli
-from hornbook.base.glossary import WORDS, anchor, find, markdown, page
+from hornbook.base.glossary import ALSO, WORDS, anchor, find, markdown, page
 from hornbook.report import curves
 from hornbook.report.curves import Curves
 
@@ -30,6 +30,8 @@ def test_every_word_that_a_word_leads_to_is_there(form: Callable[[], str]) -> No
     assert targets <= anchors
     assert "[" not in re.sub(r"\[[^]]+\]\(#[^)]+\)", "", text)
     assert list(WORDS) == sorted(WORDS, key=str.lower)
+    assert set(ALSO.values()) <= set(WORDS)
+    assert not set(ALSO) & set(WORDS)
 
 
 @pytest.mark.parametrize("name", ["loss", "perplexity", "gradient", "memory"])
@@ -84,9 +86,11 @@ def test_the_pages_links_lead_to_words() -> None:
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
-        (["perplexity"], "equally likely tokens"),
+        (["perplexity"], "all equally likely"),
         (["Bits", "per", "byte"], "gzip and xz"),
         (["heads"], "each with weights of its own"),
+        (["weights"], "Parameters The numbers"),
+        (["bpe"], "joined to a new token"),
         ([], "Top-k, Top-p"),
     ],
 )

@@ -17,6 +17,8 @@ WORDS = {
     "Bits per byte": "The [loss] of a text in bits, divided by its bytes. It does not depend on how the text was cut "
     "into [tokens][token], so models with other [vocabularies][vocabulary] can be compared by it, and with what gzip "
     "and xz make of the same text: a compressor that guesses as well needs as many bits. Lower is better.",
+    "Byte-pair encoding": "How a [vocabulary] is learned: beginning with single bytes, the two neighbours that are met "
+    "most often are joined to a new [token], again and again. Also called BPE.",
     "Checkpoint": "A run as it stood at a [step], whole, from which it goes on: the [weights][parameters], the state "
     "of the [optimizer], and its place in the text.",
     "Clipping": "Where the [gradient norm] is larger than a limit, all gradients are made shorter by the same factor, "
@@ -30,27 +32,32 @@ WORDS = {
     "FLOPs": "Multiplications and additions of numbers with a fractional part: how much computing something takes.",
     "Gradient": "For each of the model's [parameters], how the [loss] changes when that grows a little. A [step] goes "
     "against it.",
-    "Gradient norm": "The length of all [gradients][gradient] together, as the root of the sum of their squares. It "
-    "falls as a model settles; where it leaps, something is wrong, mostly the [learning rate].",
+    "Gradient norm": "The length of all [gradients][gradient] together, as the root of the sum of their squares. Where "
+    "it leaps and does not come back, something is wrong, mostly the [learning rate].",
     "Head": "One of several [attentions][attention] that a [layer] computes side by side, each with weights of its "
     "own. The output head, at the end, is another thing: it gives every token of the vocabulary its [logit].",
+    "Head start": "Before the first [step], Hornbook counts which [token] follows which in the training text, and sets "
+    "[embeddings][embedding] and output [head] so that the model begins with these frequencies, not with nothing.",
     "Layer": "One of the blocks of which the model is a stack: [attention], which brings in what stands before, and "
-    "an MLP, which works on each place by itself.",
+    "an [MLP], which works on each place by itself.",
     "Learning rate": "How far a [step] goes. Too small, and little is learned in the time; too large, and the [loss] "
     "grows. Over a run it follows a [schedule].",
     "Logit": "The score that a model gives a [token] of its vocabulary. [Softmax] makes probabilities of them.",
     "Loss": "How wrong a model is: the mean, over [tokens][token], of minus the natural logarithm of the probability "
-    "that it gave to the one that came, in nats per token. 0 is certain, 0.69 one chance in two. Also called "
+    "that it gave to the one that came, in [nats][nat] per token. 0 is certain, 0.69 one chance in two. Also called "
     "cross-entropy.",
     "Memory": "Of an accelerator: [parameters], the [optimizer]'s state, and what a [batch] leaves behind on its way "
     "through the [layers][layer], which has to be kept until the [gradients][gradient] are known.",
+    "MLP": "Multi-layer perceptron, the second part of a [layer]: two or three matrices, and between them a function "
+    "that bends, which work on each place of the text by itself.",
+    "Nat": "The unit of [loss]: what natural logarithms are counted in. 1 nat is 1.44 bits.",
     "Optimizer": "The rule by which [gradients][gradient] become changes of the [parameters]: Muon and AdamW keep "
     "averages over past ones.",
     "Overfitting": "A model learns its text by heart: [training loss] goes on falling, [validation loss] rises. More "
     "text helps most, then fewer [epochs][epoch], a smaller model, [dropout].",
     "Parameters": "The numbers of which a model consists and which training changes, also called its weights.",
-    "Perplexity": "e to the [loss]: among so many equally likely [tokens][token] would one be as unsure as the model "
-    "is. It depends on the [vocabulary]; [bits per byte] do not.",
+    "Perplexity": "e to the power of the [loss]: a model of perplexity 25 is, on average, as unsure as one that has to "
+    "choose among 25 [tokens][token], all equally likely. It depends on the [vocabulary]; [bits per byte] do not.",
     "Prompt": "The text that a model is asked to go on with.",
     "Sample": "A text that the model writes while it trains, to be read beside the [loss].",
     "Sampling": "Drawing the next [token] by the probabilities that the model gives, as [temperature], [top-k] and "
@@ -79,6 +86,23 @@ WORDS = {
     "Warm-up": "The first [steps][step], over which the [learning rate] rises from nothing, while the [optimizer]'s "
     "averages are still of few gradients.",
 }
+# What else a word is called, and what is told with another.
+ALSO = {
+    "Adam": "Optimizer",
+    "AdamW": "Optimizer",
+    "Block": "Layer",
+    "BPE": "Byte-pair encoding",
+    "Cross-entropy": "Loss",
+    "Evaluation": "Validation loss",
+    "Feed-forward": "MLP",
+    "Held-out": "Validation loss",
+    "Key": "Attention",
+    "LR": "Learning rate",
+    "Muon": "Optimizer",
+    "Query": "Attention",
+    "Value": "Attention",
+    "Weight": "Parameters",
+}
 _LINK = re.compile(r"\[([^]]+)](?:\[([^]]+)])?")
 INTRODUCTION = "The words that Hornbook's summaries, pictures and pages say, as the field means them."
 
@@ -89,8 +113,8 @@ def anchor(word: str) -> str:
 
 
 def find(word: str) -> str | None:
-    """How a word is written here: capitals, hyphens and a plural's s do not count."""
-    by_letters = {_letters(each): each for each in WORDS}
+    """The word under which it is told: capitals, hyphens and a plural's s do not count."""
+    by_letters = {_letters(each): word for each, word in [*zip(WORDS, WORDS, strict=True), *ALSO.items()]}
     return by_letters.get(_letters(word)) or by_letters.get(_letters(word).removesuffix("s"))
 
 
