@@ -82,6 +82,7 @@ def test_a_record_grows_and_keeps_what_was_written_by_hand(bench: Callable[[str]
     assert set(json.loads((tmp_path / "figures.json").read_text())) == {"step", "start"}
 
 
+@pytest.mark.long
 def test_a_command_measures_in_a_child_that_sees_a_plain_processor(tmp_path: Path) -> None:
     words = ["bench/rows.py", "--rows", "5", "--tiny", "--views", "plain", "--out", str(tmp_path)]
     done = subprocess.run([sys.executable, *words], cwd=BENCH.parent, capture_output=True, text=True, check=False)

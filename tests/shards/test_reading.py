@@ -118,7 +118,9 @@ def test_a_large_array_of_ids_is_trained_on_once_its_tokenizer_is_named(
     assert result["bits_per_byte"] == pytest.approx(result["loss"] / np.log(2))  # a byte for each id, and no other
 
 
-def test_a_pattern_and_standard_input_are_prepared_as_the_files_are(tmp_path: Path) -> None:
+def test_a_pattern_and_standard_input_are_prepared_as_the_files_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     texts = [f"text number {number}, and more" for number in range(100)]
     for part in (0, 1):
         lines = "".join(json.dumps({"text": text}) + "\n" for text in texts[part * 50 : part * 50 + 50])
@@ -128,9 +130,14 @@ def test_a_pattern_and_standard_input_are_prepared_as_the_files_are(tmp_path: Pa
     for name, stdin in [("files", None), (str(tmp_path / "*.jsonl.gz"), None), ("-", both)]:
         paths = [str(tmp_path / f"{part}.jsonl.gz") for part in (0, 1)] if name == "files" else [name]
         more = ["--text.format", "jsonl"] if stdin else []
-        command = [sys.executable, "-m", "hornbook", "prepare", *paths, "--tokenizer.kind", "byte", "--json", *more]
-        done = subprocess.run(command, input=stdin, capture_output=True, check=True, timeout=100)
-        made[name] = json.loads(done.stdout.splitlines()[-1])
+        words = ["prepare", *paths, "--tokenizer.kind", "byte", "--json", *more]
+        if stdin:
+            command = [sys.executable, "-m", "hornbook", *words]
+            told = subprocess.run(command, input=stdin, capture_output=True, check=True, timeout=100).stdout.decode()
+        else:
+            assert cli.main(words) == 0
+            told = capsys.readouterr().out
+        made[name] = json.loads(told.splitlines()[-1])
     assert len({each["fingerprint"] for each in made.values()}) == 1
     assert len({each["folder"] for each in made.values()}) == 3
 

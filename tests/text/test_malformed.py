@@ -19,95 +19,26 @@ from hornbook.text.streams import LARGEST_RECORD, Tally
 from yardstick import within
 
 LONG = b"a" * (LARGEST_RECORD + 10)
-NOT_UTF8 = [
-    b"\xff",
-    b"na\xefve",
-    b"\xc3",
-    b"\xed\xa0\x80",
-    b"\xf8\x88\x80\x80\x80",
-    b"\xc0\xaf",
-    b"\xf4\x90\x80\x80",
-    b"\x80",
-]
-BINARY = [
-    b"\0",
-    b"\x7fELF\0",
-    b"PAR1\0",
-    "text".encode("utf-16"),
-    "text".encode("utf-32-le"),
-    b"\xff\xfea\0",
-    b"\x1f\x8b\x08\0",
-]
+NOT_UTF8 = b"\xff na\xefve \xc3 \xed\xa0\x80 \xf8\x88\x80\x80\x80 \xc0\xaf \xf4\x90\x80\x80 \x80".split()
+BINARY = [b"\0", b"\x7fELF\0", b"PAR1\0", "text".encode("utf-16"), "text".encode("utf-32-le")]
+BINARY += [b"\xff\xfea\0", b"\x1f\x8b\x08\0"]
 BAD_JSON = [
-    *[
-        b"{",
-        b"}",
-        b"[",
-        b"]",
-        b"nul",
-        b"null",
-        b"true",
-        b"1",
-        b"1e999",
-        b"-",
-        b"NaN",
-        b'"',
-        b"'a'",
-        b"text",
-        b",",
-        b"\\",
-    ],
-    *[
-        b"[1]",
-        b'[["a"]]',
-        b"{}",
-        b'{"texts": 1}',
-        b'{"text": 1}',
-        b'{"text": null}',
-        b'{"text": ["a"]}',
-        b'{"text": {}}',
-    ],
-    *[
-        b'{"text": "a"',
-        b'{"text": "a}',
-        b"{'text': 'a'}",
-        b'{"text": "a",}',
-        b'{"text": "a"}}',
-        b'{"text" "a"}',
-        b'{text: "a"}',
-    ],
-    *[
-        b'{"text": "\\x"}',
-        b'{"text": "\\u12"}',
-        b'{"text": "\\ud800"}',
-        b'{"text": "a\tb"}',
-        b'{"text": "a"} {',
-        b"9" * 10_000,
-    ],
-    *[b"[" * 100_000, b'{"text":' * 100_000, b'{"text": "a", "b": ' + b"[" * 5_000 + b"]" * 5_000 + b"}"],
-    *[b'{"text": "' + each + b'"}' for each in NOT_UTF8],
+    *rb"""{ } [ ] nul null true 1 1e999 - NaN " 'a' text , \ [1] [["a"]] {}""".split(),
+    *rb"""{"texts":1} {"text":1} {"text":null} {"text":["a"]} {"text":{}} {"text":"a" {"text":"a}""".split(),
+    *rb"""{'text':'a'} {"text":"a",} {"text":"a"}} {"text""a"} {text:"a"}""".split(),
+    *rb"""{"text":"\x"} {"text":"\u12"} {"text":"\ud800"}""".split(),
+    *(b'{"text": "a\tb"}', b'{"text": "a"} {', b"9" * 10_000),
+    *(b"[" * 100_000, b'{"text":' * 100_000, b'{"text": "a", "b": ' + b"[" * 5_000 + b"]" * 5_000 + b"}"),
+    *(b'{"text": "' + each + b'"}' for each in NOT_UTF8),
     b'{"text": "' + LONG + b'"}',
 ]
 BAD_ROWS = [
-    *[
-        b"1",
-        b"1,2,3",
-        b"1,2,3,4",
-        b",,",
-        b'"a',
-        b'1,"a',
-        b'"a"b,c',
-        b'1,"a"b',
-        b'"1""',
-        b'1,"a""',
-        b"a" * 200_000,
-        b"," * 1000,
-    ],
-    *[b"1," + each for each in NOT_UTF8],
-    *[b'1,"' + each + b'"' for each in NOT_UTF8],
-    *[b"," * number for number in range(2, 12)],
-    b"1," + LONG,
-    b'1,"' + LONG,
+    *rb"""1 1,2,3 1,2,3,4 ,, "a 1,"a "a"b,c 1,"a"b "1"" 1,"a"" """.split(),
+    *(b"a" * 200_000, b"," * 1000),
+    *(b"1," + each for each in NOT_UTF8),
+    *(b'1,"' + each + b'"' for each in NOT_UTF8),
+    *(b"," * number for number in range(2, 12)),
+    *(b"1," + LONG, b'1,"' + LONG),
 ]
 
 
