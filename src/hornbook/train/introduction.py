@@ -28,8 +28,8 @@ def introduce(run: Run, begin: Path | Origin | None) -> None:
     lines = [
         f"data      {shards.manifest['name']}: {count(train['tokens'])} tokens to train on, "
         f"{count(val['tokens'])} to validate, {shards.manifest['tokenizer']} vocabulary of {shards.vocab_size:,}",
-        f"model     {count(model.n_params())} parameters: {model.n_layer} layers, {model.n_head} heads, "
-        f"width {model.n_embd}, context {model.context}",
+        f"model     {count(model.n_params())} parameters: {model.n_layer} layer{'s' * (model.n_layer != 1)}, "
+        f"{model.n_head} head{'s' * (model.n_head != 1)}, width {model.n_embd}, context {model.context}",
         f"training  {config.sequences * config.window:,} tokens a step ({config.sequences} x {config.window}), "
         f"on {machine.name}{threads}{shared_out(run)}",
         f"numbers   {machine.dtype}: {machine.why_dtype}{in_short_numbers(run)}",
