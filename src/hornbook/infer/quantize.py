@@ -13,17 +13,21 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from hornbook.base.errors import UserError
 from hornbook.base.machine import cpu_has_fbgemm, cpu_multiplies_int8, cpu_packs_bf16
 from hornbook.model.attention import Attention
 from hornbook.model.gpt import GPT
+from hornbook.model.layers import MLP
 
 LARGEST = 127
 MIDDLE = 128  # stands for 0 in what goes in, which has no sign: with one, not every processor with VNNI is quick
+SMALL = 2**18  # numbers, of a matrix in float32 that torch's plain product is the quickest with
 ROWS_EXPECTED = 16  # of a product in bf16; in the order for 1, one token takes four times longer
 
 
@@ -59,7 +63,9 @@ def dtype_of_cache(model: GPT, dtype: str) -> torch.dtype:
 def _with_layers(model: GPT, kind: type[Layer]) -> GPT:
     for part in list(model.modules()):
         if isinstance(part, Attention):
-            _join(part, kind)
+            part.project = _joined(part, ("query", "key", "value"), kind)  # type: ignore[method-assign]
+        elif isinstance(part, MLP) and part.gated:
+            part.widen = _joined(part, ("gate", "up"), kind)  # type: ignore[method-assign]
     for part in list(model.modules()):
         for name, layer in list(part.named_children()):
             if isinstance(layer, nn.Linear):
@@ -67,15 +73,16 @@ def _with_layers(model: GPT, kind: type[Layer]) -> GPT:
     return model
 
 
-def _join(attention: Attention, kind: type[Layer]) -> None:
-    """One product is sooner done than three."""
-    layers = [attention.query, attention.key, attention.value]
+def _joined(part: nn.Module, names: Sequence[str], kind: type[Layer]) -> Any:
+    """The layers of these names as one, whose product is sooner done than theirs."""
+    layers = [getattr(part, name) for name in names]
     joined, widths = kind(layers), [each.out_features for each in layers]
-    attention.project = lambda x: joined(x).split(widths, dim=-1)  # type: ignore[method-assign]
-    del attention.query, attention.key, attention.value
+    for name in names:
+        delattr(part, name)
+    return lambda x: joined(x).split(widths, dim=-1)
 
 
-def _joined(layers: Sequence[nn.Linear]) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _stacked(layers: Sequence[nn.Linear]) -> tuple[torch.Tensor, torch.Tensor | None]:
     weight = torch.cat([each.weight.detach() for each in layers])
     biases = [each.bias for each in layers if each.bias is not None]
     return weight, torch.cat([each.detach() for each in biases]) if biases else None
@@ -91,7 +98,7 @@ class Layer(nn.Module):
 class Int8Linear(Layer):
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
         super().__init__(layers)
-        weight, bias = _joined(layers)
+        weight, bias = _stacked(layers)
         scales = weight.float().abs().amax(dim=1).clamp(min=1e-30) / LARGEST
         whole = (weight.float() / scales[:, None]).round().to(torch.int8)
         self.packed = torch.ops.onednn.qlinear_prepack(whole, [1, weight.shape[1]])
@@ -114,7 +121,7 @@ class Int7Linear(Layer):
 
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
         super().__init__(layers)
-        weight, bias = _joined(layers)
+        weight, bias = _stacked(layers)
         scales = weight.float().abs().amax(dim=1).clamp(min=1e-30) / LARGEST
         zeros = torch.zeros(len(scales), dtype=torch.int64)
         with _fbgemm():
@@ -136,7 +143,7 @@ class HalfLinear(Layer):
 
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
         super().__init__(layers)
-        weight, bias = _joined(layers)
+        weight, bias = _stacked(layers)
         with _fbgemm():
             self.packed = torch.ops.quantized.linear_prepack_fp16(
                 weight.float(), None if bias is None else bias.float()
@@ -149,11 +156,14 @@ class HalfLinear(Layer):
 class PackedLinear(Layer):
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
         super().__init__(layers)
-        weight, self.bias = _joined(layers)
+        weight, self.bias = _stacked(layers)
         rows = ROWS_EXPECTED if weight.dtype == torch.bfloat16 else 1
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+        self.is_small = weight.dtype == torch.float32 and weight.numel() < SMALL
+        self.packed = weight if self.is_small else torch.ops.mkldnn._reorder_linear_weight(weight, rows)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.is_small:
+            return F.linear(x, self.packed, self.bias)
         product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
         return product
 

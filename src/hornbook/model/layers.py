@@ -32,15 +32,24 @@ class MLP(nn.Module):
         super().__init__()
         width, bias = config.width_of_mlp, "mlp" in config.biases
         activation = ACTIVATIONS[config.activation]
-        self.activation = activation.of(F)
-        self.gate = nn.Linear(config.n_embd, width, bias=bias) if activation.gated else None
+        self.activation, self.gated = activation.of(F), activation.gated
+        self.gate = nn.Linear(config.n_embd, width, bias=bias) if self.gated else None
         self.up = nn.Linear(config.n_embd, width, bias=bias)
         self.down = nn.Linear(width, config.n_embd, bias=bias)
         self.dropout = nn.Dropout(config.drops("mlp"))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        wide = self.activation(self.up(x)) if self.gate is None else self.activation(self.gate(x)) * self.up(x)
+        if self.gated:
+            gate, up = self.widen(x)
+            wide = self.activation(gate) * up
+        else:
+            wide = self.activation(self.up(x))
         return self.down(self.dropout(wide))
+
+    def widen(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Gate and up, each (B, T, width); a model that only speaks does it at once (infer/quantize.py)."""
+        assert self.gate is not None
+        return self.gate(x), self.up(x)
 
 
 def id_before(ids: torch.Tensor, first: torch.Tensor | None = None) -> torch.Tensor:
