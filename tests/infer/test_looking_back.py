@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,13 +144,16 @@ def test_the_best_of_several_runs_answer_what_the_first_is_asked(trained: Path, 
     assert nobody is None
     assert pieces is not None
     assert other is not None
-    assert pieces.asked == other.asked
-    assert pieces.asked.prompts == ("def ",)
+    assert (pieces.asked.prompts, pieces.asked.max_tokens) == (("def ",), 3)
+    assert replace(other.asked, max_tokens=3) == pieces.asked
+    facts = Shards.open(RunFolder(paths[0]).record().shards).split_facts("train")
+    as_much = math.ceil(3 * facts["bytes_of_text"] / facts["tokens"])
+    assert other.asked.max_tokens == as_much > 3
     for path, found in zip(paths, (pieces, other), strict=False):
         best = load_speaker(path)
         [[step, texts]] = found.texts.items()
         assert step == int(best.folder.name[5:])
-        assert texts == (best.generate("def ", seed=1, max_tokens=3),)
+        assert texts == (best.generate("def ", seed=1, max_tokens=found.asked.max_tokens),)
 
 
 def test_report_keeps_and_shows_the_answers(run: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,10 +27,6 @@ if TYPE_CHECKING:
     from hornbook.train.config import RunConfig
 
 
-# At a time, and it goes on from there: of a large model, a snapshot may take a minute.
-SECONDS_TO_ASK = 60.0
-
-
 @going_on()
 def train(words: list[str]) -> int:
     if (group := help_asked(words)) is not None:
@@ -248,7 +244,7 @@ def _ask(run: Path) -> None:
     from hornbook.infer.looking_back import look_back
 
     with Progress(sys.stderr) as line:
-        answers = look_back(run, SECONDS_TO_ASK, lambda done, of: line.update(f"asked {done} of {of} models of {run}"))
+        answers = look_back(run, progress=lambda done, of: line.update(f"asked {done} of {of} models of {run}"))
     if answers is not None and answers.unasked:
         note(f"{answers.unasked} models of {run} were not asked, for want of time; the same command again asks more")
 

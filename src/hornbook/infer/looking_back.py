@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from hornbook.base import files
@@ -23,6 +24,8 @@ from hornbook.shards.format import Shards
 from hornbook.shards.openings import openings
 
 PROMPTS = 3
+# At a time, and it goes on from there: of a large model, a snapshot may take a minute.
+SECONDS = 60.0
 BYTES_OF_A_PARAMETER = 4
 # Of the memory that is free: a model that takes more is not asked.
 SHARE_OF_MEMORY = 0.5
@@ -36,7 +39,7 @@ def prompts_of(record: Record, shards: Shards | None) -> tuple[str, ...]:
 
 
 def look_back(
-    path: Path, seconds: float = math.inf, progress: Callable[[int, int], object] = lambda done, of: None
+    path: Path, seconds: float = SECONDS, progress: Callable[[int, int], object] = lambda done, of: None
 ) -> Answers | None:
     """Lets the run's models answer, as many as there is time for; None of a run that trains at this moment, whose
     machine is its own, of one that was lost but for its logs, and of a model that there is no memory for."""
@@ -86,12 +89,27 @@ def asked_of(run: RunFolder) -> Asked:
 
 
 def answers_beside(paths: list[Path]) -> list[Answers | None]:
-    """What the best model of each of several runs says to the prompts of the first."""
+    """What the best model of each of several runs says to the prompts of the first: about as much text, in whatever
+    pieces its vocabulary cuts it."""
     try:
         asked = asked_of(RunFolder(paths[0]))
     except (UserError, KeyError, TypeError):
         return [None] * len(paths)
-    return [_of_the_best(RunFolder(path), asked) for path in paths]
+    sizes = [_bytes_of_a_token(RunFolder(path)) for path in paths]
+    longest = asked.max_tokens * max(sizes)
+    lengths = [math.ceil(longest / size) if size else asked.max_tokens for size in sizes]
+    return [
+        _of_the_best(RunFolder(path), replace(asked, max_tokens=length))
+        for path, length in zip(paths, lengths, strict=True)
+    ]
+
+
+def _bytes_of_a_token(run: RunFolder) -> float:
+    try:
+        facts = Shards.open(run.record().shards).split_facts("train")
+    except UserError:
+        return 0.0
+    return float(facts["bytes_of_text"] / max(facts["tokens"], 1))
 
 
 def _of_the_best(run: RunFolder, asked: Asked) -> Answers | None:

@@ -46,7 +46,7 @@ def write_comparison(runs: list[Told], out: Path, answers: Sequence[Answers | No
         results=list(_results(runs)),
         settings=list(_settings(runs)),
         prompts=list(_answered(runs, answers) if any(answers) else _prompts(runs)),
-        asked=next((how_asked(each.asked) for each in answers if each is not None), ""),
+        asked=next((how_asked(each.asked, "about as much text") for each in answers if each is not None), ""),
         made=f"Written by Hornbook {own_version()}. This page asks nobody for anything.",
     )
     return save_page(text, out)

@@ -201,11 +201,15 @@ def _samples(told: Told) -> dict[str, Any]:
     return {"steps": steps, "prompts": prompts, "texts": texts_said}
 
 
-def how_asked(asked: Asked) -> str:
+def _how_asked(answers: Answers | None) -> str:
+    return how_asked(answers.asked, f"at most {answers.asked.max_tokens} tokens") if answers is not None else ""
+
+
+def how_asked(asked: Asked, length: str) -> str:
     """By which anybody gets the same answers."""
     applied = {name: value for name, value in asked.rules.items() if value is not None and UNFELT.get(name) != value}
     rules = [f"{name.replace('_', ' ')} {shown(value)}" for name, value in applied.items()]
-    return f"seed {asked.seed}, at most {asked.max_tokens} tokens, {', '.join(rules)}"
+    return ", ".join([f"seed {asked.seed}", length, *rules])
 
 
 def written(told: Told) -> dict[str, Any]:
@@ -222,7 +226,7 @@ def written(told: Told) -> dict[str, Any]:
         "findings": told.findings,
         "evaluations": list(_evaluations(told)),
         "sampled": bool(told.samples) or told.answers is not None,
-        "asked": how_asked(told.answers.asked) if told.answers is not None else "",
+        "asked": _how_asked(told.answers),
         "facts": list(_facts(told)),
         "settings": list(settings_of(told.record)),
         "settings_told": _settings_told(told.record),
