@@ -25,11 +25,11 @@ from hornbook.shards.format import Shards
 
 WORDS = 8
 LEAST = 40  # bytes of a passage, as much as eight words have
-AT_ONCE = 1 << 18  # ids that are decoded together
+AT_ONCE = 1 << 16  # ids that are decoded together, whose hashes stay in the cache
 MAPPED = 1 << 25  # ids after which files are mapped anew, since mapped pages that were read count as memory
 LISTED = 5  # passages of a text
 PAIRS = 1 << 16  # places that are compared together
-FILTER_BITS = 20
+FILTER_BITS = 23  # few pass that are not there: of half a megabyte of texts one place in twenty
 BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse: sums can be moved to any place
 BLANK = 32
 IS_BLANK = np.isin(np.arange(256), list(b" \t\n\r\v\f"))
