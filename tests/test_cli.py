@@ -19,7 +19,8 @@ from hornbook import cli
 from hornbook.base.names import own_version
 from hornbook.base.output import visible
 from hornbook.base.settings import knobs
-from hornbook.runs.folder import resolve
+from hornbook.cli import conclusion
+from hornbook.runs.folder import RunFolder, resolve, step_of
 from hornbook.train.config import ALSO_CALLED, RunConfig
 from yardstick import within
 
@@ -92,6 +93,8 @@ def test_training_tells_what_was_reached_and_what_to_try_next(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(conclusion, "MOST_TO_ASK", 1e6)
+    monkeypatch.setattr(conclusion, "LEAST_TO_ASK", 1e6)
     assert cli.main(["train", "--data", str(text_file), *SMALL]) == 0
     told = capsys.readouterr().out
     for part in (
@@ -110,6 +113,8 @@ def test_training_tells_what_was_reached_and_what_to_try_next(
     # What it says to try next is a command that works.
     suggestion = next(line.split() for line in told.splitlines() if line.startswith("  hornbook resume"))
     assert cli.main([*suggestion[1:3], "--train.steps", "5"]) == 0
+    answers = json.loads((folder / "answers.json").read_text())["answers"]
+    assert [each["step"] for each in answers] == sorted({step_of(each) for each in RunFolder(folder).kept()})
     # And a second run takes the next free name.
     assert cli.main(["train", "--data", str(text_file), *SMALL]) == 0
     assert f"this is a new run, runs/{text_file.stem}-2" in capsys.readouterr().out.replace("\\", "/")
