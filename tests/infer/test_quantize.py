@@ -133,9 +133,7 @@ def test_int8_is_not_left_to_a_reference_kernel() -> None:
     coarse = (Int8Linear if cpu_multiplies_int8() else Int7Linear)([exact])
     with torch.inference_mode():
         quickest = [min(timeit.repeat(partial(each, x), number=1, repeat=9)) for each in (coarse, exact)]
-    assert quickest[0] < 30 * quickest[1], (
-        "the reference takes a thousand times longer"
-    )
+    assert quickest[0] < 30 * quickest[1], "the reference takes a thousand times longer"
 
 
 @needs_int8
