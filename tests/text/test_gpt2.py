@@ -16,7 +16,7 @@ from effort import examples, long
 from hornbook.base.errors import MachineError, UserError
 from hornbook.text import gpt2 as ranking
 from hornbook.text.encoder import SlowEncoder, fastest_encoder
-from hornbook.text.gpt2 import R50K, RANKS, Merges, Ranks, gpt2_merges, gpt2_ranks, merges_of
+from hornbook.text.gpt2 import R50K, RANKS, Merges, Ranks, gpt2_merges, merges_of, published_ranks
 from hornbook.text.tokenizer import END_OF_TEXT, Tokenizer, TokenizerConfig, train_tokenizer
 from yardstick import within
 
@@ -111,7 +111,7 @@ def test_the_merges_are_those_that_transformers_recovers(ranks_file: Path) -> No
     letters = bytes_to_unicode()
     ours = [
         tuple("".join(letters[byte] for byte in part) for part in pair)
-        for pair in merges_of(gpt2_ranks(str(ranks_file)))
+        for pair in merges_of(published_ranks(R50K, str(ranks_file)))
     ]
     _, theirs = TikTokenConverter(vocab_file=str(ranks_file), pattern=PIECES).extract_vocab_merges_from_model(
         str(ranks_file)
@@ -124,7 +124,7 @@ def test_merges_are_kept_and_a_damaged_copy_is_made_again(
     ranks_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HORNBOOK_HOME", str(tmp_path))
-    ranks = gpt2_ranks(str(ranks_file))
+    ranks = published_ranks(R50K, str(ranks_file))
     first = gpt2_merges(ranks)
     assert first == merges_of(ranks)
     (kept,) = (tmp_path / "tokenizers").iterdir()
@@ -169,26 +169,26 @@ def test_ranks_are_fetched_once_where_no_file_is_named(
         monkeypatch.setattr(ranking, "RANKS_AT", server.url("/ranks"))
         server.contents[f"/ranks/{RANKS}"] = ranks_file.read_bytes()
         server.tricks = [hostile.wrong_bytes, hostile.cut_after(300_000)]
-        assert len(gpt2_ranks(None)) == 50_256
+        assert len(published_ranks(R50K, None)) == 50_256
         assert "836k bytes, once; kept in" in capsys.readouterr().err
         asked = len(server.asked)
         assert asked == 3
-        assert len(gpt2_ranks(None)) == 50_256
+        assert len(published_ranks(R50K, None)) == 50_256
         assert len(server.asked) == asked
     assert (empty_home / "tokenizers" / RANKS).read_bytes() == ranks_file.read_bytes()
-    assert len(gpt2_ranks(None)) == 50_256  # and now there is nobody to ask
+    assert len(published_ranks(R50K, None)) == 50_256  # and now there is nobody to ask
 
 
 def test_ranks_that_do_not_come_are_one_line_with_the_mend(empty_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranking, "RANKS_AT", "http://127.0.0.1:9")
     with pytest.raises(MachineError, match=r"--tokenizer\.ranks-file r50k_base\.tiktoken") as caught:
-        gpt2_ranks(None)
+        published_ranks(R50K, None)
     assert len(caught.value.mistakes) == 1
     with hostile.Server() as server:
         server.contents[f"/ranks/{RANKS}"] = b"?" * R50K.bytes
         monkeypatch.setattr(ranking, "RANKS_AT", server.url("/ranks"))
         with pytest.raises(MachineError, match="does not send the right file"):
-            gpt2_ranks(None)
+            published_ranks(R50K, None)
     assert not (empty_home / "tokenizers" / RANKS).exists()
 
 
@@ -198,11 +198,11 @@ def test_other_ranks_than_the_published_are_refused(ranks_file: Path, tmp_path: 
     for wrong in (b"", data[:-1], data.replace(b" 50255", b" 50254"), b"\0\1"):
         (tmp_path / RANKS).write_bytes(wrong)
         with pytest.raises(UserError, match="sha256") as caught:
-            gpt2_ranks(str(tmp_path / RANKS))
+            published_ranks(R50K, str(tmp_path / RANKS))
         assert len(caught.value.mistakes) == 1
     for missing in (tmp_path / "none", tmp_path):
         with pytest.raises(UserError, match="ranks-file"):
-            gpt2_ranks(str(missing))
+            published_ranks(R50K, str(missing))
 
 
 def test_knobs_of_other_kinds_are_refused() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from hornbook.base.errors import UserError
 from hornbook.base.spool import spooled
-from hornbook.text.records import TOO_LONG, Document, Found, Input, choose_field, listed, short, told_at
+from hornbook.text.records import TOO_LONG, Document, Found, Input, choose_field, listed, short
 from hornbook.text.streams import LARGEST_RECORD, Trouble, brief, compression_of
 
 # Few, since a file may say one long text in a thousand rows at no cost: 64 would be 1.4 times as fast.
@@ -60,14 +60,15 @@ def read_parquet(input: Input) -> Iterator[Found]:
             # As bytes: pyarrow itself would stop at what is not UTF-8.
             for value in batch.column(0).cast(pyarrow.large_binary()):
                 number += 1
-                with told_at(f"row {number}") as troubles:
+                try:
                     data = value.as_py()
                     if data is None:
                         raise Trouble(f"column {short(column)} should hold text, not null")
                     if len(data) > LARGEST_RECORD:
                         raise Trouble(TOO_LONG)
                     yield input.record(f"row {number}", input.decode(data))
-                yield from troubles
+                except Trouble as trouble:
+                    yield trouble.at(f"row {number}")
 
 
 def read_hdf5(input: Input) -> Iterator[Found]:

@@ -32,6 +32,7 @@ _NAME = re.compile(
 )
 _SPLIT_IN_PATH = re.compile(r"(?:^|[^a-z])(train|validation|valid|val|dev|test)(?=[^a-z]|$)")
 TEXTS = (".txt",)  # of the formats that are no records; a README.md is no data
+_note_once = functools.cache(note)
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,9 @@ class Name:
         config, split = f"/{self.config}" if self.config else "", f":{split}" if split else ""
         return f"{PREFIX}{self.repository}{config}{split}@{commit}"
 
+    def listing(self) -> dict[str, Any]:
+        return _listing(self.repository, self.revision, str(files.home()), os.environ.get("HF_ENDPOINT", ""))
+
 
 def is_dataset(name: str) -> bool:
     return name.startswith(PREFIX)
@@ -60,7 +64,7 @@ def is_dataset(name: str) -> bool:
 def dataset(name: str) -> Corpus:
     """What of it is wanted, listed but not fetched."""
     asked = Name.of(name)
-    listing = _listing(asked.repository, asked.revision, str(files.home()), os.environ.get("HF_ENDPOINT", ""))
+    listing = asked.listing()
     commit, splits = str(listing["commit"]), _files_of_splits(asked, listing)
     remotes = [
         Remote(
@@ -89,12 +93,10 @@ def pinned(name: str) -> str:
 
 def validation_of(name: str) -> str:
     """The validation split alone, where it has one and its name says nothing of splits."""
-    asked, whole = Name.of(name), dataset(name)
-    if asked.split or "val" not in whole.splits({}):
-        return name
-    listing = _listing(asked.repository, asked.revision, str(files.home()), os.environ.get("HF_ENDPOINT", ""))
-    label = next(each for each in _files_of_splits(asked, listing) if SPLIT_OF.get(each) == "val")
-    return asked.at(str(listing["commit"]), label)
+    asked = Name.of(name)
+    listing = asked.listing()
+    label = next((each for each in _files_of_splits(asked, listing) if SPLIT_OF.get(each) == "val"), None)
+    return name if asked.split or label is None else asked.at(str(listing["commit"]), label)
 
 
 @functools.cache
@@ -144,11 +146,6 @@ def _files_of_splits(asked: Name, listing: Mapping[str, Any]) -> dict[str, list[
     if left_out := [label for label in every if label not in known]:
         _note_once(f"{PREFIX}{asked.repository}: not read: its splits {_told(left_out)}")
     return known
-
-
-@functools.cache
-def _note_once(text: str) -> None:
-    note(text)
 
 
 def _by_card(asked: Name, listing: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:

@@ -37,6 +37,7 @@ ONE_OF = {
     LINKED: "link to a folder",
     LOST: "link to nothing",
 }
+_warn_once = functools.cache(warn)
 
 
 def walk(folder: Path, endings: tuple[str, ...], passed_over: set[str] = PASSED_OVER) -> list[Path]:
@@ -101,11 +102,6 @@ def is_text(path: Path) -> bool:
     except (Trouble, UnicodeDecodeError):
         return False
     return True
-
-
-@functools.cache
-def _warn_once(text: str) -> None:
-    warn(text)
 
 
 def _files(folder: Path, passed_over: set[str], left_out: Counter[str]) -> list[Path]:

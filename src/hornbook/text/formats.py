@@ -18,7 +18,7 @@ from hornbook.text.columns import read_hdf5, read_parquet
 from hornbook.text.jsonvalues import json_values, kind_of, parsed
 from hornbook.text.mail import is_in_maildir, read_mbox, read_message
 from hornbook.text.markup import read_html, read_notebook
-from hornbook.text.records import TOO_LONG, Document, Found, Input, choose_field, in_pieces, listed, short, told_at
+from hornbook.text.records import TOO_LONG, Document, Found, Input, choose_field, in_pieces, listed, short
 from hornbook.text.streams import (
     LARGEST_RECORD,
     Cutter,
@@ -82,13 +82,14 @@ def read_text_file(input: Input) -> Iterator[Found]:
     """A whole file, or each line of it that is not blank."""
     if input.document in ("line", "row"):
         for number, line in read_lines(input.text_blocks()):
-            with told_at(f"line {number}") as troubles:
+            try:
                 if line is None:
                     raise Trouble(TOO_LONG)
                 text = input.decode(line.removesuffix(b"\r"))
                 if text.strip():
                     yield input.record(f"line {number}", text)
-            yield from troubles
+            except Trouble as trouble:
+                yield trouble.at(f"line {number}")
         return
     if (small := input.bytes_if_small()) is not None:
         text = decode(text_begins(small), input.errors, input.tally, first_line=1)
@@ -101,12 +102,13 @@ def read_jsonl(input: Input) -> Iterator[Found]:
     """A JSON object or string on each line; blank lines are passed over."""
     picker = _Picker(input)
     for number, line in read_lines(input.text_blocks()):
-        with told_at(f"line {number}") as troubles:
+        try:
             if line is None:
                 raise Trouble(TOO_LONG)
             if line.strip():
                 yield input.record(f"line {number}", picker.text(parsed(input.decode(line))))
-        yield from troubles
+        except Trouble as trouble:
+            yield trouble.at(f"line {number}")
 
 
 def settled_field(input: Input) -> str | None:
@@ -123,12 +125,13 @@ def read_json(input: Input) -> Iterator[Found]:
     """The elements of an array, or objects one after another, of which there is mostly one."""
     picker = _Picker(input)
     for line, source in json_values(read_escaped_blocks(input.text_blocks())):
-        with told_at(f"line {line}") as troubles:
+        try:
             if len(source) > LARGEST_RECORD:
                 raise Trouble(TOO_LONG)
             source = without_escaped_bytes(source, input.errors, input.tally)
             yield input.record(f"line {line}", picker.text(parsed(source)))
-        yield from troubles
+        except Trouble as trouble:
+            yield trouble.at(f"line {line}")
 
 
 PLAIN_TEXT = "txt text md markdown rst adoc org log srt vtt"

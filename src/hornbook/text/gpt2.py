@@ -52,10 +52,6 @@ def byte_letters() -> list[str]:
     return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
 
 
-def gpt2_ranks(ranks_file: str | None) -> Ranks:
-    return published_ranks(R50K, ranks_file)
-
-
 def published_ranks(published: RanksFile, ranks_file: str | None) -> Ranks:
     """From a local file, else from the cache, into which they are fetched once."""
     path = Path(ranks_file).expanduser() if ranks_file else _fetched(published)

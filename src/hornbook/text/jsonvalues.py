@@ -20,47 +20,38 @@ _IN_STRING = re.compile(r'["\\]')
 
 
 class _Scanner:
-    """Where in the text we are: `parts` and then `held` from `start` on are the value under way, `at` is how far was
-    looked, `line` is where the value under way begins."""
+    """Where in the text we are: `held` from `start` on, which is on `line`, is the value under way; `at` is how far was
+    looked."""
 
     def __init__(self) -> None:
-        self.parts: list[str] = []
-        self.size = 0
         self.held = ""
         self.start = self.at = self.depth = self.values = 0
         self.line = 1
-        self.quoted = self.escaped = self.closed = False
+        self.quoted = self.closed = False
         self.in_array: bool | None = None
 
     def add(self, chunk: str) -> None:
-        rest = self.held[self.start :]
-        if not self.parts:
-            whole, rest = rest, rest.lstrip()
-            self.line += whole.count("\n", 0, len(whole) - len(rest))
-        if rest:
-            self.parts.append(rest)
-            self.size += len(rest)
-        self.held, self.start, self.at = chunk, 0, 0
-        if self.size > LARGEST_RECORD:
+        rest = self.held[self.start :].lstrip()
+        self._go_to(len(self.held) - len(rest))
+        if len(rest) > LARGEST_RECORD:
             raise Trouble(f"an element longer than {LARGEST_RECORD >> 20} MB", f"line {self.line}")
+        self.held = rest + chunk
+        self.at, self.start = max(self.at - self.start, 0), 0
 
     def scan(self) -> Iterator[tuple[int, str]]:
         """The values that are whole by now."""
-        if self.escaped and self.held:
-            self.at, self.escaped = 1, False
         while mark := (_IN_STRING if self.quoted else _OUTSIDE).search(self.held, self.at):
             sign, self.at = mark[0], mark.end()
             if sign == "\\":
-                self.escaped = self.at == len(self.held)
-                self.at += 1
+                self.at += 1  # whatever comes next, and be it in the next chunk
             elif sign == '"':
                 self.quoted = not self.quoted
                 if not self.quoted and self.depth == 0 and not self.in_array:
                     yield self._take(self.at)
             elif sign in "[{":
                 if self.in_array is None and sign == "[" and self._is_blank(mark.start()):
-                    self.line += self.held.count("\n", self.start, self.at)
-                    self.in_array, self.start = True, self.at
+                    self._go_to(self.at)
+                    self.in_array = True
                     continue
                 self.depth += 1
             elif sign in "]}":
@@ -73,16 +64,24 @@ class _Scanner:
             elif self.depth == 0 and self.in_array:
                 yield self._take(mark.start())
                 self.start = self.at
+        self.at = max(self.at, len(self.held))
+
+    def end(self) -> Iterator[tuple[int, str]]:
+        if self.in_array:
+            raise self.trouble("ends within its array; it was cut off")
+        if not self._is_blank(len(self.held)):
+            yield self._take(len(self.held))
+
+    def trouble(self, what: str) -> Trouble:
+        return Trouble(f"not JSON ({what})", f"line {self.line + self.held.count(chr(10), self.start, self.at)}")
 
     def _take(self, end: int) -> tuple[int, str]:
+        source = self.held[self.start : end].lstrip()
+        self._go_to(end - len(source))
         if self.closed:
-            raise self.trouble("something follows the end of the array")
-        whole = "".join([*self.parts, self.held[self.start : end]])
-        source = whole.lstrip()
-        self.line += whole.count("\n", 0, len(whole) - len(source))
+            raise Trouble("not JSON (something follows the end of the array)", f"line {self.line}")
         line = self.line
-        self.line += source.count("\n")
-        self.parts, self.size, self.start = [], 0, end
+        self._go_to(end)
         self.in_array = bool(self.in_array)
         self.values += 1
         return line, source.rstrip()
@@ -92,20 +91,15 @@ class _Scanner:
             raise self.trouble("a } that closes nothing")
         if self.values or not self._is_blank(end):
             yield self._take(end)
-        self.start, self.depth, self.in_array, self.closed = self.at, 0, False, True
+        self._go_to(self.at)
+        self.depth, self.in_array, self.closed = 0, False, True
 
     def _is_blank(self, end: int) -> bool:
-        return not self.parts and not self.held[self.start : end].strip()
+        return not self.held[self.start : end].strip()
 
-    def end(self) -> Iterator[tuple[int, str]]:
-        if self.in_array:
-            raise self.trouble("ends within its array; it was cut off")
-        if not self._is_blank(len(self.held)):
-            yield self._take(len(self.held))
-
-    def trouble(self, what: str) -> Trouble:
-        line = self.line + sum(part.count("\n") for part in [*self.parts, self.held[self.start : self.at]])
-        return Trouble(f"not JSON ({what})", f"line {line}")
+    def _go_to(self, place: int) -> None:
+        self.line += self.held.count("\n", self.start, place)
+        self.start = place
 
 
 def json_values(chunks: Iterable[str]) -> Iterator[tuple[int, str]]:

@@ -15,7 +15,7 @@ from email.message import EmailMessage
 from pathlib import Path
 
 from hornbook.text.markup import words_of_page
-from hornbook.text.records import TOO_LONG, Found, Input, told_at
+from hornbook.text.records import TOO_LONG, Found, Input, read_whole
 from hornbook.text.streams import (
     LARGEST_RECORD,
     Trouble,
@@ -53,13 +53,7 @@ def _is_maildir(folder: Path) -> bool:
 
 def read_message(input: Input) -> Iterator[Found]:
     """A file that is one message."""
-    parts, size = [], 0
-    for block in input.blocks():
-        parts.append(block)
-        size += len(block)
-        if size > LARGEST_RECORD:
-            raise Trouble(TOO_LONG)
-    yield input.record("", _letter(b"".join(parts), input))
+    yield input.record("", _letter(read_whole(input.blocks()), input))
 
 
 def read_mbox(input: Input) -> Iterator[Found]:
@@ -68,12 +62,13 @@ def read_mbox(input: Input) -> Iterator[Found]:
     number, size, begun, after_blank = 0, 0, False, True
 
     def message() -> Iterator[Found]:
-        with told_at(f"message {number}") as troubles:
+        try:
             if size > LARGEST_RECORD:
                 raise Trouble(TOO_LONG)
             data = _ESCAPED_FROM.sub(rb"\1", b"\n".join(lines))
             yield input.record(f"message {number}", _letter(data, input))
-        yield from troubles
+        except Trouble as trouble:
+            yield trouble.at(f"message {number}")
 
     for _, line in read_lines(input.blocks()):
         if after_blank and line is not None and _FROM_LINE.match(line):

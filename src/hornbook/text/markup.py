@@ -13,7 +13,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 from hornbook.text.jsonvalues import kind_of, parsed
-from hornbook.text.records import TOO_LONG, Found, Input, in_pieces
+from hornbook.text.records import TOO_LONG, Found, Input, in_pieces, read_whole
 from hornbook.text.streams import (
     LARGEST_RECORD,
     Trouble,
@@ -148,15 +148,8 @@ class _Page(HTMLParser):
 
 def read_notebook(input: Input) -> Iterator[Found]:
     """The sources of a notebook's cells, a blank line between them."""
-    parts, size = [], 0
-    for block in input.text_blocks():
-        parts.append(block)
-        size += len(block)
-        if size > LARGEST_RECORD:
-            raise Trouble(TOO_LONG)
-    book = parsed(decode(b"".join(parts), input.errors, input.tally, first_line=1))
-    cells = _cells(book)
-    sources = [_source(cell, f"cell {number}") for number, cell in enumerate(cells, start=1)]
+    book = parsed(decode(read_whole(input.text_blocks()), input.errors, input.tally, first_line=1))
+    sources = [_source(cell, f"cell {number}") for number, cell in enumerate(_cells(book), start=1)]
     text = "\n\n".join(source.strip("\n") for source in sources if source.strip())
     text = without_lone_surrogates(text, input.errors, input.tally)
     yield from _one_text(input, [with_plain_line_ends(text)])

@@ -6,7 +6,6 @@ In: a file, a name for its documents, and how it is to be read.  Out: the words 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -122,14 +121,15 @@ def choose_field(holds_text: Mapping[str, bool]) -> str:
     raise Trouble(f"which field holds the text? --text.field with one of {listed(texts)}")
 
 
-@contextlib.contextmanager
-def told_at(place: str) -> Iterator[list[Trouble]]:
-    """Trouble inside is caught, told where it is, and put into the list."""
-    troubles: list[Trouble] = []
-    try:
-        yield troubles
-    except Trouble as trouble:
-        troubles.append(Trouble(trouble.what, place))
+def read_whole(blocks: Iterable[bytes]) -> bytes:
+    """What has to be read whole, if it is not too long for that."""
+    parts, size = [], 0
+    for block in blocks:
+        parts.append(block)
+        size += len(block)
+        if size > LARGEST_RECORD:
+            raise Trouble(TOO_LONG)
+    return b"".join(parts)
 
 
 def short(name: str) -> str:

@@ -37,6 +37,9 @@ class Trouble(Exception):  # noqa: N818
         self.what = what
         self.place = place
 
+    def at(self, place: str) -> Trouble:
+        return Trouble(self.what, place)
+
 
 def brief(error: Exception) -> str:
     """The first words of a library's message, so that they leave room for the file's name."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from hornbook.base.console import note
-from hornbook.text.records import TOO_LONG, Found, Input, choose_field, listed, short, told_at
+from hornbook.text.records import TOO_LONG, Found, Input, choose_field, listed, short
 from hornbook.text.streams import LARGEST_RECORD, Trouble, brief, read_lines, without_escaped_bytes
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -40,8 +40,8 @@ def read_csv(input: Input, usual: str = ",") -> Iterator[Found]:
     row: list[str] | None = None
     while True:
         line = rows.line_num + 1
-        with told_at(f"line {line}") as troubles:
-            lines.row_size = 0
+        lines.row_size = 0
+        try:
             try:
                 row = next(rows, None)
             except csv.Error as error:
@@ -62,9 +62,10 @@ def read_csv(input: Input, usual: str = ",") -> Iterator[Found]:
                 layout.show(input.name)
                 shown = True
             yield input.record(f"line {line}", text)
-        if troubles and layout is None:
-            raise Trouble(troubles[0].what, "" if row else troubles[0].place)  # so no row can be read
-        yield from troubles
+        except Trouble as trouble:
+            if layout is None:  # so no row can be read
+                raise trouble.at("" if row else f"line {line}") from None
+            yield trouble.at(f"line {line}")
 
 
 def read_tsv(input: Input) -> Iterator[Found]:

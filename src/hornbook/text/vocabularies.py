@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from hornbook.text.gpt2 import byte_letters, gpt2_merges, gpt2_ranks
+from hornbook.text.gpt2 import R50K, byte_letters, gpt2_merges, published_ranks
 from hornbook.text.sample import LETTERS_OR_DIGITS, learnable
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def all_bytes() -> tokenizers.Tokenizer:
 def gpt2(ranks_file: str | None) -> tokenizers.Tokenizer:
     """GPT-2's own vocabulary; nothing is learned."""
     letters = dict(enumerate(byte_letters()))
-    ranks = gpt2_ranks(ranks_file)
+    ranks = published_ranks(R50K, ranks_file)
     written = {token: token.decode("latin-1").translate(letters) for token in ranks}
     vocabulary = {written[token]: rank for token, rank in ranks.items()}
     return bytes_with_merges(vocabulary, [(written[one], written[other]) for one, other in gpt2_merges(ranks)])
