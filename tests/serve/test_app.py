@@ -110,7 +110,7 @@ def test_errors_are_the_official_clients_exceptions(start: Callable[..., Running
         with pytest.raises(openai.RateLimitError, match="queue is full") as full:
             client.completions.create(model="toy", prompt="a")
         assert 1 <= int(full.value.response.headers["retry-after"]) <= 60
-    assert slow.settles(lambda: slow.models.loaded[0][1].is_idle)
+    assert slow.settles(lambda: slow.models.engines[0].is_idle)
 
 
 @pytest.mark.parametrize(
@@ -403,7 +403,7 @@ def post_and_vanish(port: int, body: dict[str, Any], after: Callable[[socket.soc
 
 def test_whoever_leaves_frees_row_and_place(start: Callable[..., Running], toy: Path) -> None:
     slow = start(toy, load=Endless, rows=2, queue=2)
-    engine = slow.models.loaded[0][1]
+    engine = slow.models.engines[0]
     endless = {"prompt": "ab", "max_tokens": 4096, "temperature": 0, "repetition_penalty": 2.0}
 
     def is_running(connection: socket.socket) -> None:
@@ -447,7 +447,7 @@ def test_a_client_that_does_not_read_hurts_nobody(
             b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"Content-Length: %d\r\n\r\n%s" % (len(content), content)
         )
-        engine = hasty.models.loaded[0][1]
+        engine = hasty.models.engines[0]
         assert hasty.settles(lambda: engine.rows_in_use == 1)
         answered_meanwhile = 0
         while engine.rows_in_use:
@@ -462,7 +462,7 @@ def test_the_end_of_the_server_ends_what_does_not_finish_in_time(
 ) -> None:
     monkeypatch.setattr(server, "ENDING_SECONDS", 0.5)
     ending = start(toy, load=Endless, rows=2, queue=2)
-    engine = ending.models.loaded[0][1]
+    engine = ending.models.engines[0]
     endless = {"prompt": "ab", "max_tokens": 4096, "temperature": 0, "repetition_penalty": 2.0}
     bodies = [endless, endless | {"stream": True}, endless, endless | {"stream": True}]  # two run, two wait
 
@@ -539,7 +539,7 @@ def test_64_clients_of_whom_a_third_vanish(start: Callable[..., Running], toy: P
         for each in clients:
             each.result()
 
-    assert busy.settles(lambda: busy.models.loaded[0][1].is_idle)
+    assert busy.settles(lambda: busy.models.engines[0].is_idle)
     assert busy.every_request_ended_once()
     counts, outcomes = Counter(status for status, _ in seen), busy.outcomes()
     assert min(counts["200"], counts["429"], counts["left"]) > 10, counts

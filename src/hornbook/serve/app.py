@@ -73,14 +73,14 @@ def _add_completions(app: FastAPI, models: Models) -> None:
         """Continue a text, or several. With `stream`, server-sent events: a chunk for each token that gave text, and
         `data: [DONE]` at the end."""
         models.tally.count("requests_begun")
-        if models.closing:
-            models.tally.end("closing")
-            raise ended("closing")
         holding, exchange = contextlib.AsyncExitStack(), None
         leaving = asyncio.create_task(_left(request))
         try:
+            if models.closing:
+                raise RefusedError("closing")
             engine = await _unless(leaving, holding.enter_async_context(models.engine(asked.model)))
-            completion = await asyncio.to_thread(Completion, asked, engine.speaker, _id(asked, models))
+            id = asked.model or next(iter(models.served))
+            completion = await asyncio.to_thread(Completion, asked, engine.speaker, id)
             exchange = Exchange(completion, engine, leaving)
             models.tally.count("prompt_tokens", completion.prompt_tokens)
             if asked.stream:
@@ -90,16 +90,10 @@ def _add_completions(app: FastAPI, models: Models) -> None:
             return await exchange.whole()
         except RefusedError as error:
             models.tally.end(error.outcome)
-            raise ended(error.outcome) from None
-        except MistakeError as error:
+            raise
+        except (MistakeError, UserError):
             models.tally.end("impossible")
-            raise ApiError(400, f"{error.param}: {error.message}", param=error.param) from None
-        except UserError as error:
-            models.tally.end("impossible")
-            raise ApiError(404, str(error), param="model", code="model_not_found") from None
-        except ClientLeftError:
-            models.tally.end("cancelled")
-            raise ended("cancelled") from None
+            raise
         except BaseException:
             if exchange is None:  # else its engine tells
                 models.tally.end("failed")
@@ -110,26 +104,19 @@ def _add_completions(app: FastAPI, models: Models) -> None:
             await holding.aclose()
 
 
-class ClientLeftError(Exception):
-    """Before anything was begun."""
-
-
 async def _left(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 async def _unless(leaving: asyncio.Task[None], work: Coroutine[Any, Any, Engine]) -> Engine:
+    """The engine; refused where the client leaves before it is there."""
     working = asyncio.create_task(work)
     await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
     if working.done():
         return working.result()
     working.cancel()
-    raise ClientLeftError
-
-
-def _id(asked: CompletionRequest, models: Models) -> str:
-    return asked.model or next(iter(models.served))
+    raise RefusedError("cancelled")
 
 
 class Exchange:
@@ -249,7 +236,7 @@ def _add_health(app: FastAPI, models: Models) -> None:
     async def health() -> Health:
         if models.closing:
             raise ended("closing")
-        if not all(engine.is_healthy for _, engine in models.loaded):
+        if not all(engine.is_healthy for engine in models.engines):
             raise ApiError(503, "a model fails again and again; the server's log says why", code="model_failed")
         return {"status": "ok"}
 
@@ -259,10 +246,10 @@ def _add_health(app: FastAPI, models: Models) -> None:
         return PlainTextResponse(models.tally.text(), media_type="text/plain; version=0.0.4")
 
     def sum_of(value: Callable[[Engine], int]) -> Callable[[], float]:
-        return lambda: sum(value(engine) for _, engine in models.loaded)
+        return lambda: sum(value(engine) for engine in models.engines)
 
     watch = models.tally.watch
-    watch("models_loaded", "Models in memory", lambda: len(models.loaded))
+    watch("models_loaded", "Models in memory", lambda: len(models.engines))
     watch("queue_length", "Requests that wait for a row", sum_of(lambda engine: engine.waiting))
     watch("rows_in_use", "Texts that are being continued", sum_of(lambda engine: engine.rows_in_use))
     watch("rows", "Texts that can be continued at once", sum_of(lambda engine: engine.rows))
@@ -287,6 +274,14 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
     async def ours(_: Request, error: ApiError) -> Response:
         return error.response()
+
+    @app.exception_handler(RefusedError)
+    async def refused(_: Request, error: RefusedError) -> Response:
+        return ended(error.outcome).response()
+
+    @app.exception_handler(UserError)
+    async def unknown(_: Request, error: UserError) -> Response:
+        return ApiError(404, str(error), param="model", code="model_not_found").response()
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:

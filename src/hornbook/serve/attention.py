@@ -12,7 +12,6 @@ import asyncio
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 
-from hornbook.base.errors import UserError
 from hornbook.infer.attended import attended_by
 from hornbook.infer.decode import window_start
 from hornbook.infer.speaker import Speaker
@@ -20,7 +19,6 @@ from hornbook.serve.answers import AttentionAnswer
 from hornbook.serve.completions import MAX_TOKENS, PROMPT_TOKENS, MistakeError, check_ids, ids_and_text, name_of
 from hornbook.serve.engine import RefusedError
 from hornbook.serve.models import Models
-from hornbook.serve.refusals import ApiError, ended
 
 
 class AttentionRequest(BaseModel):
@@ -42,20 +40,12 @@ def add_attention(app: FastAPI, models: Models) -> None:
     async def look_at_attention(asked: AttentionRequest) -> AttentionAnswer:
         """What the model looked at when it chose the token that follows."""
         nonlocal waiting
-        if models.closing:
-            raise ended("closing")
-        if waiting >= models.config.queue:
-            raise ended("full")
+        if models.closing or waiting >= models.config.queue:
+            raise RefusedError("closing" if models.closing else "full")
         waiting += 1
         try:
             async with turn, models.engine(asked.model) as engine:
                 return await asyncio.to_thread(_answer, asked, engine.speaker)
-        except RefusedError as error:
-            raise ended(error.outcome) from None
-        except MistakeError as error:
-            raise ApiError(400, f"{error.param}: {error.message}", param=error.param) from None
-        except UserError as error:
-            raise ApiError(404, str(error), param="model", code="model_not_found") from None
         finally:
             waiting -= 1
 

@@ -24,6 +24,7 @@ from hornbook.infer.decode import Chosen, Growing
 from hornbook.infer.speaker import Speaker
 from hornbook.serve.answers import Choice, CompletionAnswer, Logprobs
 from hornbook.serve.engine import Added
+from hornbook.serve.refusals import ApiError
 from hornbook.text.tokenizer import Tokenizer
 
 MAX_TOKENS = 4096  # new ones of a text
@@ -39,11 +40,11 @@ FINISHED: dict[str | None, Literal["stop", "length"]] = {"end_of_text": "stop", 
 Ids = Annotated[list[int], Field(min_length=1, fail_fast=True)]
 
 
-class MistakeError(Exception):
+class MistakeError(ApiError):
     """A request that cannot be answered: what is wrong with which of its fields."""
 
     def __init__(self, param: str, message: str) -> None:
-        self.param, self.message = param, message
+        super().__init__(400, f"{param}: {message}", param=param)
 
 
 class StreamOptions(BaseModel):

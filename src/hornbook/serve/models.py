@@ -109,8 +109,8 @@ class Models:
         self.served[name] = Served(name, path, is_run=not (path / CONFIG).is_file())
 
     @property
-    def loaded(self) -> list[tuple[Path, Engine]]:
-        return [(identity.folder, engine) for identity, engine in self._engines.items()]
+    def engines(self) -> list[Engine]:
+        return list(self._engines.values())
 
     def find(self, model: str | None) -> tuple[Served, str]:
         """Which is meant by an id, and which of its checkpoints."""
@@ -187,14 +187,14 @@ class Models:
     def close(self) -> None:
         """Take no more jobs."""
         self.closing = True
-        for _, engine in self.loaded:
+        for engine in self.engines:
             engine.close()
 
     def end(self, wait_seconds: float) -> bool:
         """End what runs; whether all threads are gone."""
         self.close()
         self._loader.shutdown(wait=False, cancel_futures=True)
-        gone = [engine.end(wait_seconds) for _, engine in self.loaded]
+        gone = [engine.end(wait_seconds) for engine in self.engines]
         return all(gone)
 
     def _bring(self, identity: Identity) -> None:

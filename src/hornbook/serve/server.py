@@ -132,17 +132,10 @@ def _listening(host: str, port: int) -> socket.socket:
     if not 0 <= port <= LARGEST_PORT:  # a larger one would be taken for what is left of it in 16 bits
         raise UserError(f"--port {port}: should be from 0 to {LARGEST_PORT}")
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        with contextlib.ExitStack() as failing:
-            failing.callback(listener.close)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen(socket.SOMAXCONN)
-            failing.pop_all()
-        return listener
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, *_, address = found[0]
+        both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+        return socket.create_server(address, family=family, backlog=socket.SOMAXCONN, dualstack_ipv6=both)
     except socket.gaierror as error:
         raise UserError(f"--host {host}: no address of this machine ({error.strerror})") from None
     except OSError as error:
