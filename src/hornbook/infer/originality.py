@@ -113,7 +113,7 @@ def originality(
         of_held_out=Share.of(found[len(samples) :]),
         covered=sum(part.covered for part in mine) / max(sum(part.bytes for part in mine), 1),
         passages=_longest(mine),
-        twins=Twins(**shards.manifest.get("report", {}).get("twins", {})),
+        twins=Twins.told_in(shards.manifest),
         training_bytes=shards.bytes_of_text("train"),
     )
 

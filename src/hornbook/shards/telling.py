@@ -26,7 +26,7 @@ def report(manifest: dict[str, Any]) -> Iterator[str]:
         f"{duration(facts['seconds'])} in all, encoded by {facts['encoder']}"
     )
     yield from changed_in_reading(manifest)
-    if (twins := Twins(**facts.get("twins", {}))).documents:
+    if (twins := Twins.told_in(manifest)).documents:
         yield told_of(twins)
 
 

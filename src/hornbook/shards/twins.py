@@ -9,7 +9,7 @@ nanosecond for each id, in flat memory; a document without any of them is not co
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,11 @@ class Twins:
     compared: int = 0
     passages: float = 0.0
     """Of the windows of all documents, the share that is found."""
+
+    @classmethod
+    def told_in(cls, manifest: Mapping[str, Any]) -> Twins:
+        """None of shards that were written before they were looked for."""
+        return cls(**manifest.get("report", {}).get("twins", {}))
 
     @property
     def share(self) -> float:
