@@ -29,6 +29,7 @@ from hornbook.exchange.card import Known
 from hornbook.exchange.page_tokenizer import tokenizer_facts
 from hornbook.model.config import ModelConfig
 from hornbook.model.folder import load_model
+from hornbook.runs.folder import RunFolder
 from hornbook.runs.logs import read_log
 from hornbook.text.tokenizer import Tokenizer
 
@@ -118,7 +119,7 @@ def _shown(known: Known) -> dict[str, Any]:
     points = []
     samples: list[dict[str, Any]] = []
     if known.run is not None and known.record is not None:
-        for each in read_log(known.run / "metrics.jsonl"):
+        for each in read_log(RunFolder(known.run).metrics):
             train += [(each["step"], each["loss"])] if each.get("loss") is not None else []
             val += [(each["step"], each["val_loss"])] if each.get("val_loss") is not None else []
         points = [
@@ -164,7 +165,7 @@ def _page(known: Known, facts: dict[str, Any], weights: bytes, dtype: str) -> st
     page = LINKED.sub(r'<span class="\1">\2</span>', _part("index.html"))
     for before, after in {
         '<meta charset="utf-8">': f'<meta charset="utf-8">\n  {policy}',
-        "<title>Hornbook</title>": f"<title>{_html(known.name)}</title>",
+        "<title>Hornbook</title>": f"<title>{html.escape(known.name)}</title>",
         "/page/icon.svg": f"data:image/svg+xml;base64,{icon}",
         '<link rel="stylesheet" href="/page/look.css">': "",
         '<link rel="stylesheet" href="/page/page.css">': f"<style>{style}</style>",
@@ -215,10 +216,6 @@ def _bundle() -> str:
 
 def _without_imports(source: str) -> str:
     return re.sub(r'^import (\{[^}]*\}) from "\./(\w+)\.js";', r"const \1 = \2_js;", source, flags=re.MULTILINE)
-
-
-def _html(text: str) -> str:
-    return html.escape(text)
 
 
 def _card(known: Known, dtype: str) -> str:

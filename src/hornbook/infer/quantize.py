@@ -82,23 +82,20 @@ def _joined(part: nn.Module, names: Sequence[str], kind: type[Layer]) -> Any:
     return lambda x: joined(x).split(widths, dim=-1)
 
 
-def _stacked(layers: Sequence[nn.Linear]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    weight = torch.cat([each.weight.detach() for each in layers])
-    biases = [each.bias for each in layers if each.bias is not None]
-    return weight, torch.cat([each.detach() for each in biases]) if biases else None
-
-
 class Layer(nn.Module):
     """What several layers that read the same make of it, one beside another."""
 
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
         super().__init__()
+        biases = [each.bias.detach() for each in layers if each.bias is not None]
+        self.pack(torch.cat([each.weight.detach() for each in layers]), torch.cat(biases) if biases else None)
+
+    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        raise NotImplementedError
 
 
 class Int8Linear(Layer):
-    def __init__(self, layers: Sequence[nn.Linear]) -> None:
-        super().__init__(layers)
-        weight, bias = _stacked(layers)
+    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         scales = weight.float().abs().amax(dim=1).clamp(min=1e-30) / LARGEST
         whole = (weight.float() / scales[:, None]).round().to(torch.int8)
         self.packed = torch.ops.onednn.qlinear_prepack(whole, [1, weight.shape[1]])
@@ -119,9 +116,7 @@ class Int7Linear(Layer):
     """By fbgemm, whose own way of rounding what goes in is by the longest vector of all; so they are made equally long
     first."""
 
-    def __init__(self, layers: Sequence[nn.Linear]) -> None:
-        super().__init__(layers)
-        weight, bias = _stacked(layers)
+    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         scales = weight.float().abs().amax(dim=1).clamp(min=1e-30) / LARGEST
         zeros = torch.zeros(len(scales), dtype=torch.int64)
         with _fbgemm():
@@ -141,9 +136,7 @@ class HalfLinear(Layer):
     """bfloat16 on a processor that multiplies none: read as float16, which has all of its digits, and multiplied in
     float32."""
 
-    def __init__(self, layers: Sequence[nn.Linear]) -> None:
-        super().__init__(layers)
-        weight, bias = _stacked(layers)
+    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         with _fbgemm():
             self.packed = torch.ops.quantized.linear_prepack_fp16(
                 weight.float(), None if bias is None else bias.float()
@@ -154,9 +147,8 @@ class HalfLinear(Layer):
 
 
 class PackedLinear(Layer):
-    def __init__(self, layers: Sequence[nn.Linear]) -> None:
-        super().__init__(layers)
-        weight, self.bias = _stacked(layers)
+    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self.bias = bias
         rows = ROWS_EXPECTED if weight.dtype == torch.bfloat16 else 1
         self.is_small = weight.dtype == torch.float32 and weight.numel() < SMALL
         self.packed = weight if self.is_small else torch.ops.mkldnn._reorder_linear_weight(weight, rows)

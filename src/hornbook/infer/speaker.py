@@ -30,6 +30,7 @@ from hornbook.text.tokenizer import Tokenizer
 
 DTYPES = ("float32", "bfloat16", "int8")
 DRAWN = {"seed", "temperature", "top_k", "top_p", *FILTERS}
+OF_BEGIN = {"n", "max_tokens", "seed", "stop", "logprobs"}  # options that are no rules of the sampler
 
 
 class Speaker:
@@ -154,23 +155,12 @@ class Speaker:
             for own in range(seed, seed + n)
         ]
 
-    def _begun(
-        self,
-        prompts: Sequence[str],
-        *,
-        n: int = 1,
-        max_tokens: int = 256,
-        seed: int = 0,
-        stop: Sequence[str] = (),
-        logprobs: int | None = None,
-        specials: bool = False,
-        **rules: Any,
-    ) -> dict[Growing, Continuation]:
-        chosen = _sampler(rules)
-        options: dict[str, Any] = {"n": n, "max_tokens": max_tokens, "seed": seed, "stop": stop, "logprobs": logprobs}
+    def _begun(self, prompts: Sequence[str], *, specials: bool = False, **options: Any) -> dict[Growing, Continuation]:
+        rules = _sampler({name: value for name, value in options.items() if name not in OF_BEGIN})
+        options = {name: value for name, value in options.items() if name in OF_BEGIN}
         begun: list[tuple[Growing, Continuation]] = []
         for prompt in prompts:
-            begun += self.begin(self.tokenizer.encode_prompt(prompt, specials), prompt, chosen, **options)
+            begun += self.begin(self.tokenizer.encode_prompt(prompt, specials), prompt, rules, **options)
         return dict(begun)
 
     def _grown(self, begun: dict[Growing, Continuation], rows: int) -> Iterator[tuple[Continuation, str]]:

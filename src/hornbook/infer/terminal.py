@@ -16,7 +16,7 @@ from typing import Any
 from hornbook.base import files
 from hornbook.base.console import columns, say, warn
 from hornbook.base.errors import UserError
-from hornbook.base.output import Flowing, answer, answer_json, fresh_line, tell, visible
+from hornbook.base.output import Flowing, answer, answer_json, fresh_line, is_terminal, tell, visible
 from hornbook.infer.continuation import Continuation
 from hornbook.infer.speaker import Speaker
 
@@ -67,7 +67,7 @@ def piped_prompt() -> str | None:
 def speak(speaker: Speaker, prompts: list[str], options: dict[str, Any], as_json: bool) -> None:
     """Print the continuations of prompts: one as it comes, several one after the other."""
     context = speaker.model.config.context
-    shown = visible if sys.stdout is not None and sys.stdout.isatty() else str
+    shown = visible if is_terminal(sys.stdout) else str
     if len(prompts) == options.get("n", 1) == 1 and "beams" not in options and not as_json:
         pieces = speaker.stream_batch(prompts, **options)
         flowing = Flowing(sys.stdout)
@@ -92,7 +92,7 @@ def speak_side_by_side(
 ) -> None:
     """Print what several models, known by these names, make of the same prompts: a column for each."""
     answers = [_continuations(speaker, prompts, options) for speaker in speakers]
-    shown = visible if sys.stdout is not None and sys.stdout.isatty() else str
+    shown = visible if is_terminal(sys.stdout) else str
     for alike in zip(*answers, strict=True):
         if as_json:
             for name, each in zip(names, alike, strict=True):

@@ -31,6 +31,10 @@ class Line:
     number: float
     words: str
 
+    @classmethod
+    def of_seconds(cls, name: str, formula: str, seconds: float) -> Line:
+        return cls(name, formula, seconds, seconds_in_words(seconds))
+
 
 def as_dict(plan: AtScale) -> dict[str, Any]:
     cluster, model, split, largest = plan.cluster, plan.model, plan.split, plan.largest
@@ -126,7 +130,7 @@ def lines(plan: AtScale) -> Iterator[Line]:
     yield from _of_keeping(plan)
     if (seconds := plan.seconds) is not None and plan.tokens is not None:
         formula = f"{count(plan.tokens)} tokens / tokens a second / goodput"
-        yield Line("the run", formula, seconds, seconds_in_words(seconds))
+        yield Line.of_seconds("the run", formula, seconds)
     if (largest := plan.largest) is not None:
         shape = f"{largest.n_layer} layers of width {largest.n_embd:,}"
         shape += f", in {plan.cluster.gpus:,} shards" if plan.cluster.gpus > 1 else ""
@@ -174,38 +178,34 @@ def _of_wire(split: Split) -> Iterator[Line]:
 def _of_step(split: Split) -> Iterator[Line]:
     model, cluster, run = split.model, split.cluster, split.model.run
     layers, latency = model.layers, f"{1e6 * granted.LATENCY:g} us"
-
-    def line(name: str, formula: str, seconds: float) -> Line:
-        return Line(name, formula, seconds, seconds_in_words(seconds))
-
     late = " + late" if split.late else ""
     whole = f"max(compute{late}, communication) + exposed" if cluster.gpus > 1 else "compute"
-    yield line("step", whole + (" + Muon" if model.in_matrices else ""), split.seconds)
+    yield Line.of_seconds("step", whole + (" + Muon" if model.in_matrices else ""), split.seconds)
     again = "4/3 x " if split.checkpoints_activations else ""
     each = count(run.model.flops_per_token(run.window))
     tokens = f"{split.sequences * run.window:,} tokens"
     reached = f"({cluster.share_of_peak:.3g} x {count(split.peak)})"
-    yield line("  compute", f"{again}{tokens} x {each} FLOPs / {reached}", split.compute)
+    yield Line.of_seconds("  compute", f"{again}{tokens} x {each} FLOPs / {reached}", split.compute)
     if split.shards > 1:
         collectives = split.rounds * (split.times_gathered + 1) * layers
         sent = f"{size_in_words(round(split.wire[0]))} / {rate(split.bandwidth)}"
         hops = f"{collectives:,} x {split.shards - 1:,} x {latency}"
-        yield line("  communication, shards", f"{sent} + {hops}", split.among_shards)
+        yield Line.of_seconds("  communication, shards", f"{sent} + {hops}", split.among_shards)
     if split.replicas > 1:
         sent = f"{size_in_words(round(split.wire[1]))} / {rate(cluster.throughout)}"
         hops = f"{2 * layers:,} x log2 {split.replicas:,} x {latency}"
-        yield line("  communication, replicas", f"{sent} + {hops}", split.among_replicas)
+        yield Line.of_seconds("  communication, replicas", f"{sent} + {hops}", split.among_replicas)
     if split.late:
-        yield line("  late", f"sums of replicas - 2/3 x compute / {split.rounds}", split.late)
+        yield Line.of_seconds("  late", f"sums of replicas - 2/3 x compute / {split.rounds}", split.late)
     if cluster.gpus > 1:
         shards = "shards" + (f" / {split.rounds}" if split.rounds > 1 else "")
         waited = " + ".join([shards] * (split.shards > 1) + ["replicas"] * (split.replicas > 1))
         waited = f"({waited})" if " + " in waited else waited
-        yield line("  exposed", f"{waited} / {layers} layers", split.exposed)
+        yield Line.of_seconds("  exposed", f"{waited} / {layers} layers", split.exposed)
     if model.in_matrices:
         exchange = f"{size_in_words(round(split.wire[2]))} / {rate(split.bandwidth)} + " if split.shards > 1 else ""
         products = f"{count(model.muon_flops[0])} FLOPs / {split.owners:,} / {reached}"
-        yield line("  Muon", exchange + products, split.muon)
+        yield Line.of_seconds("  Muon", exchange + products, split.muon)
     yield Line("tokens a second", f"{split.tokens:,} / step", split.tokens_a_second, count(split.tokens_a_second))
     formula = f"tokens a second x {each} / ({cluster.gpus:,} x {count(split.peak)})"
     yield Line("MFU", formula, split.mfu, f"{split.mfu:.1%}")
@@ -215,16 +215,12 @@ def _of_keeping(plan: AtScale) -> Iterator[Line]:
     keeping, cluster, model = plan.keeping, plan.cluster, plan.model
     state = f"{keeping.bytes / model.parameters:.3g} x {count(model.parameters)}"
     between = cluster.seconds_between_failures
-
-    def line(name: str, formula: str, seconds: float) -> Line:
-        return Line(name, formula, seconds, seconds_in_words(seconds))
-
-    yield line("save C", f"{state} / {rate(cluster.store)}", keeping.seconds)
-    yield line("  stall", f"{state} / {cluster.gpus:,} / {rate(granted.COPY)}", keeping.stall)
-    yield line("  interval t", "max(sqrt(2 x stall x M), C)", keeping.interval)
+    yield Line.of_seconds("save C", f"{state} / {rate(cluster.store)}", keeping.seconds)
+    yield Line.of_seconds("  stall", f"{state} / {cluster.gpus:,} / {rate(granted.COPY)}", keeping.stall)
+    yield Line.of_seconds("  interval t", "max(sqrt(2 x stall x M), C)", keeping.interval)
     formula = f"{cluster.gpus:,} x {granted.FAILED} / {granted.FAILED_OF:,} / {granted.FAILED_IN_DAYS} days"
     yield Line("failures a day", formula, cluster.failures_a_day, f"{cluster.failures_a_day:.2g}")
-    yield line("  between two, M", "a day / failures", between)
+    yield Line.of_seconds("  between two, M", "a day / failures", between)
     formula = f"1 - stall / t - (t / 2 + C + {cluster.restart_minutes:g} min) / M"
     yield Line("goodput", formula, keeping.goodput, f"{keeping.goodput:.4f}")
 
