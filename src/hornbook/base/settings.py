@@ -12,11 +12,12 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from hornbook.base.errors import UserError
@@ -146,25 +147,24 @@ def _is_within(tree: Tree, depth: int) -> bool:
     return depth > 0 and all(_is_within(value, depth - 1) for value in tree.values() if isinstance(value, dict))
 
 
-def knobs(kind: type[Settings], prefix: str = "") -> Iterator[str]:
+def knobs(kind: type[Settings]) -> Iterator[str]:
     """Every knob below `kind`, dotted."""
-    for name, field in kind.model_fields.items():
-        inner = _settings_type(field.annotation)
-        if inner is None:
-            yield prefix + name
-        else:
-            yield from knobs(inner, f"{prefix}{name}.")
+    return (dotted for dotted, _ in _fields(kind))
 
 
-def described(kind: type[Settings], prefix: str = "") -> Iterator[tuple[str, str, str]]:
+def described(kind: type[Settings]) -> Iterator[tuple[str, str, str]]:
     """Every knob as (name on the command line, default, what it is for)."""
+    for dotted, field in _fields(kind):
+        default = "auto" if field.default is None else json.dumps(field.default)
+        yield spoken(dotted), default, " ".join((field.description or "").split())
+
+
+def _fields(kind: type[Settings], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     for name, field in kind.model_fields.items():
-        inner = _settings_type(field.annotation)
-        if inner is not None:
-            yield from described(inner, f"{prefix}{name}.")
+        if (inner := _settings_type(field.annotation)) is None:
+            yield prefix + name, field
         else:
-            default = "auto" if field.default is None else json.dumps(field.default)
-            yield spoken(prefix + name), default, " ".join((field.description or "").split())
+            yield from _fields(inner, f"{prefix}{name}.")
 
 
 def choices(kind: type[Settings], dotted: str) -> list[str]:
@@ -200,6 +200,12 @@ def nearest(name: str, known: Sequence[str]) -> str | None:
         close = difflib.get_close_matches(name.rpartition(".")[2], list(by_last), n=1, cutoff=0.6)
         close = [by_last[each] for each in close]
     return close[0] if close else None
+
+
+def meant(name: str, known: Iterable[str], otherwise: str) -> str:
+    """What is said of a name that is none of the known ones."""
+    near = nearest(name, list(known))
+    return f"did you mean {near}?" if near else otherwise
 
 
 def spoken(dotted: str) -> str:

@@ -7,7 +7,7 @@ be computed without it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,8 @@ def _of_today(
     kind: type[Settings], tree: Mapping[str, Any], prefix: str, gone: list[tuple[type[Settings], str, Any]]
 ) -> Tree:
     today: Tree = {}
-    for name, value in _renamed(kind, tree):
+    for written, value in tree.items():
+        name = kind.renamed.get(written, written)
         if name not in kind.model_fields:
             if value not in OFF:
                 gone.append((kind, prefix + name, value))
@@ -47,8 +48,3 @@ def _of_today(
         else:
             today[name] = value
     return today
-
-
-def _renamed(kind: type[Settings], tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        yield kind.renamed.get(name, name), value

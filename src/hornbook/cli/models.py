@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hornbook.base.console import command, count, say, table
 from hornbook.base.errors import UserError
 from hornbook.base.output import answer, answer_json
 from hornbook.cli.words import asks_help, long_forms, parser_of, take_flag, told_apart, with_json
@@ -28,7 +29,6 @@ def import_foreign(words: list[str]) -> int:
     )
     parser.add_argument("--ranks", metavar="FILE", help="GPT-2's vocabulary: a local copy of r50k_base.tiktoken")
     given = with_json(parser, words)
-    from hornbook.base.console import command, say
     from hornbook.exchange.imports import import_model
 
     named = {name: getattr(given, name) for name in ("n_head", "activation", "attention_scale")}
@@ -71,7 +71,6 @@ def export(words: list[str]) -> int:
         "transformers runs with trust_remote_code=True only",
     )
     given = with_json(parser, words)
-    from hornbook.base.console import say
     from hornbook.exchange.export import CODE, FORMATS, export_model
 
     out = export_model(given.model, given.to, given.out, given.at, given.dtype, given.with_code)
@@ -94,7 +93,6 @@ def average(words: list[str]) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--last", type=int, metavar="N", help="of how many; of all that are kept when not given")
     given = with_json(parser, words)
-    from hornbook.base.console import command, say
     from hornbook.exchange.mean import average_checkpoints
 
     if given.last is not None and given.last < 2:
@@ -144,7 +142,6 @@ def verify_path(words: list[str]) -> int:
         "the same, bit for bit? Nothing is written",
     )
     given = with_json(parser, words)
-    from hornbook.base.console import say
     from hornbook.report.verify import verify
 
     with told_apart(given.json):
@@ -171,7 +168,6 @@ def runs(words: list[str]) -> int:
     )
     parser.add_argument("folder", type=Path, nargs="?", default=Path("runs"), metavar="FOLDER")
     given = with_json(parser, words)
-    from hornbook.base.console import command, say
     from hornbook.report.listing import show, standings
 
     found = standings(given.folder)
@@ -189,7 +185,6 @@ def runs(words: list[str]) -> int:
 
 def recipes(words: list[str]) -> int:
     given = with_json(parser_of("recipes", "The runs that have a name."), words)
-    from hornbook.base.console import count, table
     from hornbook.recipes import RECIPES, vocabulary_of
 
     rows = []

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hornbook.base.console import Progress, command, count, note, say, table
 from hornbook.base.errors import UserError
 from hornbook.base.output import answer_json
 from hornbook.cli.words import DROPS, parser_of, with_model_options
@@ -22,7 +23,6 @@ def evaluate_text(words: list[str]) -> int:
         help="of a run or of shards; of a run's test part every look is kept",
     )
     given = with_model_options(parser, words)
-    from hornbook.base.console import command, say
     from hornbook.infer.evaluate import evaluate
 
     results = [evaluate(model, given.data, given.at, given.device, given.dtype, given.split) for model in given.models]
@@ -47,7 +47,6 @@ def evaluate_text(words: list[str]) -> int:
 
 def _show_beside(results: list[dict[str, Any]]) -> None:
     """The fewer bits per byte, the better; losses and perplexities are of tokens, which may be others."""
-    from hornbook.base.console import note, table
 
     rows = [
         [
@@ -159,7 +158,6 @@ def originality(words: list[str]) -> int:
         "--log", action="store_true", help="look at the run's newest logged samples instead of letting it write some"
     )
     given = with_model_options(parser, words)
-    from hornbook.base.console import Progress, count, say
     from hornbook.base.output import visible
     from hornbook.infer.originality import SHOWN, originality
     from hornbook.shards.recited import LEAST

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hornbook.base.console import Progress, command, say, warn
 from hornbook.base.errors import UserError
 from hornbook.base.output import answer, answer_json, going_on
 from hornbook.cli.knobs import show_all
@@ -15,12 +16,12 @@ from hornbook.cli.words import asks_help, long_forms, parser_of, take_flag
 @going_on()
 def prepare_text(words: list[str]) -> int:
     from hornbook.base.background import ended_by_signals
-    from hornbook.base.console import Progress, command, say, warn
     from hornbook.base.settings import build, from_words
     from hornbook.shards.array import place_in_array, prepare_part
     from hornbook.shards.hdf5 import places_for, write_hdf5
-    from hornbook.shards.prepare import Preparation, PrepareConfig, default_folder, prepare, report, too_little
+    from hornbook.shards.prepare import Preparation, PrepareConfig, default_folder, prepare
     from hornbook.shards.tasks import Here
+    from hornbook.shards.telling import report, too_little
     from hornbook.shards.workers import workers_from
     from hornbook.text.corpora import find_source
     from hornbook.text.readers import joined

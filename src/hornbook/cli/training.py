@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hornbook.base.console import note, paragraphs, say
 from hornbook.base.errors import UserError
 from hornbook.base.output import answer, answer_json, going_on
 from hornbook.base.world import world
@@ -36,7 +37,6 @@ def train(words: list[str]) -> int:
         return launch(asked, ["train", *words])
     as_json, tiny = take_flag(words, "--json"), take_flag(words, "--tiny")
     named = words.pop(0) if words and not words[0].startswith("-") else None
-    from hornbook.base.console import say
     from hornbook.base.settings import from_words
     from hornbook.base.stored import stored
     from hornbook.recipes import compose
@@ -121,7 +121,6 @@ def _take_cluster(words: list[str]) -> tuple[dict[str, Any], list[str]]:
 def _plan_at_scale(
     named: str | None, knobs: Mapping[str, Any], tiny: bool, cluster: Mapping[str, Any], as_json: bool
 ) -> int:
-    from hornbook.base.console import note
     from hornbook.plan.cluster import cluster_of
 
     machines = cluster_of(**cluster)
@@ -141,7 +140,6 @@ def _plan_at_scale(
 
 def _say_what_is_expected(config: RunConfig) -> None:
     """Of a run that was fitted to so many minutes, where it can be told beforehand."""
-    from hornbook.base.console import say
     from hornbook.recipes.dial import MADE_BY_IT
     from hornbook.text.readers import STANDARD_INPUT
 
@@ -158,7 +156,6 @@ def _say_what_is_expected(config: RunConfig) -> None:
 
 
 def _begun(run: Path) -> RunConfig | None:
-    from hornbook.base.console import say
     from hornbook.train.start import begun
 
     if (config := begun(run)) is not None:
@@ -202,7 +199,6 @@ def report(words: list[str]) -> int:
         help="csv: print results and settings as a table, and write nothing; else dashboards that get the log",
     )
     given = parse(parser, words)
-    from hornbook.base.console import paragraphs, say
     from hornbook.infer.looking_back import answers_beside
     from hornbook.report.comparison import compare, draw_lengths
     from hornbook.report.comparison_page import write_comparison

@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+from hornbook.base.console import Progress, command, say
 from hornbook.base.errors import UserError
 from hornbook.base.output import answer, answer_json, going_on
 from hornbook.cli.knobs import show_all
@@ -41,7 +42,6 @@ def _train(words: list[str]) -> int:
         return tokenizer([])
     from hornbook.base import files
     from hornbook.base.background import ended_by_signals
-    from hornbook.base.console import Progress, command, say
     from hornbook.base.settings import build, from_words
     from hornbook.text.corpora import find_source
     from hornbook.text.learning import LearnConfig, learn_from

@@ -8,12 +8,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from hornbook.base.console import width
 from hornbook.base.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 INTERRUPTED = 130
 NARROWEST = 24  # a column
@@ -57,8 +55,6 @@ def in_columns(text: str, second: int) -> str:
     """Lines of two columns, the second of which begins at `second`, each wrapped in its own where a terminal is too
     narrow."""
     import textwrap
-
-    from hornbook.base.console import width
 
     wide = max(width(), second + NARROWEST)
     lines = []

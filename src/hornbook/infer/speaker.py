@@ -13,7 +13,7 @@ import numpy as np
 
 from hornbook.base.errors import UserError
 from hornbook.base.machine import Machine, choose_machine
-from hornbook.base.settings import nearest
+from hornbook.base.settings import meant
 from hornbook.infer.attended import Attended, attended_by
 from hornbook.infer.beams import beam_search
 from hornbook.infer.config import SamplerConfig
@@ -209,9 +209,7 @@ class Speaker:
 def _sampler(rules: dict[str, Any]) -> SamplerConfig:
     known = list(SamplerConfig.model_fields)
     for name in rules.keys() - set(known):  # only from Python: a command knows its options
-        near = nearest(name, known)
-        meant = f"did you mean {near}?" if near else f"there are {', '.join(known)}"
-        raise UserError(f"{name}: no such option; {meant}")
+        raise UserError(f"{name}: no such option; " + meant(name, known, f"there are {', '.join(known)}"))
     return SamplerConfig().with_(**rules)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hornbook.base.errors import UserError
-from hornbook.base.settings import nearest
+from hornbook.base.settings import meant
 
 GB = 10**9
 # Of its peak, what a model of some size reaches: 48% on an H200 (records/2026-11-27-h200-first-runs).
@@ -82,8 +82,7 @@ def gpu_named(name: str) -> Gpu:
         return found[0]
     if found:
         raise UserError(f"--gpu {name}: which of them? {', '.join(gpu.name for gpu in found)}")
-    near = nearest(name, [gpu.name for gpu in GPUS])
-    mend = f"did you mean {near}?" if near else "those that are: hornbook model demo"
+    mend = meant(name, [gpu.name for gpu in GPUS], "those that are: hornbook model demo")
     raise UserError(f"--gpu {name}: not in the table; {mend}")
 
 

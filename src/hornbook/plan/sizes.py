@@ -17,7 +17,7 @@ import torch
 
 from hornbook.base.console import count, say, table
 from hornbook.base.errors import UserError
-from hornbook.base.settings import nearest
+from hornbook.base.settings import meant
 from hornbook.base.stored import stored
 from hornbook.model.folder import CONFIG, load_config
 from hornbook.model.gpt import GPT
@@ -53,8 +53,7 @@ def _run_of(name: str, knobs: Mapping[str, Any]) -> RunConfig:
         return _with_vocabulary(name, compose(name, knobs))
     path = Path(name)
     if not path.exists():
-        near = nearest(name, list(RECIPES))
-        mend = f"did you mean {near}?" if near else "see: hornbook recipes"
+        mend = meant(name, RECIPES, "see: hornbook recipes")
         raise UserError(f"{name}: neither a recipe nor the folder of a run or a model; {mend}")
     if "model" in knobs:
         turned = knobs["model"]

@@ -14,7 +14,7 @@ import hashlib
 import json
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -26,9 +26,9 @@ from hornbook.base.errors import MachineError, UserError
 from hornbook.base.process import garbage_sought_among_new_objects
 from hornbook.base.room import Room
 from hornbook.base.unfinished import AGAIN, BinaryWriter
-from hornbook.shards.splits import SPLITS, Homes, Piece
+from hornbook.shards.splits import SPLITS, Homes
 from hornbook.shards.writer import Encoded, PieceEncoder, dtype_of
-from hornbook.shards.written import HeldBack
+from hornbook.shards.written import HeldBack, batches
 from hornbook.text.encoder import EncoderFailed, SlowEncoder, fastest_encoder
 from hornbook.text.readers import Part
 from hornbook.text.records import Document
@@ -218,8 +218,8 @@ def _encoded(parts: Parts, number: int, share: Part, folder: Path, common: _Comm
 
     with contextlib.ExitStack() as stack, garbage_sought_among_new_objects():
         writers = {name: _SplitWriter(folder, name, stack) for name in SPLITS}
-        for batch in _batches(homes.split(counted(), *common.plan.starts[number]), common.plan.batch_characters):
-            held_back.add(batch)
+        found = homes.split(counted(), *common.plan.starts[number])
+        for batch, *_ in batches(found, common.plan.batch_characters, held_back):
             for encoded in encoder.encode(batch):
                 Room(parts.place).ask(encoded.ids.nbytes, str(parts.place), f"make room and {AGAIN}")
                 writers[encoded.split].add(encoded)
@@ -234,18 +234,6 @@ def _encoded(parts: Parts, number: int, share: Part, folder: Path, common: _Comm
         encoder=encoder.inner.name,
         seconds=time.monotonic() - began,
     )
-
-
-def _batches(found: Iterable[list[Piece]], characters: int) -> Iterator[list[Piece]]:
-    batch: list[Piece] = []
-    size = 0
-    for pieces in found:
-        batch += pieces
-        size += sum(len(piece.data) for piece in pieces)
-        if size >= characters:
-            yield batch
-            batch, size = [], 0
-    yield batch
 
 
 class _SplitWriter:

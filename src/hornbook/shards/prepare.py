@@ -33,16 +33,15 @@ from hornbook.base.settings import Settings
 from hornbook.base.unfinished import empty_unfinished, finish_folder, remove_abandoned, unfinished_folder
 from hornbook.shards.format import FORMAT_VERSION, MANIFEST, Shards, is_shards, listed
 from hornbook.shards.parts import FOLDER, Plan, is_planned
-from hornbook.shards.splits import Piece, SplitRule
+from hornbook.shards.splits import SplitRule
 from hornbook.shards.spread import Spread, digest_of, planned
 from hornbook.shards.tasks import Here, Workers
 from hornbook.shards.telling import changed_in_reading as changed_in_reading
-from hornbook.shards.telling import report as report
-from hornbook.shards.telling import told_of as told_of
+from hornbook.shards.telling import told_of
 from hornbook.shards.telling import too_little as too_little
 from hornbook.shards.twins import Twins
 from hornbook.shards.writer import STATE, Encoded, PieceEncoder, ShardWriter, read_state, write_state
-from hornbook.shards.written import HeldBack, Written, yardsticks
+from hornbook.shards.written import HeldBack, Written, batches, yardsticks
 from hornbook.text.corpora import find_source, is_corpus
 from hornbook.text.cutting import Share, cut
 from hornbook.text.documents import AS_IT_COMES, TextConfig
@@ -303,7 +302,7 @@ class Preparation:
         waiting: deque[tuple[Future[list[Encoded]], int]] = deque()
         measured, done = self.rule.measured, 0
         ahead.submit(lambda: encoder.inner)  # which takes a while to be loaded
-        for batch, items, size in self._batches(writer.items, held_back):
+        for batch, items, size in batches(self.rule.split(), BATCH_CHARACTERS, held_back, writer.items):
             waiting.append((ahead.submit(encoder.encode, batch), items))
             while waiting and (len(waiting) > BATCHES_WAITING or waiting[0][0].done()):
                 encoded, read = waiting.popleft()
@@ -318,21 +317,6 @@ class Preparation:
             writer.add(encoded.result(), read)
         _tell_of_skipped(self.rule.tally)
         return held_back
-
-    def _batches(self, have: int, held_back: HeldBack) -> Iterator[tuple[list[Piece], int, int]]:
-        """Pieces, how many things of the source are read with them, and their bytes; without the first `have`."""
-        batch: list[Piece] = []
-        size = items = 0
-        for items, pieces in enumerate(self.rule.split(), start=1):
-            held_back.add(pieces)
-            if items <= have:
-                continue
-            batch += pieces
-            size += sum(len(piece.data) for piece in pieces)
-            if size >= BATCH_CHARACTERS:
-                yield batch, items, size
-                batch, size = [], 0
-        yield batch, items, size
 
 
 def _tell_of_skipped(tally: Tally) -> None:

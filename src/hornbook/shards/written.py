@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import lzma
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,24 @@ class HeldBack:
         if self._size <= YARDSTICK_BYTES:
             self.texts.append(text)
             self._size += len(text)
+
+
+def batches(
+    found: Iterable[list[Piece]], characters: int, held_back: HeldBack, have: int = 0
+) -> Iterator[tuple[list[Piece], int, int]]:
+    """Pieces, how many things of the source are read with them, and their bytes; without the first `have`."""
+    batch: list[Piece] = []
+    size = items = 0
+    for items, pieces in enumerate(found, start=1):
+        held_back.add(pieces)
+        if items <= have:
+            continue
+        batch += pieces
+        size += sum(len(piece.data) for piece in pieces)
+        if size >= characters:
+            yield batch, items, size
+            batch, size = [], 0
+    yield batch, items, size
 
 
 def yardsticks(text: Sequence[bytes]) -> dict[str, float]:

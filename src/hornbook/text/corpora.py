@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hornbook.base.console import Progress
 from hornbook.base.errors import UserError
-from hornbook.base.settings import nearest
+from hornbook.base.settings import meant
 from hornbook.text import articles
 from hornbook.text.corpus import SPLIT, Choice, Corpus, Remote, Switch
 from hornbook.text.datasets import dataset, is_dataset, validation_of
@@ -248,8 +248,7 @@ def find_corpus(name: str) -> tuple[Corpus, dict[str, str]]:
         return dataset(name), {}
     first, *words = name.split(":")
     if first not in CORPORA:
-        near = nearest(first, list(CORPORA))
-        raise UserError(f"{first}: no such corpus; " + (f"did you mean {near}?" if near else "see: hornbook corpora"))
+        raise UserError(f"{first}: no such corpus; {meant(first, CORPORA, 'see: hornbook corpora')}")
     return CORPORA[first], CORPORA[first].choose(words)
 
 

@@ -16,7 +16,7 @@ from hornbook.base.console import Progress, count
 from hornbook.base.download import fetch, is_there, place
 from hornbook.base.errors import UserError
 from hornbook.base.hub import fetch_from_hub
-from hornbook.base.settings import nearest
+from hornbook.base.settings import meant
 from hornbook.text.readers import Part, Source
 
 Choice = Mapping[str, str]
@@ -125,8 +125,7 @@ class Corpus:
         for word in words:
             name, _, value = word.partition("=")
             if name not in known:
-                near = nearest(name, list(known))
-                hint = f"did you mean {near}?" if near else f"it has {', '.join(known) or 'none'}"
+                hint = meant(name, known, f"it has {', '.join(known) or 'none'}")
                 raise UserError(f"{self.name}:{word}: no such switch of this corpus; {hint}")
             choice[name] = known[name].read(self.name, value)
         return choice

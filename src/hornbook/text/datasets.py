@@ -19,7 +19,7 @@ from hornbook.base import files
 from hornbook.base.console import note, warn
 from hornbook.base.errors import MachineError, UserError
 from hornbook.base.hub import is_commit, listed_on_hub
-from hornbook.base.settings import nearest
+from hornbook.base.settings import meant
 from hornbook.text.corpus import Corpus, Remote
 from hornbook.text.formats import FORMAT_OF, ending_of
 
@@ -155,8 +155,7 @@ def _by_card(asked: Name, listing: Mapping[str, Any]) -> dict[str, list[Mapping[
     if not configs:
         return {}
     if asked.config and asked.config not in configs:
-        near = nearest(asked.config, list(configs))
-        hint = f"did you mean {near}?" if near else f"it has {_told(configs)}"
+        hint = meant(asked.config, configs, f"it has {_told(configs)}")
         raise UserError(f"{PREFIX}{asked.repository}/{asked.config}: no such configuration; {hint}")
     first = [name for name, each in configs.items() if each.get("default") is True or name == "default"]
     name = asked.config or (first or list(configs))[0]
