@@ -9,6 +9,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 
 from hornbook import cli
@@ -56,6 +57,13 @@ def test_the_harder_the_text_and_the_shorter_the_run_the_higher_the_loss(text: s
     assert bits(text, 2) < bits(str(harder), 2)
     alone = 8 * len(zlib.compress(whole.encode(), 9)) / len(whole.encode())
     assert 0.1 * alone < bits(text, 2) < 10 * alone
+
+
+def test_of_ids_from_elsewhere_no_loss_is_foretold(text: str, tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "ids.h5", "w") as file:
+        file["tokens"] = [1, 2, 50_256] * 1000
+    knobs = {"data": str(tmp_path / "ids.h5"), "tokenizer": {"kind": "byte"}, "train": {"steps": 9}}
+    assert forecast(None, knobs).between is None
 
 
 def test_it_is_told_and_nothing_is_written(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,11 @@ def test_the_attention_of_every_token_of_an_answer(running: Running, toy_speaker
                 wanted = weights.mean(axis=0) if layer is None else weights[layer]
                 assert np.allclose(told["weights"], wanted, atol=1e-5)
                 assert np.allclose(np.sum(told["weights"], axis=1), 1, atol=1e-4)
+
+
+def test_where_none_may_wait_one_is_answered(start: Callable[..., Running], toy: Path) -> None:
+    with start(toy, queue=0).client() as client:
+        assert client.post(ATTENTION, json={"prompt": "A"}).status_code == 200
 
 
 def bytes_of(name: str) -> bytes:

@@ -29,8 +29,6 @@ class UserError(HornbookError):
 class MachineError(HornbookError):
     """The machine was at fault: a full disk, a failing device."""
 
-    exit_code = 1
-
 
 def folded(text: str) -> str:
     """In one line, with what a terminal would act on or cannot show spelt out."""

@@ -101,27 +101,23 @@ def in_the_way(path: Path, known_of: Listed = listed) -> str | None:
 def damage(folder: Path, unread: Container[str] = ()) -> str | None:
     """What is wrong with a sealed folder, in a few words; None when every file that was written is as it was. Of those
     to be left unread, the size alone is looked at."""
-    try:
-        return _damage(folder, unread)
-    except FileNotFoundError:
-        return "was deleted meanwhile"
-
-
-def _damage(folder: Path, unread: Container[str]) -> str | None:
     manifest = _manifest(folder)
     if isinstance(manifest, str):
         return manifest
-    present = _present(folder)
-    for name, facts in sorted(manifest["files"].items()):
-        file = folder / name
-        if name not in present:
-            return f"{name} is missing"
-        if file.is_symlink():
-            return f"{name} is a link"
-        if file.stat().st_size != facts["bytes"]:
-            return f"{name} has {file.stat().st_size} bytes instead of {facts['bytes']}"
-        if name not in unread and sha256(file) != facts["sha256"]:
-            return f"{name} has changed since it was written"
+    try:
+        present = _present(folder)
+        for name, facts in sorted(manifest["files"].items()):
+            file = folder / name
+            if name not in present:
+                return f"{name} is missing"
+            if file.is_symlink():
+                return f"{name} is a link"
+            if file.stat().st_size != facts["bytes"]:
+                return f"{name} has {file.stat().st_size} bytes instead of {facts['bytes']}"
+            if name not in unread and sha256(file) != facts["sha256"]:
+                return f"{name} has changed since it was written"
+    except FileNotFoundError:
+        return "was deleted meanwhile"
     return None
 
 

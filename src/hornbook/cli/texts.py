@@ -136,13 +136,14 @@ def corpora(words: list[str]) -> int:
 
 def _show_text(name: str, shown: int, knobs: list[str], as_json: bool) -> int:
     from hornbook.base.settings import build, from_words
-    from hornbook.text.look import LookConfig, look_into
+    from hornbook.text.learning import TokensConfig
+    from hornbook.text.look import look_into
 
     if not name:
         raise UserError("corpora: --show needs a name: hornbook corpora python-stdlib --show")
     if shown < 1:
         raise UserError(f"--documents: should be at least 1, not {shown}")
-    config = build(LookConfig, from_words(LookConfig, long_forms(knobs)))
+    config = build(TokensConfig, from_words(TokensConfig, long_forms(knobs)))
     look = look_into(name, config)
     if as_json:
         answer_json(look.as_dict(shown))

@@ -25,10 +25,10 @@ KNOBS = ("kind", "vocab-size", "train-bytes", "as-published")
 
 def tokenizer(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
-        from hornbook.text.learning import LearnConfig
+        from hornbook.text.learning import TokensConfig
 
         answer(ABOUT)
-        show_all(LearnConfig)
+        show_all(TokensConfig)
         return 0
     commands = {"train": _train, "show": _show}
     if words[0] not in commands:
@@ -44,15 +44,15 @@ def _train(words: list[str]) -> int:
     from hornbook.base.background import ended_by_signals
     from hornbook.base.settings import build, from_words
     from hornbook.text.corpora import find_source
-    from hornbook.text.learning import LearnConfig, learn_from
+    from hornbook.text.learning import TokensConfig, learn_from
 
     as_json = take_flag(words, "--json")
     if not words or words[0].startswith("--"):
         raise UserError("tokenizer train: name a text: hornbook tokenizer train my-text.txt --out tokenizer.json")
-    data, given = words[0], from_words(LearnConfig, long_forms([_in_full(word) for word in words[1:]]))
+    data, given = words[0], from_words(TokensConfig, long_forms([_in_full(word) for word in words[1:]]))
     if not isinstance(out := given.pop("out", None), str):
         raise UserError("tokenizer train: say where the vocabulary goes: --out tokenizer.json")
-    config, path = build(LearnConfig, given), Path(out)
+    config, path = build(TokensConfig, given), Path(out)
     if os.path.lexists(path):
         raise UserError(f"{path}: is there already; choose another --out, or move it away")
     progress = Progress(sys.stderr if as_json else None)

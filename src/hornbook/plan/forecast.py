@@ -189,7 +189,7 @@ def _of_text(config: RunConfig) -> tuple[float, float | None]:
     source = find_source(config.data, config.text)
     text_bytes = source.likely_bytes_of_text()
     sample = b"".join(_pieces(source, SAMPLE_BYTES / max(text_bytes, 1)))
-    return text_bytes, 8 * len(zlib.compress(sample, 9)) / max(len(sample), 1)
+    return text_bytes, 8 * len(zlib.compress(sample, 9)) / len(sample) if sample else None  # ids are no text
 
 
 def _pieces(source: Source, share: float) -> Iterator[bytes]:

@@ -40,7 +40,7 @@ def add_attention(app: FastAPI, models: Models) -> None:
     async def look_at_attention(asked: AttentionRequest) -> AttentionAnswer:
         """What the model looked at when it chose the token that follows."""
         nonlocal waiting
-        if models.closing or waiting >= models.config.queue:
+        if models.closing or waiting > models.config.queue:  # beside the one that is answered
             raise RefusedError("closing" if models.closing else "full")
         waiting += 1
         try:

@@ -46,7 +46,7 @@ from hornbook.text.corpora import find_source, is_corpus
 from hornbook.text.cutting import Share, cut
 from hornbook.text.documents import AS_IT_COMES, TextConfig
 from hornbook.text.encoder import EncoderFailed, SlowEncoder, fastest_encoder, has_gigatoken
-from hornbook.text.learning import learn
+from hornbook.text.learning import TokensConfig, learn
 from hornbook.text.readers import Source
 from hornbook.text.streams import Tally
 from hornbook.text.tokenizer import LEARNED, Tokenizer, TokenizerConfig, refuse_ids, train_tokenizer
@@ -67,11 +67,9 @@ class ShardsConfig(Settings):
     """Share of the text held back for a test at the very end."""
 
 
-class PrepareConfig(Settings):
+class PrepareConfig(TokensConfig):
     """The knobs of a preparation by itself."""
 
-    text: TextConfig = TextConfig()
-    tokenizer: TokenizerConfig = TokenizerConfig()
     shards: ShardsConfig = ShardsConfig()
 
 

@@ -21,8 +21,8 @@ from hornbook.text.tokenizer import LEARNED, Tokenizer, TokenizerConfig, refuse_
 SHOWN_EVERY_SECONDS = 0.5
 
 
-class LearnConfig(Settings):
-    """The knobs of learning a vocabulary by itself."""
+class TokensConfig(Settings):
+    """How a text is read, and cut into tokens."""
 
     text: TextConfig = TextConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from hornbook.base.console import command, count, say, table
-from hornbook.base.settings import Settings
 from hornbook.text.corpora import find_corpus, find_source, is_corpus
-from hornbook.text.documents import TextConfig
 from hornbook.text.gpt2 import RANKS, ranks_at_hand
+from hornbook.text.learning import TokensConfig
 from hornbook.text.records import Document
 from hornbook.text.tokenizer import LEARNED, Tokenizer, TokenizerConfig, refuse_ids, train_tokenizer
 
@@ -28,14 +27,7 @@ SHOWN_TOKENS = 160
 COLOURS = ("black on bright_cyan", "black on bright_yellow", "black on bright_green", "black on bright_magenta")
 
 
-class LookConfig(Settings):
-    """The knobs of a look."""
-
-    text: TextConfig = TextConfig()
-    tokenizer: TokenizerConfig = TokenizerConfig()
-
-
-def look_into(name: str, config: LookConfig) -> Look:
+def look_into(name: str, config: TokensConfig) -> Look:
     """Of a corpus to be fetched, the first file is enough."""
     source = find_source(name, config.text, most_files=1)
     more = False
