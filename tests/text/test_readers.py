@@ -17,7 +17,7 @@ from effort import examples
 from hornbook.base.errors import UserError
 from hornbook.text import records
 from hornbook.text.documents import TextConfig
-from hornbook.text.readers import Source, joined, source_from_path
+from hornbook.text.readers import Source, joined, name_of, source_from_path
 from hornbook.text.records import Document
 from hornbook.text.streams import Tally
 
@@ -183,6 +183,11 @@ def test_several_sources_are_read_one_after_another(tmp_path: Path) -> None:
     both = joined([source_from_path(tmp_path / "b"), source_from_path(tmp_path / "a" / "x.md")])
     assert [document.text for document in both.documents()] == ["b1", "b2", "ax"]
     assert both.name == "b+x"
+
+
+@pytest.mark.parametrize("name", ["tale.txt", "tale.txt.gz", "TALE.TXT.GZ"])
+def test_a_text_is_called_as_its_file_without_endings(tmp_path: Path, name: str) -> None:
+    assert name_of(tmp_path / name).lower() == "tale"
 
 
 def test_a_pattern_is_the_files_that_it_names_in_a_fixed_order(tmp_path: Path) -> None:

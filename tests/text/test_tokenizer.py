@@ -322,6 +322,14 @@ def test_a_vocabulary_like_llamas_gives_the_text_back_as_its_own_decoder_does(te
     assert ours.stream(continues=True).feed(ours.encode("words")[0]).startswith(" ")
 
 
+def test_where_no_token_is_special_a_text_is_cut_as_ever(tmp_path: Path) -> None:
+    """Also where special tokens are to be read out of it."""
+    entries = {"</s>": 0, "a": 1, "b": 2, "ab": 3}
+    tokenizers.Tokenizer(tokenizers.models.BPE(entries, [("a", "b")])).save(str(tmp_path / "tokenizer.json"))
+    ours = Tokenizer.load(tmp_path)
+    assert ours.encode("abba", specials=True) == ours.encode("abba") == [3, 2, 1]
+
+
 def test_what_is_put_after_a_text_is_its_end_and_does_not_open_it(tmp_path: Path) -> None:
     theirs = as_llama_has_it(tmp_path, T5, end="<end>")
     assert theirs.encode("").ids == [2]

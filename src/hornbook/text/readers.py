@@ -237,7 +237,7 @@ def name_of(path: Path) -> str:
     path = path.resolve()
     if path.is_dir():
         return plain_name(path.name)
-    return plain_name(Path(path.name.removesuffix(compression_of(path.name))).stem)
+    return plain_name(Path(path.name[: len(path.name) - len(compression_of(path.name))]).stem)
 
 
 def joined(sources: list[Source]) -> Source:

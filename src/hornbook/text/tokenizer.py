@@ -94,7 +94,7 @@ class Tokenizer:
 
     def encode(self, text: str, specials: bool = False) -> list[int]:
         """The ids of a text. A special token's name in it is text like any other, unless `specials` asks for it."""
-        if specials:
+        if specials and self._specials:
             pieces = re.split("(" + "|".join(map(re.escape, self._specials)) + ")", text)
             return [each for piece in pieces for each in self._special_or_text(piece)]
         try:
