@@ -68,8 +68,6 @@ def be_silent(name: str) -> None:
 
 def put(text: str, stream: TextIO | None = None) -> None:
     """Tell of the work, at once. Where nobody can be told any more, the work goes on without."""
-    if _silent_as is not None:
-        return
     stream = stream or sys.stdout
     try:
         _write(stream, text)
@@ -81,8 +79,6 @@ def put(text: str, stream: TextIO | None = None) -> None:
 
 def answer(text: str) -> None:
     """Hand over what was asked for. Where that fails, there is nothing left to do for the command."""
-    if _silent_as is not None:
-        return
     try:
         _write(sys.stdout, text)
     except OSError as error:
@@ -208,9 +204,10 @@ def discard(stream: TextIO) -> None:
 
 
 def _write(stream: Any, text: str) -> None:
-    """Through a stream that may be missing (`>&-`), or have no such letters (LANG=C): they become question marks."""
+    """Unless this process is silent. Through a stream that may be missing (`>&-`), or have no such letters (LANG=C):
+    they become question marks."""
     global _begun
-    if stream is None:
+    if stream is None or _silent_as is not None:
         return
     try:
         stream.write(text)
