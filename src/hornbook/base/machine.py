@@ -339,10 +339,7 @@ def _can_compile(kind: str) -> bool:
 
 
 def _peak_flops(name: str) -> float | None:
-    for part, tflops in PEAK_TFLOPS.items():
-        if part in name:
-            return tflops * 1e12
-    return None
+    return next((1e12 * tflops for part, tflops in PEAK_TFLOPS.items() if part in name), None)
 
 
 def processor_name() -> str:

@@ -5,6 +5,7 @@ In: what a command line says.  Out: the help of `train`; and docs/knobs.md, whic
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -106,15 +107,9 @@ def told(kind: type[Settings], config: Settings | None = None) -> Iterator[tuple
     from hornbook.base.settings import choices, described, knobs
 
     for dotted, (knob, default, about) in zip(knobs(kind), described(kind), strict=True):
-        value = default if config is None else _written(_at(config, dotted))
+        value = default if config is None else _written(functools.reduce(getattr, dotted.split("."), config))
         may_be = choices(kind, dotted)
         yield dotted, knob, value, f"{about} One of: {', '.join(may_be)}." if may_be else about
-
-
-def _at(config: Any, dotted: str) -> Any:
-    for part in dotted.split("."):
-        config = getattr(config, part)
-    return config
 
 
 def _written(value: Any) -> str:

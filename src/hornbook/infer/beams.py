@@ -10,7 +10,7 @@ Penalties on tokens apply to the log-probabilities; windows jump as in `decode`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -70,7 +70,7 @@ def beam_search(
             break
         running = [beam for beam, _ in go_on]
         cache.copy_rows([row for _, row in go_on])
-    return [_without_end(each) for each in finished]
+    return [replace(each, tokens=each.tokens[:-1]) if each.ended == "end_of_text" else each for each in finished]
 
 
 def _logprobs(
@@ -102,13 +102,7 @@ def _likeliest(
 
 def _judged(beam: Beam, is_longest: bool, end_of_text: int | None, is_stopped: Callable[[list[int]], bool]) -> Beam:
     if beam.tokens[-1].id == end_of_text:
-        ended = "end_of_text"
-    elif is_stopped(beam.ids):
-        ended = "stop"
-    else:
-        ended = "length" if is_longest else ""
-    return Beam(beam.tokens, beam.total, beam.score, ended or None)
-
-
-def _without_end(beam: Beam) -> Beam:
-    return Beam(beam.tokens[:-1], beam.total, beam.score, beam.ended) if beam.ended == "end_of_text" else beam
+        return replace(beam, ended="end_of_text")
+    if is_stopped(beam.ids):
+        return replace(beam, ended="stop")
+    return replace(beam, ended="length") if is_longest else beam

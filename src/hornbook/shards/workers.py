@@ -66,7 +66,7 @@ class Processes:
                     trouble = connection.recv()
                 except (EOFError, OSError):
                     deaths[task.name] += 1
-                    how = self._buried(process)
+                    how = self._at_work.pop(connection).end()
                     if deaths[task.name] == MOST_DEATHS:
                         raise MachineError(
                             f"{MOST_DEATHS} workers died of the same part ({how}); is there memory enough for "
@@ -83,10 +83,6 @@ class Processes:
         process = _Process()
         self._at_work[process.connection] = process
         return process
-
-    def _buried(self, process: _Process) -> str:
-        del self._at_work[process.connection]
-        return process.end()
 
 
 class _Process:

@@ -96,7 +96,8 @@ class Tokenizer:
         """The ids of a text. A special token's name in it is text like any other, unless `specials` asks for it."""
         if specials and self._specials:
             pieces = re.split("(" + "|".join(map(re.escape, self._specials)) + ")", text)
-            return [each for piece in pieces for each in self._special_or_text(piece)]
+            known = self._specials
+            return [each for piece in pieces for each in ([known[piece]] if piece in known else self.encode(piece))]
         try:
             return list(self._inner.encode(text, add_special_tokens=False).ids)
         except TypeError:  # half a surrogate pair, as Python reads a word of a command line that is not UTF-8
@@ -198,9 +199,6 @@ class Tokenizer:
             return [tokenizer._inner.get_vocab(), tokenizer.end_of_text, tokenizer.opening, *cuts]
 
         return self.fingerprint == other.fingerprint or meaning(self) == meaning(other)
-
-    def _special_or_text(self, piece: str) -> list[int]:
-        return [self._specials[piece]] if piece in self._specials else self.encode(piece)
 
     @cached_property
     def _specials(self) -> dict[str, int]:
