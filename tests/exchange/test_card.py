@@ -177,3 +177,13 @@ def test_what_is_lost_of_a_run_is_left_out(
         assert "says nothing of it" in capsys.readouterr().err
         assert "optimizer" not in rows(text)
     assert "## What it cannot do" in text
+
+
+def test_a_page_says_nothing_of_a_run_whose_log_is_damaged(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy")
+    (copy / "metrics.jsonl").write_text('{"loss": 3.5}\n')
+    page = export_model(copy, "html", tmp_path / "page.html", "newest").read_text()
+    assert "says nothing of it" in capsys.readouterr().err
+    assert '"points":[]' in page

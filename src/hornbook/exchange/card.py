@@ -9,7 +9,7 @@ are what somebody called a file: they stand there as letters, and mean nothing t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,16 +47,21 @@ def write_card(folder: Path, staging: Path, dtype: str, with_code: bool) -> None
     if picture is not None and picture.is_file():
         files.write_bytes(staging / PICTURE, picture.read_bytes())
     pictured = PICTURE if (staging / PICTURE).is_file() else None
+    text = as_far_as_known(known, lambda known: _card(known, dtype, with_code, pictured))
+    files.write_text(staging / CARD, text)
+    files.write_bytes(staging / APP, Path(__file__).with_name("space.py").read_bytes())
+    files.write_text(staging / NEEDS, NEEDED)
+
+
+def as_far_as_known(known: Known, write: Callable[[Known], str]) -> str:
+    """What is written of a model; of one whose run is damaged, without that."""
     try:
-        text = _card(known, dtype, with_code, pictured)
+        return write(known)
     except (KeyError, TypeError, ValueError, AttributeError, jinja2.TemplateError):
         if known.run is None:
             raise
         warn(f"{known.run}: its {RECORD} or its logs are damaged, so the model card says nothing of it")
-        text = _card(Known(known.name, known.model), dtype, with_code, pictured)
-    files.write_text(staging / CARD, text)
-    files.write_bytes(staging / APP, Path(__file__).with_name("space.py").read_bytes())
-    files.write_text(staging / NEEDS, NEEDED)
+        return write(Known(known.name, known.model))
 
 
 def _card(known: Known, dtype: str, with_code: bool, picture: str | None) -> str:

@@ -25,7 +25,7 @@ import torch
 from hornbook.base import files
 from hornbook.base.console import count, duration
 from hornbook.base.errors import UserError
-from hornbook.exchange.card import Known
+from hornbook.exchange.card import Known, as_far_as_known
 from hornbook.exchange.page_tokenizer import tokenizer_facts
 from hornbook.model.config import ModelConfig
 from hornbook.model.folder import load_model
@@ -61,18 +61,17 @@ def export_page(folder: Path, out: Path, dtype: str) -> None:
     weights = safetensors.torch.save(_stored(model.state_dict(), model.config, dtype))
     if len(weights) > LARGEST:
         raise UserError(f"{folder}: {count(float(len(weights)))}B of weights are too many for a page; --to gguf")
-    known = Known.of(folder)
-    facts = {
-        **_shown(known),
-        "begin": {
-            "shape": _shape(model.config),
-            "tokenizer": tokenizer_facts(folder, tokenizer),
-            "known": tokenizer.vocab_size,
-            "bytes": len(weights),
-        },
+    begin = {
+        "shape": _shape(model.config),
+        "tokenizer": tokenizer_facts(folder, tokenizer),
+        "known": tokenizer.vocab_size,
+        "bytes": len(weights),
     }
+    page = as_far_as_known(
+        Known.of(folder), lambda known: _page(known, _shown(known) | {"begin": begin}, weights, dtype)
+    )
     with files.staged_file(out) as staging:
-        files.write_text(staging, _page(known, facts, weights, dtype))
+        files.write_text(staging, page)
 
 
 def _check(folder: Path, config: ModelConfig) -> None:
