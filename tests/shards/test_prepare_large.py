@@ -23,7 +23,8 @@ from hornbook.base.unfinished import unfinished_folder
 from hornbook.shards import prepare as preparing
 from hornbook.shards import writer as writing
 from hornbook.shards.format import Shards
-from hornbook.shards.prepare import ShardsConfig, prepare, report
+from hornbook.shards.prepare import ShardsConfig, prepare
+from hornbook.shards.telling import report
 from hornbook.text import encoder as encoding
 from hornbook.text.readers import source_from_path
 from hornbook.text.tokenizer import TokenizerConfig
