@@ -16,10 +16,23 @@ from hornbook.base.errors import UserError
 if TYPE_CHECKING:
     from hornbook.base.settings import Settings
 
-FIRST = """
-    data seed train.minutes train.steps train.epochs train.batch_tokens model.n_layer model.n_head model.n_embd
-    model.context model.dropout tokenizer.kind tokenizer.vocab_size optim.lr train.device
-"""
+FIRST = (
+    "data",
+    "seed",
+    "train.minutes",
+    "train.steps",
+    "train.epochs",
+    "train.batch_tokens",
+    "model.n_layer",
+    "model.n_head",
+    "model.n_embd",
+    "model.context",
+    "model.dropout",
+    "tokenizer.kind",
+    "tokenizer.vocab_size",
+    "optim.lr",
+    "train.device",
+)
 GROUPS = {
     "run": "The run as a whole",
     "model": "The model's shape",
@@ -76,7 +89,7 @@ def show_help(words: list[str], group: str) -> None:
     if not group:
         paragraphs(f"What is turned most. {values}\n\n")
         by_name = {dotted: lines for dotted, *lines in every}
-        for dotted in FIRST.split():
+        for dotted in FIRST:
             _show(*by_name[dotted])
         say("\nMore, by group: hornbook train --help.GROUP, or --help.all for all.\n")
         for name, about in GROUPS.items():
