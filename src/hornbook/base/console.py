@@ -6,6 +6,7 @@ Rich is imported only where there is a terminal to draw on.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -15,8 +16,7 @@ import textwrap
 import time
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, TextIO
 
 from hornbook.base.errors import folded
 from hornbook.base.output import answer, fresh_line, is_going_on, is_terminal, laid_out, painted, put, tell, visible
@@ -90,7 +90,7 @@ def paragraphs(text: str, indent: int = 0) -> None:
         say(textwrap.fill(line.strip(), width(), initial_indent=blank, subsequent_indent=blank, break_on_hyphens=False))
 
 
-class Progress:
+class Progress(contextlib.AbstractContextManager["Progress"]):
     """One line that tells how far the work is. `update` may be called as often as one likes; `note` prints above
     it."""
 
@@ -104,12 +104,7 @@ class Progress:
         self._shown = ""
         self._handle: Any = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def update(self, text: str) -> None:

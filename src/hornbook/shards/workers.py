@@ -15,7 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, Pipe, wait
-from typing import Any, Self
+from typing import Any
 
 from hornbook.base.errors import MachineError, UserError
 from hornbook.base.process import keep_freed_memory
@@ -34,15 +34,12 @@ def workers_from(text: str) -> Workers:
     raise UserError(f"--workers {text}: should be {WAYS}")
 
 
-class Processes:
+class Processes(contextlib.AbstractContextManager["Processes"]):
     """So many of this machine. They end when this one does, however that ends."""
 
     def __init__(self, number: int) -> None:
         self.number = number
         self._at_work: dict[Connection, _Process] = {}
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *error: object) -> None:
         for process in self._at_work.values():
