@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hornbook.base.console import note, paragraphs, say
+from hornbook.base.console import Progress, note, paragraphs, say
 from hornbook.base.errors import UserError
 from hornbook.base.output import answer, answer_json, going_on
 from hornbook.base.world import world
@@ -236,7 +236,6 @@ def report(words: list[str]) -> int:
 
 def _ask(run: Path) -> None:
     """What its snapshots say to the same prompts, which the report shows."""
-    from hornbook.base.console import Progress, note
     from hornbook.infer.looking_back import look_back
 
     with Progress(sys.stderr) as line:
