@@ -106,7 +106,7 @@ def test_no_model_makes_room_while_it_speaks(start: Callable[..., Running], trai
             assert other.status_code == 429, (other.text, server.outcomes())
             assert int(other.headers["retry-after"]) > 0
             assert client.post(COMPLETIONS, json={"model": "tiny@2", "max_tokens": 2}).status_code == 200
-        assert server.settles(lambda: server.models.loaded[0][1].is_idle)
+        assert server.settles(lambda: server.models.engines[0].is_idle)
         assert client.post(COMPLETIONS, json={"model": "tiny@4", "max_tokens": 2}).status_code == 200
     assert server.every_request_ended_once()
 
@@ -185,7 +185,7 @@ def test_whoever_leaves_while_a_model_is_loaded_leaves_that_queue(start: Callabl
         assert client.post(COMPLETIONS, json={"model": "tiny@4", "max_tokens": 2}, timeout=30).status_code == 200
     assert len(loads) <= 2, "that which was begun, and that which was waited for"
     assert server.every_request_ended_once()
-    assert server.settles(lambda: not any(engine.users for _, engine in server.models.loaded))
+    assert server.settles(lambda: not any(engine.users for engine in server.models.engines))
 
 
 def test_an_error_in_loading_ends_the_request_once(start: Callable[..., Running], trained: Path) -> None:
@@ -210,7 +210,7 @@ def test_as_many_texts_at_once_as_memory_has_room_for(
     each = row.keys.nbytes + row.values.nbytes
     monkeypatch.setattr("hornbook.serve.models.free_memory_bytes", lambda _: each * 4)
     server = start(toy, rows=16)
-    assert server.models.loaded[0][1].rows == 3
+    assert server.models.engines[0].rows == 3
     told = capsys.readouterr().err
     assert told.startswith("warning: toy: 3 texts at once, not 16: ")
     assert (told.count("\n"), len(told) <= 200) == (1, True)
