@@ -2,10 +2,10 @@
 
     PYTHONPATH=src:tests python bench/hosts.py [--out hosts] [--trials 10] [--changes 100] [--only killed cut ...]
 
-Three hosts train one model, over links of 20 Mbit/s, lest it be done before the trial is.
+Three hosts train one model, over links of 8 Mbit/s, lest it be done before the trial is.
 
 - killed: all processes of one die, at once or after its link fell silent; it comes back with the same words.
-- cut: the link of one is cut for twice the patience, and mended.
+- cut: the link of one is cut for twice the patience, so that it sees it or not, and mended.
 - first: the host of the first process, where what is seen comes from, is killed, and comes back.
 - cut-first: its link is cut and mended; until its patience ends it holds the run's folder.
 - place: `hornbook meet` is killed, and begun again after ten seconds.
@@ -50,7 +50,7 @@ from train.worlds import digest
 PORT = 29400
 PATIENCE = 20
 SECONDS_AT_MOST = 300
-SLOW = "tbf rate 20mbit burst 16kb latency 400ms"
+SLOW = "tbf rate 8mbit burst 16kb latency 400ms"
 WORDS = (
     "--tokenizer.kind byte --model.n-layer 1 --model.n-embd 16 --model.n-head 1 --model.context 32 "
     "--train.batch-tokens 128 --train.micro-batch 1 --train.threads 1 --train.save-every-steps 20 "
@@ -94,7 +94,7 @@ class Host:
     """One of them."""
 
     def __init__(self, number: int, net: Net) -> None:
-        self.name, self.link = f"{net.bridge}-{number}", f"{net.bridge[-2:]}hb{number}"
+        self.name, self.link, self._net = f"{net.bridge}-{number}", f"{net.bridge[-2:]}hb{number}", net
         self.launcher: subprocess.Popen[str] | None = None
         for left in (("link", "del", self.link), ("netns", "del", self.name)):  # by a trial that was killed
             with contextlib.suppress(subprocess.CalledProcessError):
@@ -125,11 +125,12 @@ class Host:
             command = ["ip", "netns", "exec", self.name, sys.executable, "-m", "hornbook", *words]
             self.launcher = subprocess.Popen(command, stdout=told, stderr=told, text=True, env=env)
 
-    def cut(self) -> None:
-        ip("link", "set", self.link, "down")
+    def cut(self, at_once: bool = True) -> None:
+        """So that the host knows it at once, or so that what is sent is lost."""
+        ip("link", "set", self.link, *(("down",) if at_once else ("nomaster",)))
 
     def mend(self) -> None:
-        ip("link", "set", self.link, "up")
+        ip("link", "set", self.link, "master", self._net.bridge, "up")
 
     def kill(self) -> None:
         """All its processes, and of those that they began meanwhile."""
@@ -263,7 +264,7 @@ class Trial:
         """At once, or as it is where a cable or the power fails: what it would still say is not heard."""
         silent = self.draw.random() < 0.5
         if silent:
-            host.cut()
+            host.cut(at_once=False)
         host.kill()
         if silent:
             host.mend()
@@ -283,7 +284,7 @@ class Trial:
         self.begin(3)
         host, since = self.hosts[number], time.monotonic()
         left = [each for each in self.hosts if each is not host]
-        self.befell("two go on", host.cut, *left)
+        self.befell("two go on", lambda: host.cut(at_once=self.draw.random() < 0.5), *left)
         time.sleep(max(since + 2 * PATIENCE - time.monotonic(), 0))
         self.befell("three again", host.mend, *self.hosts)
         self.end(*self.hosts)

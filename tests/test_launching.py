@@ -110,6 +110,13 @@ def test_a_host_whose_own_name_is_a_loopback_address_to_itself_keeps_the_place_f
     assert own_address("10.1.2.4") == "10.1.2.4"
 
 
+def test_a_place_that_nobody_keeps_is_looked_for_again_at_once() -> None:
+    began = time.monotonic()
+    with pytest.raises(ConnectionError, match="refused"):
+        place_found_at("127.0.0.1", 1)
+    assert time.monotonic() - began < 5
+
+
 @pytest.mark.parametrize("text", ["node-0:x", "node-0:", "node-0:-1", "node-0:65536"])
 def test_a_place_has_a_port(text: str) -> None:
     with pytest.raises(UserError, match="no number of a port"):

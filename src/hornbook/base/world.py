@@ -13,12 +13,14 @@ import datetime
 import functools
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hornbook.base import output
+from hornbook.base.background import Background
 from hornbook.base.errors import HornbookError, MachineError, UserError
 
 if TYPE_CHECKING:
@@ -223,12 +225,15 @@ class Ranks(World):
 
     def leave(self) -> None:
         """The first, who keeps the store, goes last, lest others find it gone while they still read."""
-        with contextlib.suppress(Exception):
+
+        def take_leave() -> None:
             left = self._store.add("hornbook/left", 1)
-            waited_for = time.monotonic() + SECONDS_TO_LEAVE
-            while self.is_first and left < self.size and time.monotonic() < waited_for:
+            while self.is_first and left < self.size:
                 time.sleep(0.01)
                 left = self._store.add("hornbook/left", 0)
+
+        _within(SECONDS_TO_LEAVE, take_leave, None)
+        with contextlib.suppress(Exception):
             self._dist.destroy_process_group()
 
     def _say(self, key: str, value: Any) -> None:
@@ -267,8 +272,10 @@ class Ranks(World):
             raise self._lost(error) from error
 
     def _lost(self, error: RuntimeError) -> OthersLostError:
+        why = re.sub(r"^\[\S+:\d+\] ?", "", str(error).splitlines()[0])  # where in gloo's sources
+        unknown = "" if self.is_first else f", rank 0 at {os.environ['MASTER_ADDR']} does not answer"
         return OthersLostError(
-            f"lost the other processes{self._who_is_behind()} ({str(error).splitlines()[0][:80]}); "
+            f"lost the other processes{_within(SECONDS_TO_LEAVE, self._who_is_behind, unknown)} ({why[:80]}); "
             "what was saved is whole: go on with the same command, or hornbook resume RUN"
         )
 
@@ -282,8 +289,15 @@ class Ranks(World):
                     at[rank] = (int(times), host)
             rank = min(at, key=lambda each: at[each][0])
             return f", rank {rank} on {at[rank][1]} was heard of last"
-        except (RuntimeError, ValueError):
+        except ValueError:  # nobody left any
             return ""
+
+
+def _within(seconds: float, ask: Callable[[], T], otherwise: T) -> T:
+    """What the store answers; over a link that is cut, that may take for ever."""
+    with contextlib.suppress(RuntimeError, TimeoutError), Background() as beside:
+        return beside.submit(ask).result(seconds)
+    return otherwise
 
 
 class Meeting:

@@ -21,7 +21,7 @@ USUAL_PORT = 29400
 ASK_ADDRESS = 0x8915  # of an interface, in Linux: SIOCGIFADDR
 LOCALHOST = "127.0.0.1"
 ANYWHERE = "192.0.2.1"  # of no host, but on the way to most
-SECONDS_TO_FIND, SECONDS_TO_MEET = 60, 900
+SECONDS_TO_FIND, SECONDS_TO_ANSWER, SECONDS_TO_MEET = 10, 60, 900
 
 
 def meet(words: list[str]) -> int:
@@ -60,7 +60,11 @@ def place_kept_at(host: str, port: int) -> Any:
 def place_found_at(host: str, port: int) -> Any:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    return TCPStore(host, port, is_master=False, timeout=datetime.timedelta(seconds=SECONDS_TO_FIND))
+    try:  # PyTorch would try for longer, and tell of it
+        socket.create_connection((host, port), SECONDS_TO_FIND).close()
+    except OSError as error:
+        raise ConnectionError(error.strerror or str(error)) from None
+    return TCPStore(host, port, is_master=False, timeout=datetime.timedelta(seconds=SECONDS_TO_ANSWER))
 
 
 def place(meet: str) -> tuple[str, int]:
