@@ -390,7 +390,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("hosts"))
     parser.add_argument("--trials", type=int, default=10)
     parser.add_argument("--changes", type=int, default=100)
-    parser.add_argument("--steps", type=int, default=1000, help="of a trial; of changes, as many for each of them")
+    parser.add_argument("--steps", type=int, default=500, help="of a trial; of changes, as many for each of them")
     parser.add_argument("--only", nargs="+", choices=[*KINDS, CHANGES], default=[*KINDS, CHANGES])
     parser.add_argument("--summary", action="store_true", help="tell what the tally has, and do nothing")
     asked = parser.parse_args()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import pickle
 import shutil
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -78,6 +80,20 @@ def test_a_place_is_kept_by_one_and_remembers_who_met_and_parted() -> None:
         Meeting(expected, store, (1, 1), "localhost").handler.set_closed()
     assert round_of("run", store, before="run-1") == "run-1"
     assert round_of("run", store, before="run-9") == "run-3", "kept by another since"
+
+
+def test_who_waits_for_the_others_to_end_still_gives_signs() -> None:
+    kept = place_kept_at("127.0.0.1", 0)
+    store = place_found_at("127.0.0.1", kept.port)
+    of_one = Meeting("run", store, (1, 2), "127.0.0.1")
+    waiting = threading.Thread(target=store.wait, args=(["the others"], datetime.timedelta(seconds=60)))
+    waiting.start()
+    time.sleep(0.1)
+    began = time.monotonic()
+    assert not of_one.others_wait()
+    assert time.monotonic() - began < 30
+    kept.set("the others", "here")
+    waiting.join()
 
 
 def test_a_place_is_kept_by_the_address_that_was_given_alone() -> None:

@@ -60,8 +60,9 @@ class WhoMet(RendezvousBackend):
     """What is written down of it. That is pickled, and whoever reaches the place may write it, so that it is read here
     before PyTorch does, which would do whatever it says."""
 
-    def __init__(self, name: str, store: TCPStore) -> None:
-        self._kept = C10dRendezvousBackend(store, name)
+    def __init__(self, name: str, store: Any) -> None:
+        # A connection of its own: in another a host may wait for the others to end, and still has to give signs.
+        self._kept = C10dRendezvousBackend(store.clone(), name)
         self.hosts = 0
         """That are at work together."""
         self.is_left = False
