@@ -53,14 +53,17 @@ def overfits(run: Observed) -> Finding | None:
     if not now < then or run.epochs < 1:
         return None  # it became worse at both, or read nothing twice: that is not overfitting
     if (run.knob("model.dropout") or 0) < 0.2:
-        action = "Bring more text; where there is none, train again with --model.dropout 0.2"
+        action = (
+            "Bring more text; where there is none, train again with --model.dropout 0.2, which makes it harder to "
+            "learn by heart"
+        )
     else:
-        action = "Bring more text: time and dropout do not make up for it"
+        action = "Bring more text: to train longer makes it worse, and more dropout does not make up for it"
     return Finding(
         f"Since step {step:,} it learns its text by heart (it overfits)",
-        f"on text that it has not seen the loss rose from {losses[best]:.2f} to {losses[-1]:.2f}, while in training it "
-        f"fell from {then:.2f} to {now:.2f}; the text was read {run.epochs:.3g} times. The best model, of step "
-        f"{step:,}, is the one that is kept",
+        f"on text that it has not seen its loss, which is to be small, rose from {losses[best]:.2f} to "
+        f"{losses[-1]:.2f}, while in training it fell from {then:.2f} to {now:.2f}; the text was read {run.epochs:.3g} "
+        f"times. The best model, of step {step:,}, is kept, and is the one that speaks",
         action,
     )
 

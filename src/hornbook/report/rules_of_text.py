@@ -42,8 +42,9 @@ def too_little_text(run: Observed) -> Finding | None:
         action = "Bring more text: 100 kB teach a model words, and 1 MB, a long novel, is a sensible beginning"
     return Finding(
         "Too little text for a model of this size",
-        f"{count(float(run.parameters))} parameters beside {count(float(text.bytes_of_text))}B of text are "
-        f"{run.parameters / max(text.bytes_of_text, 1):,.0f} for each byte, enough to learn it by heart",
+        f"{count(float(run.parameters))} parameters, the numbers that it learns, beside "
+        f"{count(float(text.bytes_of_text))}B of text are {run.parameters / max(text.bytes_of_text, 1):,.0f} for each "
+        "byte: enough to learn it by heart, and not how to write",
         action,
     )
 
