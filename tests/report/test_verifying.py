@@ -70,6 +70,13 @@ def test_a_snapshot_in_the_place_of_another_kind_is_told(kind: str, told: str, r
     assert wrong.startswith(told)
 
 
+def test_a_checkpoint_in_the_place_of_a_snapshot_is_told(run: Path) -> None:
+    four = run / "snapshots" / "step-00000004"
+    shutil.rmtree(four)
+    shutil.copytree(run / "checkpoints" / "step-00000004", four)
+    assert {folder: wrong for folder, wrong in verify(run).items() if wrong} == {four: "is no snapshot"}
+
+
 def test_another_runs_snapshot_is_told(run: Path, tiny: Callable[..., RunConfig], shards: Path, tmp_path: Path) -> None:
     fit(tiny(data=str(shards), seed=2, train={"steps": 2}), tmp_path / "other", Progress())
     two = run / "snapshots" / "step-00000002"

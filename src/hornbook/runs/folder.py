@@ -259,6 +259,8 @@ def strangeness(folder: Path, run_id: str | None = None) -> str | None:
         return f"has no {STATE}: it is no checkpoint"
     if folder.parent.name == BEST and "val_loss" not in notes:
         return "is a snapshot"
+    if folder.parent.name == SNAPSHOTS and "val_loss" in notes:
+        return "is no snapshot"  # which may have its weights in fewer bits
     return None
 
 
