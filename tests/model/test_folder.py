@@ -14,8 +14,9 @@ import transformers
 from hornbook.base import files
 from hornbook.base.errors import UserError
 from hornbook.model.config import ModelConfig, classic, modern
-from hornbook.model.folder import load_model
+from hornbook.model.folder import load_model, load_weights, weights_in_turn, written_together
 from hornbook.model.gpt import GPT
+from hornbook.model.init import untrained
 from hornbook.runs.folder import resolve
 
 SMALL: dict[str, Any] = {"vocab_size": 257, "context": 16, "n_layer": 2, "n_head": 2, "n_embd": 16}
@@ -43,6 +44,22 @@ def change(folder: Path, changes: Callable[[dict[str, torch.Tensor]], None]) -> 
     tensors = safetensors.torch.load_file(path)
     changes(tensors)
     safetensors.torch.save_file(tensors, path)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_part_of_a_model_is_read_alone(
+    shape: str, random_model: Callable[..., GPT], saved: Callable[[GPT], Path]
+) -> None:
+    """And what lies in one tensor with it."""
+    model = random_model(SHAPES[shape])
+    folder, ours = saved(model), dict(model.named_parameters())
+    wanted = set(list(ours)[: len(ours) // 4])
+    part = untrained(model.config, wanted.__contains__)
+    load_weights(part, folder)
+    assert all(torch.equal(each, ours[name]) for name, each in part.named_parameters() if name in wanted)
+    beside = [name for row in written_together(model.config) if wanted.intersection(row) for name in row]
+    read = {name for name, _ in weights_in_turn(model.config, folder, wanted.__contains__)}
+    assert read == wanted.union(beside) & ours.keys()
 
 
 @pytest.mark.parametrize("shape", SHAPES)

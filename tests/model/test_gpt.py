@@ -212,6 +212,27 @@ def test_an_untrained_model_finds_all_tokens_about_equally_likely(preset: Callab
     assert loss.item() == pytest.approx(math.log(1000), abs=0.03)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("init", ["torch", "gpt2", "modern"])
+@pytest.mark.parametrize("preset", [classic, modern])
+def test_of_an_untrained_model_some_parameters_are_drawn_as_in_the_whole(
+    preset: Callable[..., ModelConfig], init: str, tied: bool
+) -> None:
+    config = preset(vocab_size=65, context=16, n_layer=2, n_head=2, n_embd=16).with_(init=init, tied=tied)
+    names = [name for name, _ in untrained(config).named_parameters()]
+    for wanted in (set(names[::2]), set(names[1::2])):
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            whole, drawn = dict(untrained(config).named_parameters()), torch.get_rng_state()
+            torch.manual_seed(1)
+            part = untrained(config, wanted.__contains__)
+            assert torch.equal(torch.get_rng_state(), drawn)
+        for name, parameter in part.named_parameters():
+            assert parameter.is_meta == (name not in wanted)
+            assert parameter.is_meta or torch.equal(parameter, whole[name])
+        assert (part.head.weight is part.embedding.weight) == tied
+
+
 def test_gpt2_begins_as_the_paper_says() -> None:
     torch.manual_seed(0)
     model = untrained(classic(vocab_size=500, context=64, n_layer=8, n_head=4, n_embd=64))

@@ -40,7 +40,7 @@ def wander(model: GPT) -> None:
 
 def test_over_all_steps_it_is_torchs_equal_average() -> None:
     model = model_of_nothing()
-    ours, theirs = Average(dict(model.named_parameters()), share=0.5), AveragedModel(model)
+    ours, theirs = Average(dict(model.named_parameters()), share=0.5, device=torch.device("cpu")), AveragedModel(model)
     for _ in range(20):
         wander(model)
         ours.update(GO)
@@ -54,7 +54,7 @@ def test_over_all_steps_it_is_torchs_equal_average() -> None:
 def test_it_weighs_steps_by_a_power_and_is_as_old_as_was_asked(share: float) -> None:
     """A weight that says which step it is of: the average of it is the average's age."""
     model = model_of_nothing()
-    average = Average(dict(model.named_parameters()), share)
+    average = Average(dict(model.named_parameters()), share, torch.device("cpu"))
     for step in range(1, 2001):
         torch.nn.init.constant_(model.embedding.weight, step)
         average.update(GO)
@@ -68,7 +68,7 @@ def test_it_weighs_steps_by_a_power_and_is_as_old_as_was_asked(share: float) -> 
 
 def test_a_step_that_was_left_out_does_not_count() -> None:
     model = model_of_nothing()
-    ours, other = (Average(dict(model.named_parameters()), 0.1) for _ in range(2))
+    ours, other = (Average(dict(model.named_parameters()), 0.1, torch.device("cpu")) for _ in range(2))
     for average in (ours, other):
         average.update(STAY)
     for step in range(6):

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
+from effort import long
 from hornbook.base.files import damage
 from hornbook.model.folder import load_model
 from hornbook.train.sums import PairwiseSum, in_pairs, shares
@@ -28,10 +29,12 @@ Told = dict[str, dict[str, Any]]
 @pytest.fixture(scope="session")
 def told(tmp_path_factory: pytest.TempPathFactory, some_text: str) -> Told:
     """What happened in worlds of 1, 2 and 4 ranks; see worlds.py."""
-    folder = tmp_path_factory.mktemp("worlds")
-    text = folder / "text.txt"
-    text.write_text(some_text[:20_000])
-    program = [sys.executable, str(Path(worlds.__file__)), str(text), str(folder)]
+    return what_happened(tmp_path_factory.mktemp("worlds"), some_text)
+
+
+def what_happened(folder: Path, text: str, *more: str) -> Told:
+    (folder / "text.txt").write_text(text[:20_000])
+    program = [sys.executable, str(Path(worlds.__file__)), str(folder / "text.txt"), str(folder), *more]
     ended = subprocess.run(program, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert ended.returncode == 0, ended.stderr[-3000:]
     result: Told = json.loads((folder / "told.json").read_text())
@@ -85,12 +88,19 @@ def test_a_run_goes_on_with_another_number_of_processes_as_if_nothing_had_happen
     assert moved_on == in_one
 
 
-def test_a_gradient_that_is_not_finite_on_one_rank_is_left_out_on_all(told: Told) -> None:
-    assert told["2"]["not_finite"] == [[False, False, True, False]] * 2
+def test_gradients_that_overflow_on_one_rank_are_left_out_on_all(told: Told) -> None:
+    taken, left_out = [True, 2.0**16], [False, 2.0**15]
+    assert told["2"]["overflow"] == [[taken, taken, left_out, [True, 2.0**15]]] * 2
 
 
-def test_memory_that_runs_out_on_one_rank_halves_the_micro_batch_on_all(told: Told) -> None:
-    assert told["2"]["out_of_memory"] == [1] * 2
+@pytest.mark.parametrize(
+    ("ranks", "how", "at_once"),
+    [("2", "out_of_memory", [2, 2, 1, 1]), ("4", "sharded_out_of_memory", [2, 2, 2, 1])],
+)
+def test_memory_that_runs_out_on_one_rank_halves_the_micro_batch_on_all(
+    told: Told, ranks: str, how: str, at_once: list[int]
+) -> None:
+    assert told[ranks][how] == [at_once] * int(ranks)
 
 
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(told: Told) -> None:
@@ -107,7 +117,8 @@ def test_a_full_disk_of_the_first_ends_all_and_hurts_nothing(told: Told) -> None
 
 
 def test_a_full_disk_of_another_ends_all_too(told: Told) -> None:
-    for (kind, mistake), whole, afterwards in told["2"]["full_disk_of_another"]:
+    for (kind, mistake), whole, afterwards, taken in told["2"]["full_disk_of_another"]:
+        assert taken == told["2"]["full_disk_of_another"][0][3]
         assert kind in ("MachineError", "ToldElsewhereError")
         assert "rank 1" in mistake
         assert "full" in mistake
@@ -129,3 +140,25 @@ def test_who_is_left_alone_is_told_who_is_missing(told: Told) -> None:
     (left, _) = told["2"]["lost"]
     assert "rank 1 on" in left[0]
     assert "hornbook resume" in left[0]
+
+
+@long
+def test_whatever_befalls_a_random_rank_all_do_the_same_at_the_same_step(tmp_path: Path, some_text: str) -> None:
+    for name, times in what_happened(tmp_path, some_text, "20").items():
+        assert len(times) == 20
+        for each in times:
+            before, after = each["step"] - 1, worlds.STEPS - each["step"]
+            expected: dict[str, Any] = {
+                "SIGTERM": ["interrupted" if after else "done", each["step"]],
+                "NaN": [[True, 1.0]] * before + [[False, 1.0]] + [[True, 1.0]] * after,
+                "overflow": [[True, 2.0**16]] * before + [[False, 2.0**15]] + [[True, 2.0**15]] * after,
+                "out of memory": [2] * before + [1] * (after + 1),
+            }
+            if name != "ENOSPC":
+                assert each["did"] == [expected[name]] * each["ranks"], each
+                continue
+            for (kind, mistake), whole, afterwards, taken in each["did"]:
+                assert kind in ("MachineError", "ToldElsewhereError")
+                assert f"rank {each['rank']}" in mistake
+                assert (whole, afterwards) == (["step-00000002"], ["done", worlds.STEPS])
+                assert taken == each["did"][0][3], each

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import random
 import signal
 import socket
 import sys
@@ -28,6 +30,8 @@ from hornbook.base.errors import HornbookError
 from hornbook.base.settings import merge
 from hornbook.base.world import OthersLostError, leave_world, world
 from hornbook.model.config import classic
+from hornbook.model.gpt import GPT
+from hornbook.model.layers import MLP
 from hornbook.runs.logs import read_log
 from hornbook.train import learner as learners
 from hornbook.train import loop, parts, sharded  # noqa: F401
@@ -63,22 +67,28 @@ SAME: dict[str, dict[str, Any]] = {
     },
 }
 CLASSIC = classic(n_layer=2, n_head=2, n_embd=32, context=32, vocab_size=257)
-SHARDED = {"train": {"parallel": "sharded"}}
+SHARDED: dict[str, Any] = {"train": {"parallel": "sharded"}}
+# Two replicas of two slices each, on four ranks.
+GRID: dict[str, Any] = {"train": {"parallel": 2}}
 HAPPENS = {
     1: ["same", "sharded_alone"],
-    2: ["same", "in_parts", "not_finite", "out_of_memory", "asked_to_stop", "full_disk", "full_disk_of_another"],
-    4: ["same", "sharded"],
+    2: ["same", "in_parts", "overflow", "out_of_memory", "asked_to_stop", "full_disk", "full_disk_of_another"],
+    4: ["same", "sharded", "sharded_out_of_memory"],
 }
 
 
 class Scenes:
-    """What happens in a world, in a folder of its own."""
+    """What happens in a world, in a folder of its own: to its last rank in the third step, or to another."""
 
-    def __init__(self, text: Path, folder: Path) -> None:
-        self.text, self.folder = text, folder
+    def __init__(self, text: Path, folder: Path, culprit: int = -1, at: int = 3, how: Any = None) -> None:
+        self.text, self.folder, self.culprit, self.at, self.how = text, folder, culprit, at, how or {}
+
+    def it_is_time(self, steps: Iterator[int]) -> bool:
+        """For who is hit."""
+        return next(steps) == self.at and world().rank == self.culprit % world().size
 
     def config(self, *knobs: dict[str, Any]) -> RunConfig:
-        tree = merge(BASE, {"data": str(self.text)})
+        tree = merge(BASE, {"data": str(self.text)}, self.how)
         for each in knobs:
             tree = merge(tree, each)
         return override(RunConfig.model_validate({"train": {"steps": 1}}), tree)
@@ -90,47 +100,71 @@ class Scenes:
         return {name: told_of(self.run(name, knobs)) for name, knobs in SAME.items()}
 
     def sharded(self) -> dict[str, Any]:
-        return {name: told_of(self.run(f"{name}, sharded", knobs, SHARDED)) for name, knobs in SAME.items()}
+        how = {name: GRID if "bfloat16" in name else SHARDED for name in SAME}
+        return {name: told_of(self.run(f"{name}, sharded", knobs, how[name])) for name, knobs in SAME.items()}
 
     def sharded_alone(self) -> dict[str, Any]:
         """In one slice, as it is tried where there is but one device."""
         return {"muon": told_of(self.run("muon, sharded", SHARDED))}
 
-    def not_finite(self) -> Any:
-        """The gradient of one rank, in one step."""
-        steps, culprit = iter(range(1, 100)), world().size - 1
-        gather = learners.Owners.gather_gradients
+    def not_finite(self, by: float = math.nan, dtype: str = "float32") -> Any:
+        """The gradients of one rank in one step; of each step, whether they were finite and by what the next loss is
+        scaled."""
+        loss, step, steps, told = GPT.loss, learners.Learner._step, iter(range(1, 100)), list[Any]()
+        hit = [False]
 
-        def gathered(self: learners.Owners, ranks: Any) -> None:
-            if next(steps) == 3 and world().rank == culprit:
-                gradient = next(iter(self._all.values())).grad
-                assert gradient is not None
-                gradient.view(-1)[0] = float("nan")
-            gather(self, ranks)
+        def of_batch(model: GPT, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            of_it = loss(model, hidden, targets)
+            if hit[0]:
+                of_it.register_hook(lambda gradient: gradient * by)
+            return of_it
 
-        with replaced(learners.Owners, "gather_gradients", gathered):
-            run = self.run("not finite")
-        return [each["grad_norm"] is None for each in read_log(run / "metrics.jsonl") if "loss" in each]
+        def stepping(learner: learners.Learner, *given: Any) -> Any:
+            hit[0] = self.it_is_time(steps)
+            numbers = step(learner, *given)
+            told.append([bool(numbers.gradient_length.isfinite()), learner.scaler.scale.item()])
+            return numbers
+
+        with replaced(GPT, "loss", of_batch), replaced(learners.Learner, "_step", stepping):
+            self.run(f"not finite in {dtype}", {"train": {"dtype": dtype}})
+        return told
+
+    def overflow(self) -> Any:
+        return self.not_finite(2.0**40, "float16")
 
     def out_of_memory(self) -> Any:
-        """Of one rank alone; then all of them compute fewer sequences at once, as if they always had."""
-        share, steps = learners.Learner._gradients_of_my_share, iter(range(1, 100))
+        """Of one rank alone, in the middle of a step; then all of them compute fewer sequences at once, as if they
+        always had."""
+        learn, forward, seen, steps = learners.Learner.learn, MLP.forward, list[int](), iter(range(1, 100))
+        hit = [False]
 
-        def short(self: learners.Learner, take: Any) -> torch.Tensor:
-            if next(steps) == 3 and world().rank == world().size - 1:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return share(self, take)
+        def short(mlp: MLP, x: torch.Tensor) -> torch.Tensor:
+            if hit[0]:
+                hit[0] = False
+                torch.empty(1 << 60)
+            return forward(mlp, x)
 
-        with replaced(learners.Learner, "_gradients_of_my_share", short):
-            run = self.run("out of memory", {"train": {"micro_batch": 2}})
-        return files.read_json(run / f"checkpoints/step-{STEPS:08}/state.json")["micro_batch"]
+        def learning(learner: learners.Learner, *given: Any) -> Any:
+            hit[0] = self.it_is_time(steps)
+            numbers = learn(learner, *given)
+            seen.append(learner.micro_batch)
+            return numbers
+
+        with replaced(MLP, "forward", short), replaced(learners.Learner, "learn", learning):
+            self.run("out of memory", {"train": {"micro_batch": 2}})
+        return seen
+
+    def sharded_out_of_memory(self) -> Any:
+        """Of one that others wait for in the middle of a block; after an evaluation."""
+        how = merge(GRID, {"train": {"activation_checkpointing": True}})
+        return Scenes(self.text, self.folder / "sharded", at=4, how=how).out_of_memory()
 
     def asked_to_stop(self) -> Any:
         """One rank, by SIGTERM in the middle of a step."""
-        culprit, update, steps = world().size - 1, loop.update, iter(range(1, 100))
+        update, steps = loop.update, iter(range(1, 100))
 
         def interrupted(run: loop.Run, share: float) -> None:
-            if next(steps) == 3 and world().rank == culprit:
+            if self.it_is_time(steps):
                 os.kill(os.getpid(), signal.SIGTERM)
             update(run, share)
 
@@ -162,21 +196,28 @@ class Scenes:
         return str(max(run.glob("checkpoints/step-*")))
 
     def full_disk_of_another(self) -> Any:
-        """Of one that writes a part; all end, and what was saved before is whole."""
+        """Of one that writes a part; all end at the same step, and what was saved before is whole."""
         save, saves, path = safetensors.torch.save_file, iter(range(1, 100)), self.folder / "full disk of another"
+        taken: list[int] = []
 
         def full(tensors: Any, there: Any, facts: Any = None) -> None:
-            if world().rank == world().size - 1 and next(saves) == 3:  # of the second checkpoint
+            if self.it_is_time(saves):  # two of each checkpoint
                 raise OSError(28, "No space left on device", str(there))
             save(tensors, there, facts)
 
+        def taking(run: loop.Run, share: float) -> None:
+            update(run, share)
+            taken.append(run.state.step)
+
+        update, knobs = loop.update, {"train": {"save_every_steps": 2, "eval_every_steps": 9}}
         with replaced(safetensors.torch, "save_file", full), replaced(parts, "PARTS_FROM", 0):
             try:
-                fit(self.config({"train": {"save_every_steps": 2, "eval_every_steps": 9}}), path)
+                with replaced(loop, "update", taking):
+                    fit(self.config(knobs), path)
                 return "done"
             except HornbookError as error:
                 told = [type(error).__name__, *error.mistakes]
-        return [told, sorted(each.name for each in path.glob("checkpoints/step-*")), ended(resume(path))]
+        return [told, sorted(each.name for each in path.glob("checkpoints/step-*")), ended(resume(path)), taken[-1]]
 
     def lost(self) -> Any:
         """One rank ends in the middle of a step, the others tell so."""
@@ -258,6 +299,48 @@ def in_a_world(size: int, act: Callable[[], Any], results: Path) -> list[Any]:
     return told
 
 
+# Among how many, and who has the model.
+WAYS: list[tuple[int, dict[str, Any]]] = [(2, {}), (2, SHARDED), (4, {}), (4, GRID)]
+BEFALLS = {
+    "SIGTERM": Scenes.asked_to_stop,
+    "NaN": Scenes.not_finite,
+    "overflow": Scenes.overflow,
+    "out of memory": Scenes.out_of_memory,
+    "ENOSPC": Scenes.full_disk_of_another,
+}
+
+
+def trials(text: Path, folder: Path, times: int) -> None:
+    """Each of what may befall a process, so many times, a random one of them at a random step; what each rank did."""
+    results, told = folder / "results", dict[str, list[Any]]()
+    results.mkdir()
+    drawn = {
+        (name, trial): (
+            place := trial % len(WAYS),
+            chance.randrange(WAYS[place][0]),
+            chance.randint(3 if name == "ENOSPC" else 2, STEPS),
+        )
+        for chance in [random.Random(1)]
+        for name in BEFALLS
+        for trial in range(times)
+    }
+    for place, (size, how) in enumerate(WAYS):
+        mine = {each: (culprit, at) for each, (where, culprit, at) in drawn.items() if where == place}
+
+        def all_of_them(mine: Any = mine, how: Any = how) -> dict[str, Any]:
+            return {
+                f"{name} {trial}": BEFALLS[name](Scenes(text, folder / f"{name} {trial}", culprit, at, how))
+                for (name, trial), (culprit, at) in mine.items()
+            }
+
+        ranks = in_a_world(size, all_of_them, results)
+        for (name, trial), (culprit, at) in mine.items():
+            did = [rank and rank[f"{name} {trial}"] for rank in ranks]
+            facts = {"ranks": size, "parallel": how.get("train", {}).get("parallel", "replicated")}
+            told.setdefault(name, []).append(facts | {"rank": culprit, "step": at, "did": did})
+    (folder / "told.json").write_text(json.dumps(told, indent=1) + "\n")
+
+
 def main(text: Path, folder: Path) -> None:
     torch.set_num_threads(1)
     results = folder / "results"
@@ -289,4 +372,7 @@ def main(text: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    if len(sys.argv) > 3:
+        trials(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    else:
+        main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -9,6 +9,7 @@ through here, and so does what only the first of them may do (write, print). No 
 from __future__ import annotations
 
 import contextlib
+import copy
 import datetime
 import functools
 import json
@@ -25,6 +26,7 @@ from hornbook.base.errors import HornbookError, MachineError, UserError
 
 if TYPE_CHECKING:
     import torch
+    import torch.distributed as dist
 
 T = TypeVar("T")
 # How long one waits for the others in the middle of a step before they are taken for lost.
@@ -54,6 +56,7 @@ class World:
     rank = 0
     size = 1
     rank_on_host = 0
+    size_of_host = 1
 
     @property
     def is_first(self) -> bool:
@@ -80,6 +83,10 @@ class World:
         """Those of all, in the order of their ranks, (size, ...)."""
         return numbers[None]
 
+    def in_groups(self, size: int) -> World:
+        """Those of its group, where so many in a row make one; what tensors say is said among them alone."""
+        return self
+
     def sent_to_first(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """What each of them has, all of it with the first; elsewhere nothing."""
         return tensors
@@ -102,6 +109,9 @@ class Ranks(World):
 
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.rank_on_host = int(os.environ.get("LOCAL_RANK", 0))
+        self.size_of_host = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
+        self._everyone = (self.rank, self.size)
+        self.group: dist.ProcessGroup | None = None  # of torch's, where these are not all
         # As it is called since torch 2.12, and was before.
         self._gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
         self._dist, self._asked, self._stops, self._told_at = dist, 0, 0, 0.0
@@ -186,19 +196,34 @@ class Ranks(World):
         import torch
 
         there = torch.empty(self.size * numbers.numel(), dtype=numbers.dtype, device=numbers.device)
-        with self._together():
-            self._gather(there, numbers.contiguous().flatten())
+        self.gather_into(there, numbers.contiguous().flatten())
         return there.view(self.size, *numbers.shape)
 
-    def exchanged(self, parts: list[torch.Tensor], expected: list[int]) -> torch.Tensor:
+    def gather_into(self, there: torch.Tensor, numbers: torch.Tensor) -> None:
+        """The same, in one row that is there already; these may stand in their own place of it."""
+        with self._together():
+            self._gather(there, numbers, group=self.group)
+
+    def exchanged(self, parts: list[torch.Tensor] | torch.Tensor, expected: list[int]) -> torch.Tensor:
         """One part to each of them; what all sent to this one, in the order of their ranks."""
         import torch
 
-        sent = torch.cat(parts)
+        sent = parts.flatten() if isinstance(parts, torch.Tensor) else torch.cat(parts)
         heard = torch.empty(sum(expected), dtype=sent.dtype, device=sent.device)
         with self._together():
-            self._dist.all_to_all_single(heard, sent, expected, [len(part) for part in parts])
+            self._dist.all_to_all_single(heard, sent, expected, [len(part) for part in parts], group=self.group)
         return heard
+
+    def in_groups(self, size: int) -> World:
+        if size == self.size:
+            return self
+        groups = [list(range(first, first + size)) for first in range(0, self.size, size)]
+        patience = datetime.timedelta(seconds=patience_seconds())
+        with self._together():
+            made = [self._dist.new_group(ranks, timeout=patience) for ranks in groups]
+        own = copy.copy(self)
+        own.group, own.rank, own.size = made[self.rank // size], self.rank % size, size
+        return own
 
     def sent_to_first(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         import torch
@@ -254,7 +279,7 @@ class Ranks(World):
             return json.loads(self._store.get(key))
 
     def _in_turn(self, turn: int) -> int:
-        hosts = max(self.size // int(os.environ.get("LOCAL_WORLD_SIZE", self.size)), 1)
+        hosts = max(self.size // self.size_of_host, 1)
         return (1, hosts - 1, self.size - hosts)[turn]
 
     def _leave_word(self) -> None:
@@ -283,8 +308,9 @@ class Ranks(World):
         """Who left word longest ago, where that can still be told."""
         try:
             at = {}
-            for rank in range(self.size):
-                if rank != self.rank and self._store.check([f"hornbook/at/{rank}"]):
+            own, everyone = self._everyone
+            for rank in range(everyone):
+                if rank != own and self._store.check([f"hornbook/at/{rank}"]):
                     times, host = self._store.get(f"hornbook/at/{rank}").decode().split(" ", 1)
                     at[rank] = (int(times), host)
             rank = min(at, key=lambda each: at[each][0])

@@ -53,11 +53,11 @@ def score(
     with torch.no_grad() if in_step else torch.inference_mode():
         for turn, windows in enumerate(_windows(tokens, context, windows_at_most, max(tokens_at_once // context, 1))):
             is_mine = turn % world.size == world.rank
-            rounds.append(_nats(model, windows) if is_mine else 0.0)
+            rounds.append(_nats(model, windows, not in_step) if is_mine else 0.0)
             predicted += windows[:, 1:].size
             ahead = turn % world.size + 1
         if in_step and world.rank >= ahead > 0:
-            _nats(model, windows)
+            _nats(model, windows, may_halve=False)
     of_all = world.gathered(torch.tensor(rounds, dtype=torch.float64))
     nats = sum(of_all[turn % world.size, turn].item() for turn in range(len(rounds)))
     loss = nats / max(predicted, 1)
@@ -66,17 +66,18 @@ def score(
     return Score(loss, perplexity, bits / max(text_bytes, 1), predicted)
 
 
-def _nats(model: GPT, windows: NDArray[np.int64]) -> float:
-    """The summed loss of windows; half of them at a time where memory runs out, as beside a run that fills it."""
+def _nats(model: GPT, windows: NDArray[np.int64], may_halve: bool) -> float:
+    """The summed loss of windows; half of them at a time where memory runs out, as beside a run that fills it, and
+    nobody waits for the other half."""
     device = model.embedding.weight.device
     try:
         ids, targets = split_windows(torch.from_numpy(windows), device)
         return model.losses(ids, targets).double().sum().item()
     except RuntimeError as error:
-        if not is_out_of_memory(error) or len(windows) == 1:
+        if not is_out_of_memory(error) or len(windows) == 1 or not may_halve:
             raise
     free_cache(device)
-    return sum(_nats(model, half) for half in np.array_split(windows, 2))
+    return sum(_nats(model, half, may_halve) for half in np.array_split(windows, 2))
 
 
 def _windows(tokens: TokenArray, context: int, at_most: int | None, rows: int) -> Iterator[NDArray[np.int64]]:

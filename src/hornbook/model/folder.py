@@ -9,7 +9,8 @@ transformers keeps and ignores it. A shape that has no such type is saved as mod
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from hornbook.base.stored import stored
 from hornbook.model.config import ModelConfig
 from hornbook.model.gpt import GPT
 from hornbook.model.init import outline
-from hornbook.model.layouts import Layout, Tensors, rows_of_several, to_ours, to_theirs
+from hornbook.model.layouts import Layout, Tensors, rows_of_several, to_ours, to_ours_in_turn, to_theirs
 from hornbook.model.shapes import SHAPES, layout_of, read_description, shape_of
 from hornbook.text.tokenizer import Tokenizer
 
@@ -119,8 +120,35 @@ def load_model(folder: Path, device: str = "cpu", dtype: torch.dtype = torch.flo
 
 
 def load_weights(model: GPT, folder: Path) -> None:
-    """Put a folder's weights into a model of the same sizes."""
-    _fill(model, layout_of(type_of(folder, model.config)), read_weights(folder), folder / WEIGHTS)
+    """Put a folder's weights into a model of the same sizes; of one that has numbers for some alone, these."""
+    places = {name: each.detach() for name, each in model.named_parameters() if not each.is_meta}
+    for name, weight in weights_in_turn(model.config, folder, places.__contains__):
+        if name in places:
+            places[name].copy_(weight)
+
+
+def weights_in_turn(
+    config: ModelConfig, folder: Path, wanted: Callable[[str], bool] = lambda name: True
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """A folder's weights by our names, one after another, each read when it is its turn."""
+    with contextlib.ExitStack() as stack:
+        found: Tensors = {}
+        fetches: dict[int, Callable[[], torch.Tensor]] = {}
+        for path in weight_files(folder):
+            with broken_file_named(path):
+                file = stack.enter_context(safetensors.safe_open(path, framework="pt"))
+                for name in file.keys():  # noqa: SIM118
+                    found[name] = _outline_of(file.get_slice(name))
+                    fetches[id(found[name])] = partial(file.get_tensor, name)
+        with mistakes_in(folder / WEIGHTS):
+            layout = layout_of(type_of(folder, config))
+            yield from to_ours_in_turn(layout, config, found, wanted, lambda each: fetches[id(each)]())
+
+
+def _outline_of(part: Any) -> torch.Tensor:
+    """Of a tensor in a file its shape and the kind of its numbers."""
+    shape = part.get_shape()
+    return torch.empty(shape, dtype=(part[:0] if shape else part[...]).dtype, device="meta")
 
 
 def type_of(folder: Path, config: ModelConfig) -> str | None:
@@ -153,32 +181,36 @@ def _check_plausible(config: ModelConfig, found: Tensors, path: Path) -> None:
 def _fill(model: GPT, layout: Layout | None, found: Tensors, path: Path) -> None:
     with mistakes_in(path):
         ours = {name: tensor.float() for name, tensor in to_ours(layout, model.config, found).items()}
-    if next(model.parameters()).is_meta:
-        model.load_state_dict(ours | _tied(model.config, ours), assign=True)
-        if model.config.tied:
-            model.head.weight = model.embedding.weight
-    else:
-        model.load_state_dict(ours | _tied(model.config, ours))
+    model.load_state_dict(ours | _tied(model.config, ours), assign=True)
+    if model.config.tied:
+        model.head.weight = model.embedding.weight
 
 
-def read_tensors(path: Path) -> Tensors:
-    """A safetensors file, or a UserError."""
+def read_tensors(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> Tensors:
+    """Those of a safetensors file that are wanted, or a UserError."""
+    with broken_file_named(path), safetensors.safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys() if wanted(name)}  # noqa: SIM118
+
+
+@contextlib.contextmanager
+def broken_file_named(path: Path) -> Iterator[None]:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        return safetensors.torch.load_file(path)
+        yield
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: not a whole safetensors file ({error})") from None
 
 
 def read_weights(folder: Path) -> Tensors:
     """The tensors of a folder, from one file, or from several with an index."""
+    return {name: each for path in weight_files(folder) for name, each in read_tensors(path).items()}
+
+
+def weight_files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS).is_file() or not (folder / INDEX).is_file():
-        return read_tensors(folder / WEIGHTS)
-    tensors: Tensors = {}
-    for name in shards_of(folder / INDEX):
-        tensors |= read_tensors(folder / name)
-    return tensors
+        return [folder / WEIGHTS]
+    return [folder / name for name in shards_of(folder / INDEX)]
 
 
 def shards_of(index: Path) -> list[str]:

@@ -12,15 +12,27 @@ from typing import Any
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import swap_tensors
 
 from hornbook.model.config import ModelConfig
 from hornbook.model.gpt import GPT
 
 
-def untrained(config: ModelConfig) -> GPT:
-    """A model before its first step."""
-    model = GPT(config)
-    INITS[config.init](model)
+def untrained(config: ModelConfig, wanted: Callable[[str], bool] | None = None) -> GPT:
+    """A model before its first step; where only some of its parameters are wanted, the others are on the meta device,
+    and never was there memory for more than one of them."""
+    if wanted is None:
+        model = GPT(config)
+        INITS[config.init](model)
+        return model
+    with _HowItBegan() as began:
+        model = GPT(config)
+        INITS[config.init](model)
+    for name, parameter in model.named_parameters():
+        if wanted(name) and parameter.is_meta:
+            swap_tensors(parameter, nn.Parameter(began.again(parameter)))
+        elif not wanted(name) and not parameter.is_meta:
+            swap_tensors(parameter, nn.Parameter(torch.empty_like(parameter, device="meta")))
     return model
 
 
@@ -57,6 +69,46 @@ def init_modern(model: GPT) -> None:
 INITS = {"torch": lambda model: None, "gpt2": init_gpt2, "modern": init_modern}
 
 DRAWS = (torch.Tensor.normal_, torch.Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
+
+
+FILLS = (*DRAWS, torch.Tensor.zero_, torch.Tensor.fill_)
+
+
+class _HowItBegan(TorchFunctionMode):
+    """What is drawn is forgotten at once, but not how to draw it again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._filled: dict[int, tuple[torch.Tensor, torch.Tensor, Callable[[torch.Tensor], object]]] = {}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = dict(kwargs or {})
+        if func is torch.empty:
+            return func(*args, **named | {"device": "meta"})
+        if func not in FILLS:
+            return func(*args, **named)
+        place = args[0] if args else named.pop("tensor")
+
+        def fill(tensor: torch.Tensor) -> object:
+            return func(tensor, *args[1:], **named)
+
+        if not place.is_meta:
+            return fill(place)
+        self._filled[id(place)] = (place, torch.get_rng_state(), fill)
+        if func in DRAWS:  # as many numbers, for the sake of those that come after
+            fill(torch.empty(place.shape))
+        return place
+
+    @torch.no_grad()
+    def again(self, place: torch.Tensor) -> torch.Tensor:
+        _, state, fill = self._filled[id(place)]
+        tensor = torch.empty(place.shape)
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(state)
+            fill(tensor)
+        return tensor
 
 
 class _NothingDrawn(TorchFunctionMode):

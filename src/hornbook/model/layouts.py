@@ -166,20 +166,33 @@ def rows_of_several(layout: Layout | None, config: ModelConfig) -> list[tuple[st
 
 def to_ours(layout: Layout | None, config: ModelConfig, found: Mapping[str, torch.Tensor]) -> Tensors:
     """A program's tensors as ours."""
+    return dict(to_ours_in_turn(layout, config, found))
+
+
+def to_ours_in_turn(
+    layout: Layout | None,
+    config: ModelConfig,
+    found: Mapping[str, torch.Tensor],
+    wanted: Callable[[str], bool] = lambda name: True,
+    fetch: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """One after another, of those that are wanted; `fetch` gives the numbers of one that was found on the meta
+    device."""
     ours = our_shapes(config)
     rows = _rows(layout, config, ours)
     theirs = dict(found) if layout is None else layout.learned(found, config.tied)
     _check(theirs, _shapes_of(_theirs(rows, _without_numbers(ours), ours)))
-    state: Tensors = {}
     for row in rows:
-        whole = torch.cat([theirs[name] for name in row.theirs]) if len(row.theirs) > 1 else theirs[row.theirs[0]]
+        if not any(map(wanted, row.ours)):
+            continue
+        parts = [fetch(theirs[name]) for name in row.theirs]
+        whole = torch.cat(parts) if len(parts) > 1 else parts[0]
         whole = row.arrange.back(whole) if row.arrange else whole
         for name, part in zip(row.ours, whole.split([_rows_of(name, ours) for name in row.ours]), strict=True):
             if name in ours:
-                state[name] = part.contiguous()
+                yield name, part.contiguous()
             elif part.any():
                 raise UserError(f"tensor {row.theirs[0]} is not zero, but the model's config has no such bias")
-    return state
 
 
 def _theirs(rows: list[Row], state: Mapping[str, torch.Tensor], ours: Shapes) -> Tensors:

@@ -21,10 +21,10 @@ WEIGHTS, STEPS = "average.weights.", "average.steps"
 
 
 class Average:
-    def __init__(self, weights: Mapping[str, torch.nn.Parameter], share: float) -> None:
+    def __init__(self, weights: Mapping[str, torch.nn.Parameter], share: float, device: torch.device) -> None:
         self._weights = weights
         self._means = {name: each.detach().clone() for name, each in self._weights.items()}
-        self._steps = torch.zeros((), dtype=torch.int64, device=next(iter(weights.values())).device)
+        self._steps = torch.zeros((), dtype=torch.int64, device=device)
         self._power = 1 / share - 1
 
     @torch.no_grad()
@@ -51,7 +51,7 @@ class Average:
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
         """The model has the average for its weights, and the average is where they were."""
-        largest = max(mean.numel() for mean in self._means.values())
+        largest = max((mean.numel() for mean in self._means.values()), default=0)
         room = torch.empty(largest, device=self._steps.device)  # or there is none, and nothing was begun
         self._swap(room)
         try:

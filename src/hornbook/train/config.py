@@ -7,7 +7,7 @@ the stages.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -124,9 +124,10 @@ class TrainConfig(Settings):
     activation_checkpointing: bool | None = None
     """Keep of each block only what it reads, and compute it again backwards: far less memory for a third more
     arithmetic; where one sequence would not fit otherwise, when not given."""
-    parallel: Literal["replicated", "sharded"] | None = None
+    parallel: Literal["replicated", "sharded"] | Annotated[int, Field(ge=1)] | None = None
     """Of several processes each has the whole model, or a slice of each of its parameters: far less memory, for more
-    that has to travel. Sharded where the whole does not fit, when not given; neither changes what is learned."""
+    that has to travel. Sharded are all of them, or those of a host, where its memory is enough; with a number, so many
+    at a time. As little as fits, when not given; none of it changes what is learned."""
     compile: bool | None = None
     """Compile the model; where it pays, when not given."""
     threads: int | None = Field(None, ge=1)

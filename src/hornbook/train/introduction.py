@@ -62,7 +62,9 @@ def shared_out(run: Run) -> str:
     """Among several processes."""
     if run.world.size == 1:
         return ""
-    return f", {run.world.size} processes, each with {'a slice of' if run.learner.is_sharded else 'all'} the weights"
+    ranks, slices = run.world.size, run.learner.slices
+    shared = f"{slices} of which have the weights together" if 1 < slices < ranks else "each with a slice of the weights"
+    return f", {ranks} processes, {shared if run.learner.is_sharded else 'each with all the weights'}"
 
 
 def in_short_numbers(run: Run) -> str:

@@ -16,6 +16,7 @@ import torch
 from hornbook.base.console import warn
 from hornbook.base.machine import Machine, draw_by, free_cache, is_out_of_memory, mix_seed
 from hornbook.base.world import World
+from hornbook.infer.score import TOKENS_AT_ONCE
 from hornbook.model.compile import compiled_or_eager
 from hornbook.model.folder import load_weights, written_together
 from hornbook.model.gpt import GPT
@@ -38,7 +39,7 @@ RECORDED_ON = ("cuda",)
 class Learner:
     """One that has the whole model; among several processes, each has all of it."""
 
-    is_sharded = False
+    is_sharded, slices = False, 1
 
     def __init__(
         self,
@@ -51,30 +52,35 @@ class Learner:
     ) -> None:
         self.micro_batch, self.compiled = micro_batch, compiled
         self.weights_are_whole = True  # not in the middle of an update
+        self.tokens_at_once = TOKENS_AT_ONCE  # in an evaluation
         self._config, self._machine, self._world = config, machine, world
         self._device = machine.torch_device
         torch.manual_seed(config.seed)
-        self.model = self._held(untrained(config.model)).train()
-        groups = list(grouped(self.model, config.optim).values())
-        self._owners = Owners(groups, world, written_together(self.model.config) if world.size > 1 else ())
+        self.model, self._owners = self._begun()
         self._working = self._computing()
         self.optimizer = Optimizer(self.model, config.optim, machine.torch_dtype, only=self._owners.mine)
         self.scaler = LossScaler(machine.torch_dtype, self._device)
         self._rehearsed = False
         self._spikes = Spikes(config.optim.spike, self._device)
-        self._average = Average(self._averaged(), config.train.average_share) if config.train.average else None
-        self._moves = Moves(self._averaged())
+        averaged, share = self._averaged(), config.train.average_share
+        self._average = Average(averaged, share, self._device) if config.train.average else None
+        self._moves = Moves(averaged, self._device)
         self._seed = config.seed
         self._take_step: Callable[[Take, float], Numbers] = self._step
-        if self._device.type in RECORDED_ON and world.size == 1:
+        if self._device.type in RECORDED_ON and world.size == 1 and not self.is_sharded:
             flops = config.sequences * config.window * config.model.flops_per_token(config.window)
             self._take_step = StepRecorder(self._step, config.sequences, flops, self._device)
         if checkpoints_activations:
             self._checkpoint_activations()
 
-    def _held(self, model: GPT) -> GPT:
-        """The model whose weights learn, where they do."""
-        return model.to(self._device)
+    def _begun(self) -> tuple[GPT, Owners]:
+        """The model whose weights learn, where they do, and who owns which."""
+        model = untrained(self._config.model).to(self._device).train()
+        return model, self._owners_in(model)
+
+    def _owners_in(self, model: GPT) -> Owners:
+        groups = list(grouped(model, self._config.optim).values())
+        return Owners(groups, self._world, written_together(model.config) if self._world.size > 1 else ())
 
     def _computing(self) -> WorkingCopy:
         return WorkingCopy(self.model, self._machine.torch_dtype)
@@ -86,6 +92,7 @@ class Learner:
         """Compile what computes, where that pays; average from where the weights are, if they are averaged."""
         if self._average is not None:
             self._average.begin()
+        self._owners.spread_weights()  # what was computed for a beginning may differ from one processor to another
         model = self._working.model
         while self.compiled:
             try:
@@ -205,7 +212,7 @@ class Learner:
 
     def _clip(self) -> torch.Tensor:
         mine = list(self._owners.mine.values())
-        length = self._owners.length_of_gradients() if self._world.size > 1 else None
+        length = self._owners.length_of_gradients(self._device) if self._world.size > 1 else None
         return clip_gradients(mine, self._config.optim.clip, length)
 
     def _take_less_memory(self) -> None:

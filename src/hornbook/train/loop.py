@@ -188,10 +188,11 @@ def evaluate(run: Run) -> None:
     state, context, at_most = run.state, run.config.window, run.pauses.windows(run.state)
     train_loss = None
     with run.learner.at_rest() as model:
-        val, size, in_step = run.shards.split("val"), run.shards.bytes_of_text("val"), run.learner.is_sharded
-        result = score(model, val, context, size, at_most, run.world, in_step)
+        val, size = run.shards.split("val"), run.shards.bytes_of_text("val")
+        in_step, at_once = run.learner.is_sharded, run.learner.tokens_at_once
+        result = score(model, val, context, size, at_most, run.world, in_step, at_once)
         if run.config.train.eval_batches is not None:
-            train_loss = score(model, run.shards.split("train"), context, 0, at_most, run.world, in_step).loss
+            train_loss = score(model, run.shards.split("train"), context, 0, at_most, run.world, in_step, at_once).loss
         layers = layer_sizes(model, run.loader.take(state.sample, 1)[0])
     state.val_loss, state.evaluated_at = result.loss, state.step
     if math.isfinite(result.loss) and (state.best_val_loss is None or result.loss < state.best_val_loss):
@@ -220,7 +221,8 @@ def evaluate_whole(run: Run) -> None:
         if there:  # in place of the newest weights, which are saved, so that it takes no more memory
             run.learner.look_at(there[0])
         val, size = run.shards.split("val"), run.shards.bytes_of_text("val")
-        result = score(model, val, run.config.window, size, world=run.world, in_step=run.learner.is_sharded)
+        in_step, at_once = run.learner.is_sharded, run.learner.tokens_at_once
+        result = score(model, val, run.config.window, size, None, run.world, in_step, at_once)
     run.metrics.evaluated_whole(state.best_step if there else state.step, result)
 
 

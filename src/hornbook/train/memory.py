@@ -25,6 +25,7 @@ from hornbook.train.config import RunConfig
 from hornbook.train.optim import grouped, rule_named
 
 FP32 = 4
+WORKING_COPY, GRADIENTS, OF_WORKING_COPY = "working copy", "gradients", "the working copy's"
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -82,11 +83,11 @@ def training_memory(
     held = [Share("weights, fp32", f"{count:,} x {FP32}", FP32 * count)]
     if working:
         name = NAMES[dtype]
-        held.append(Share(f"working copy, {name}", f"{count:,} x {dtype.itemsize}", dtype.itemsize * count))
+        held.append(Share(f"{WORKING_COPY}, {name}", f"{count:,} x {dtype.itemsize}", dtype.itemsize * count))
     held += optimizer_parts(config, model)
     if config.train.average:
         held.append(Share("averaged weights, fp32", f"{count:,} x {FP32}", FP32 * count))
-    gradients = Share("gradients, fp32", f"{count:,} x {FP32}", FP32 * count)
+    gradients = Share(f"{GRADIENTS}, fp32", f"{count:,} x {FP32}", FP32 * count)
     several = at_once < config.sequences
     before = [gradients] if several else []
     tokens = at_once * config.window
@@ -101,11 +102,25 @@ def training_memory(
         kept = activations(config.model, tokens, config.window, dtype, device)
         moments = [Moment("forwards and backwards", (*before, kept, head))]
     if working and several:
-        fresh = Share(f"the working copy's, {name}", f"{count:,} x {dtype.itemsize}", dtype.itemsize * count)
+        fresh = Share(f"{OF_WORKING_COPY}, {name}", f"{count:,} x {dtype.itemsize}", dtype.itemsize * count)
         moments.append(Moment("gradients added up", (gradients, fresh)))
     moments.append(Moment("weights changed", (gradients, *workspace(config, model, dtype))))
     moments.append(Moment("evaluation", (evaluation_logits(config, dtype, device),)))
     return TrainingMemory(tuple(held), tuple(moments))
+
+
+def bytes_in_slices(whole: TrainingMemory, model: GPT, dtype: torch.dtype, slices: int, ranks: int) -> int:
+    """The same, where so many processes have the model together, and of all of them each owns its share: the rows that
+    compute, their gradients, and a micro-batch's; whole there are two blocks at a time, and what is in none."""
+    count = sum(parameter.numel() for parameter in model.parameters())
+    of_blocks = sum(parameter.numel() for parameter in model.blocks.parameters())
+    at_a_time = count - of_blocks + 2 * of_blocks // len(model.blocks)
+    owned = sum(part.bytes for part in whole.held if not part.what.startswith(WORKING_COPY)) // ranks
+    beside = max(
+        sum(part.bytes for part in moment.parts if not part.what.startswith((GRADIENTS, OF_WORKING_COPY)))
+        for moment in whole.moments
+    )
+    return owned + 3 * FP32 * count // slices + (dtype.itemsize + FP32) * at_a_time + beside
 
 
 def optimizer_parts(config: RunConfig, model: GPT) -> list[Share]:

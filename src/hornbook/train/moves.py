@@ -22,13 +22,13 @@ def is_measured(step: int) -> bool:
 
 
 class Moves:
-    def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, weights: Mapping[str, torch.Tensor], device: torch.device) -> None:
         self._parts = [
             each.detach().flatten()[:LOOKED_AT]  # the weights themselves, which change in place
             for name, each in weights.items()
             if name.startswith("blocks.") and each.ndim == 2
         ]
-        self.unmeasured = torch.full((), math.nan, device=next(iter(weights.values())).device)
+        self.unmeasured = torch.full((), math.nan, device=device)
 
     def look(self) -> torch.Tensor:
         return torch.cat([*self._parts, self.unmeasured.new_empty(0)])

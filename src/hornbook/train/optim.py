@@ -59,7 +59,8 @@ class Optimizer:
             for group, named in grouped(model, config).items()
         ]
         self._rules = [rule_named(group.rule)(named, group, config, compute) for group, named in groups if named]
-        self._device = next(model.parameters()).device
+        first = next((each for _, named in groups for each in named.values()), next(model.parameters()))
+        self._device = first.device
 
     def step(self, factor: float | torch.Tensor, skip: torch.Tensor) -> None:
         """One update at `factor` of every learning rate, a number or one on the device. Where `skip` is 1, nothing

@@ -81,7 +81,8 @@ class Origin:
         if self.goes_on_with_optimizer(config):
             try:
                 names = [name for name, _ in learner.model.named_parameters()]
-                learner.optimizer.restore(remembered(self.folder, names))
+                saved = remembered(self.folder, names)
+                learner.optimizer.restore({name: saved[name] for name in saved if not learner.is_of_another(name)})
             except (KeyError, ValueError, TypeError) as error:
                 raise UserError(f"{self.folder / OPTIMIZER}: not of this model ({error}); import it again") from None
 

@@ -82,10 +82,9 @@ class Owners:
                 if rank != world.rank:
                     parts.write(rank, *places, heard[rank, : parts.length(rank, *places)])
 
-    def length_of_gradients(self) -> torch.Tensor:
+    def length_of_gradients(self, device: torch.device) -> torch.Tensor:
         """As torch.nn.utils.get_total_norm has it of all: the length of their lengths."""
         mine = {name: each.grad for name, each in self.mine.items() if each.grad is not None}
-        device = next(iter(self._all.values())).device
         lengths = torch.zeros(len(self._all), device=device)
         places = [place for place, name in enumerate(self._all) if name in mine]
         if mine:

@@ -16,7 +16,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import safe_open
 
 from hornbook.base import files
 from hornbook.base.errors import HornbookError, MachineError
@@ -67,13 +66,9 @@ def write_in_parts(
 
 def read_moments(checkpoint: Path, wanted: Callable[[str], bool]) -> dict[str, torch.Tensor]:
     """Those by the names that are wanted, from one file or from several."""
-    if not (checkpoint / MOMENTS_INDEX).is_file():
-        return {name: each for name, each in read_tensors(checkpoint / OPTIMIZER).items() if wanted(name)}
-    found: dict[str, torch.Tensor] = {}
-    for name in shards_of(checkpoint / MOMENTS_INDEX):
-        with safe_open(checkpoint / name, framework="pt") as file:
-            found |= {each: file.get_tensor(each) for each in file.keys() if wanted(each)}  # noqa: SIM118
-    return found
+    index = checkpoint / MOMENTS_INDEX
+    names = shards_of(index) if index.is_file() else [OPTIMIZER]
+    return {name: each for file in names for name, each in read_tensors(checkpoint / file, wanted).items()}
 
 
 def _write_mine(meeting: Meeting, folder: Path, config: ModelConfig, weights: Tensors, moments: Tensors) -> None:

@@ -1,83 +1,205 @@
 """A model that no device holds whole.
 
 In: what a `Learner` is given, by each of several processes.  Out: the same steps.
-Between its uses each parameter lies in slices, some rows with each rank. PyTorch's FSDP2 puts the rows of a block
-together just before it computes, and sends its gradients' rows home just after; here they are added up in the fixed
-order of sums.py. What learns from them is as it is among replicas: each whole parameter has one owner (owners.py), to
-which the rows of its gradient go, and from which the changed rows come. So slices change no bit of what is learned.
+Between its uses each parameter lies in slices, some rows with each rank (slices.py). What learns from them is as it is
+among replicas: each whole parameter has one owner (owners.py), to which the rows of its gradient go, and from which the
+changed rows come. So slices change no bit of what is learned. Of many ranks some in a row may have the model together,
+and others beside them another one: then each such replica has a branch of the tree of sums.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
-from hornbook.base.world import Ranks, World
-from hornbook.model.folder import load_model
+from hornbook.base.errors import UserError
+from hornbook.base.machine import Machine, free_cache, is_out_of_memory
+from hornbook.base.world import World
+from hornbook.model.compile import Trunk, compiled_block, use_in_blocks
+from hornbook.model.folder import weights_in_turn
 from hornbook.model.gpt import GPT
-from hornbook.model.init import outline
+from hornbook.model.init import outline, untrained
+from hornbook.train.company import Attend
+from hornbook.train.config import RunConfig
 from hornbook.train.learner import Learner
-from hornbook.train.owners import NUMBERS_AT_ONCE, Owners
+from hornbook.train.owners import Owners
 from hornbook.train.recorded import Take
-from hornbook.train.sums import PairwiseSum, in_pairs
+from hornbook.train.slices import ShardedCopy
+from hornbook.train.sums import PairwiseSum, in_pairs, shares
 
 
 class ShardedLearner(Learner):
-    """Its model holds the weights that learn, each with its owner; elsewhere their place is empty."""
+    """Its model has those weights that learn here, on the device; the place of all others is empty."""
 
     is_sharded = True
     _working: ShardedCopy  # type: ignore[assignment]  # of the same use, not of the same kind
 
-    def _held(self, model: GPT) -> GPT:
-        return model  # in main memory, until all is there that it begins with
+    def __init__(
+        self, config: RunConfig, machine: Machine, world: World, *more: Any, slices: int, **named: Any
+    ) -> None:
+        self.slices = slices
+        self._replica = world.in_groups(slices)
+        self._replicas = world.size // slices
+        self._step_exchanges: Callable[[int], list[Attend]] = lambda rounds: []
+        self._block: Trunk | None = None
+        self._compiled_for = (0, 0)
+        super().__init__(config, machine, world, *more, **named)
+
+    def _begun(self) -> tuple[GPT, Owners]:
+        owners = self._owners_in(outline(self._config.model))
+        model = untrained(self._config.model, owners.is_mine)
+        owners = self._owners_in(model)
+        for each in owners.mine.values():
+            each.data = each.data.to(self._device)
+        return model, owners
 
     def _computing(self) -> ShardedCopy:  # type: ignore[override]
-        for each in self._owners.mine.values():
-            each.data = each.data.to(self._device)
-        return ShardedCopy(self.model, self._owners, self._world, self._device, self._machine.torch_dtype)
+        dtype = self._machine.torch_dtype
+        return ShardedCopy(self._config.model, self._owners, self._world, self._replica, self._device, dtype)
 
     def _averaged(self) -> dict[str, torch.nn.Parameter]:
         return self._owners.mine
 
     def prepare(self) -> None:
+        """Try, each alone, whether there is memory for a step, and to evaluate: once one waits for another it would be
+        too late."""
         if self._average is not None:
             self._average.begin()
-        for name, each in self.model.named_parameters():
-            if not self._owners.is_mine(name):
-                each.data = each.data.new_empty(0)
+        while not self._is_ready():
+            self._take_less_memory()
+        while not self._all_can(self._rehearse_evaluation):
+            self.tokens_at_once //= 2
+            self._renew()
+            if self.tokens_at_once < self._config.window:
+                raise UserError("out of memory in an evaluation; lower --model.context, n-layer or n-embd")
+
+    def _all_can(self, act: Callable[[], None]) -> bool:
+        short = False
+        try:
+            act()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            short = True
+        return not self._world.any(short)
+
+    def _rehearse(self) -> None:
+        """A step of one micro-batch, of which nothing is kept but what it exchanges."""
+        working, rows, kept = self._working, list[torch.Tensor](), list[list[torch.Tensor]]()
+        ids = torch.zeros(self.micro_batch, self._config.window, dtype=torch.int64, device=self._device)
+
+        def a_round() -> None:
+            rows.extend(self._round(ids, ids, self.slices)[0])
+
+        def go_home() -> None:
+            working.to_owners(rows, range(self._replicas))
+
+        before = working.company.rehearsed(working.refresh)
+        round_ = working.company.rehearsed(a_round)
+        branches = self._rounds().bit_length() if self._sums_in_pairs else 1
+        kept.extend(working.no_gradients() for _ in range(branches))
+        after = working.company.rehearsed(go_home)
+        self._step_exchanges = lambda rounds: [*before, *round_ * rounds, *after]
+        self.optimizer.rehearse()
+
+    def _is_ready(self) -> bool:
+        if self.compiled:
+            if not self._all_can(self._compile_block):
+                return False
+            if not self._world.any(self._block is None):
+                assert self._block is not None
+                use_in_blocks(self._working.model, self._block, self._compiled_for)
+        return self._all_can(self._rehearse)
+
+    def _compile_block(self) -> None:
+        """Not the model, which FSDP2 puts together block by block."""
+        shape, dtype = (self.micro_batch, self._config.window), self._machine.torch_dtype
+        if self._compiled_for != shape:
+            self._block, self._compiled_for = compiled_block(self._config.model, shape, self._device, dtype), shape
+
+    def _rehearse_evaluation(self) -> None:
+        model, context = self._working.model, self._config.window
+        ids = torch.zeros(max(self.tokens_at_once // context, 1), context, dtype=torch.int64, device=self._device)
+        model.eval()
+        with torch.no_grad():
+            self._working.company.rehearsed(lambda: model.losses(ids, ids))
+        self._working.reshard()
+        model.train()
+
+    def _take_less_memory(self) -> None:
+        super()._take_less_memory()
+        self._renew()
+
+    def _renew(self) -> None:
+        """After memory ran out in the middle of something, FSDP2 may be anywhere."""
+        checkpoints_activations = self.checkpoints_activations
+        del self._working
+        free_cache(self._device)
+        self._working = self._computing()
+        self._working.model.checkpoints_activations = checkpoints_activations
+
+    def _my_share(self) -> range:
+        micro_batches = -(-self._config.sequences // self.micro_batch)
+        return shares(micro_batches, self._replicas)[self._world.rank // self.slices]
+
+    def _rounds(self) -> int:
+        return -(-len(self._my_share()) // self.slices)
 
     def _gradients_of_my_share(self, take: Take) -> torch.Tensor:
-        """All ranks are needed for each to compute, so in each round all do, a micro-batch each, neighbours of the tree
-        of sums. Who has none left computes one again, which counts for nothing."""
-        sequences, context = self._config.sequences, self._config.window
-        micro_batches, ranks = -(-sequences // self.micro_batch), self._world.size
+        """Whose memory runs out is not missed by the others, who compute to the end of the step."""
+        company = self._working.company
+        company.begin(self._step_exchanges(self._rounds()))
+        try:
+            loss = self._gradients_of_replica(take)
+            company.end()
+            return loss
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or not company.is_as_rehearsed:
+                raise
+            why = str(error)  # which holds on to nothing
+        free_cache(self._device)
+        company.attend_to_the_end()
+        raise torch.OutOfMemoryError(why)
+
+    def _gradients_of_replica(self, take: Take) -> torch.Tensor:
+        """All ranks of a replica are needed for each to compute, so in each round all do, a micro-batch each,
+        neighbours of the tree of sums. Who has none left computes one again, which counts for nothing."""
+        share, sequences = self._my_share(), self._config.sequences
         self._draw_by(0)
         self._working.refresh()
-        tree = PairwiseSum()
-        for begin in range(0, micro_batches, ranks):
-            count = min(ranks, micro_batches - begin)
-            place = begin + min(self._world.rank, count - 1)
+        tree = PairwiseSum(in_turn=not self._sums_in_pairs)
+        for begin in share[:: self.slices]:
+            count = min(self.slices, share.stop - begin)
+            place = begin + min(self._replica.rank, count - 1)
             self._draw_by(place)
             first = place * self.micro_batch
-            ids, targets = take(first, min(self.micro_batch, sequences - first))
-            loss = self._working.model(ids, targets) / (sequences * context)
-            gradients = self._working.gradients(partial(loss.backward, self.scaler.scale), count)
-            losses = self._world.gathered(loss.detach())
-            tree.add([*gradients, in_pairs(list(losses[:count]))])
-        *gradients, total = tree.total()
-        self._working.to_owners(gradients)
+            gradients, loss = self._round(*take(first, min(self.micro_batch, sequences - first)), count)
+            tree.add([*gradients, loss])
+        *gradients, total = tree.total() or [*self._working.no_gradients(), torch.zeros((), device=self._device)]
+        self._working.to_owners(gradients, self._replicas_with_a_share())
         return total
 
+    def _round(self, ids: torch.Tensor, targets: torch.Tensor, count: int) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """The rows of gradients, and the loss, of the first so many ranks' micro-batches."""
+        loss = self._working.model(ids, targets) / (self._config.sequences * self._config.window)
+        gradients = self._working.gradients(partial(loss.backward, self.scaler.scale), count)
+        losses = loss.detach().repeat(self.slices)
+        own = losses[self._replica.rank : self._replica.rank + 1]
+        self._working.company.gather(self._replica, losses, own)
+        return gradients, in_pairs(list(losses[:count]))
+
+    def _replicas_with_a_share(self) -> list[int]:
+        micro_batches = -(-self._config.sequences // self.micro_batch)
+        return [replica for replica, share in enumerate(shares(micro_batches, self._replicas)) if share]
+
     def _sum_of_all(self, loss: torch.Tensor) -> torch.Tensor:
-        return loss  # it is that already
+        losses = self._world.gathered(loss)
+        return in_pairs([losses[replica * self.slices] for replica in self._replicas_with_a_share()])
 
     def _spread_weights(self) -> None:
         """Whoever computes next fetches them."""
@@ -100,7 +222,7 @@ class ShardedLearner(Learner):
         return everything
 
     def look_at(self, folder: Path) -> None:
-        self._working.fill(load_model(folder).state_dict())
+        self._working.fill(weights_in_turn(self._config.model, folder))
 
     @contextlib.contextmanager
     def at_rest(self) -> Iterator[GPT]:
@@ -108,132 +230,3 @@ class ShardedLearner(Learner):
             self._working.unshard_what_is_no_block()
             yield model
             self._working.reshard()
-
-
-class ShardedCopy:
-    """The model that computes, in slices."""
-
-    def __init__(self, master: GPT, owners: Owners, world: World, device: torch.device, dtype: torch.dtype) -> None:
-        self._owners, self._world = owners, world
-        if not dist.is_initialized():  # one process alone, to see what it costs
-            backend = "nccl" if device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
-        self.model = outline(master.config)
-        mesh = init_device_mesh(device.type, (world.size,))
-        policy = MixedPrecisionPolicy(None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32)
-        self._sum = SumInPairs()
-        for module in (*self.model.blocks, self.model):
-            fully_shard(module, mesh=mesh, mp_policy=policy)
-            assert isinstance(module, FSDPModule)
-            module.set_gradient_divide_factor(1.0)
-            if isinstance(world, Ranks):
-                module.set_custom_reduce_scatter(self._sum)  # type: ignore[arg-type]
-        register_fsdp_forward_method(self.model, "losses")
-        self.model.to_empty(device=device)
-        self.model.train()
-        self._slices = dict(self.model.named_parameters())
-
-    @torch.no_grad()
-    def refresh(self) -> None:
-        """Fetch the newest rows from their owners, and forget all gradients."""
-        owners, ranks = self._owners, range(self._world.size)
-        for each in self._slices.values():
-            each.grad = None
-        for names in self._bunches():
-            mine = {name: owners.mine[name] for name in names if owners.is_mine(name)}
-            sent = [[each[self._rows(name, rank)] for name, each in mine.items()] for rank in ranks]
-            wanted = [[_local(self._slices[name]) for name in names if owners.owner[name] == rank] for rank in ranks]
-            self._exchange(sent, wanted)
-
-    @torch.no_grad()
-    def fill(self, weights: dict[str, torch.Tensor]) -> None:
-        """Take one's own rows of weights that are whole."""
-        for name, each in self._slices.items():
-            _local(each).copy_(weights[name][self._rows(name, self._world.rank)])
-
-    def gradients(self, backwards: Callable[[], None], count: int) -> list[torch.Tensor]:
-        """The rows of them that `backwards` leaves here, summed over the first so many ranks."""
-        self._sum.count = count
-        backwards()
-        found = []
-        for each in self._slices.values():
-            found.append(torch.zeros_like(_local(each)) if each.grad is None else _local(each.grad))
-            each.grad = None
-        return found
-
-    @torch.no_grad()
-    def to_owners(self, gradients: Sequence[torch.Tensor]) -> None:
-        """Put the rows of gradients together where a whole parameter is changed by them."""
-        owners, ranks = self._owners, range(self._world.size)
-        here = dict(zip(self._slices, gradients, strict=True))
-        for each in owners.mine.values():
-            each.grad = torch.empty_like(each)
-        for names in self._bunches():
-            mine = {name: owners.mine[name].grad for name in names if owners.is_mine(name)}
-            sent = [[here[name] for name in names if owners.owner[name] == rank] for rank in ranks]
-            wanted = [
-                [each[self._rows(name, rank)] for name, each in mine.items() if each is not None] for rank in ranks
-            ]
-            self._exchange(sent, wanted)
-
-    def unshard_what_is_no_block(self) -> None:
-        """For who calls a part of the model, rather than the model."""
-        assert isinstance(self.model, FSDPModule)
-        self.model.unshard()
-
-    def reshard(self) -> None:
-        assert isinstance(self.model, FSDPModule)
-        self.model.reshard()
-
-    def _exchange(self, sent: Sequence[Sequence[torch.Tensor]], wanted: Sequence[Sequence[torch.Tensor]]) -> None:
-        """To each rank what is for it; from each what is wanted of it, put in place."""
-        parts = [torch.cat([each.flatten() for each in of] or [self._nothing()]) for of in sent]
-        expected = [sum(each.numel() for each in of) for of in wanted]
-        world = self._world
-        heard = world.exchanged(parts, expected) if isinstance(world, Ranks) else parts[0]
-        places = [each for of in wanted for each in of]
-        for place, numbers in zip(places, heard.split([each.numel() for each in places]), strict=True):
-            place.copy_(numbers.view(place.shape))
-
-    def _nothing(self) -> torch.Tensor:
-        return _local(next(iter(self._slices.values()))).new_empty(0)
-
-    def _bunches(self) -> Iterator[list[str]]:
-        """Names of parameters that travel together."""
-        bunch: list[str] = []
-        numbers = 0
-        for name, each in self._slices.items():
-            bunch.append(name)
-            numbers += each.numel()
-            if numbers > NUMBERS_AT_ONCE * self._world.size:
-                yield bunch
-                bunch, numbers = [], 0
-        yield bunch
-
-    def _rows(self, name: str, rank: int) -> slice:
-        """Those that lie with a rank, as torch.chunk cuts them: the last ranks may have fewer, or none."""
-        rows = self._slices[name].shape[0]
-        each = -(-rows // self._world.size)
-        return slice(min(rank * each, rows), min((rank + 1) * each, rows))
-
-
-class SumInPairs:
-    """In the place of FSDP2's reduce-scatter, whose order of sums follows from the number of ranks."""
-
-    count = 0
-
-    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        return torch.empty(*size, dtype=dtype, device=device)
-
-    def __call__(
-        self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, op: Any, async_op: bool = False
-    ) -> None:
-        heard = torch.empty_like(input_tensor)
-        dist.all_to_all_single(heard, input_tensor, group=group)
-        output_tensor.copy_(in_pairs(list(heard.view(group.size(), -1)[: self.count])))
-
-
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    """The slice of it that lies here."""
-    local: torch.Tensor = tensor.detach().to_local()  # type: ignore[attr-defined]
-    return local

@@ -13,7 +13,7 @@ from hornbook.model.init import outline
 from hornbook.shards.format import Shards
 from hornbook.shards.openings import openings
 from hornbook.train.config import RunConfig, override
-from hornbook.train.memory import training_memory
+from hornbook.train.memory import bytes_in_slices, training_memory
 
 # Weight, gradient, and what Muon remembers of it.
 LEAST_BYTES_OF_A_PARAMETER = 12
@@ -60,15 +60,24 @@ def refuse_without_room(config: RunConfig, machine: Machine) -> None:
         )
 
 
-def is_to_checkpoint_activations(config: RunConfig, machine: Machine, before: bool | None = None) -> bool:
+def is_to_checkpoint_activations(
+    config: RunConfig, machine: Machine, before: bool | None = None, slices: int | None = None, ranks: int = 1
+) -> bool:
     """As the user says, or as the run did before, or where not even one sequence should fit otherwise."""
     if config.train.activation_checkpointing is not None:
         return config.train.activation_checkpointing
-    return config.train.micro_batch is None and not _fits(config, machine, 1, False) if before is None else before
+    if before is not None:
+        return before
+    return config.train.micro_batch is None and not _fits(config, machine, 1, False, slices, ranks)
 
 
 def first_micro_batch(
-    config: RunConfig, machine: Machine, checkpoints_activations: bool = False, ranks: int = 1, before: int = 0
+    config: RunConfig,
+    machine: Machine,
+    checkpoints_activations: bool = False,
+    ranks: int = 1,
+    before: int = 0,
+    slices: int | None = None,
 ) -> int:
     """How many sequences to compute at once: what the user says, or the run did before, or as many as should fit;
     where they do not, the learner halves it. Never so many that one of several processes would have none."""
@@ -78,16 +87,26 @@ def first_micro_batch(
     if machine.device == "cpu":
         most = min(most, max(CPU_TOKENS // config.window, 1))
     at_once = config.sequences
-    while at_once > 1 and (at_once > most or not _fits(config, machine, at_once, checkpoints_activations)):
+    while at_once > 1 and (
+        at_once > most or not _fits(config, machine, at_once, checkpoints_activations, slices, ranks)
+    ):
         at_once = (at_once + 1) // 2
     return at_once
 
 
-def is_to_be_sharded(config: RunConfig, machine: Machine, ranks: int) -> bool:
-    """As the user says, or where several processes cannot have the whole model each."""
-    if config.train.parallel is not None:
-        return config.train.parallel == "sharded"
-    return ranks > 1 and not _fits(config, machine, 1, True)
+def slices_of_model(config: RunConfig, machine: Machine, ranks: int, on_host: int) -> int | None:
+    """How many processes have the model together; None where each has all of it. As the user says, but so that the
+    processes can be divided so; or as few as have room for it: those of a host, between which more can travel, or
+    all."""
+    asked = config.train.parallel
+    if asked in ("replicated", 1) or (asked != "sharded" and ranks == 1):
+        return None
+    if isinstance(asked, int):
+        return next(each for each in range(min(asked, ranks), ranks + 1) if ranks % each == 0)
+    if asked is None and _fits(config, machine, 1, True):
+        return None
+    host = on_host > 1 and ranks % on_host == 0 and _fits(config, machine, 1, True, on_host, ranks)
+    return on_host if host else ranks
 
 
 def refuse_idle(config: RunConfig, ranks: int) -> None:
@@ -99,10 +118,18 @@ def refuse_idle(config: RunConfig, ranks: int) -> None:
         )
 
 
-def _fits(config: RunConfig, machine: Machine, at_once: int, checkpoints_activations: bool) -> bool:
+def _fits(
+    config: RunConfig,
+    machine: Machine,
+    at_once: int,
+    checkpoints_activations: bool,
+    slices: int | None = None,
+    ranks: int = 1,
+) -> bool:
     model, device = outline(config.model), machine.torch_device.type
     needed = training_memory(config, model, at_once, machine.torch_dtype, device, checkpoints_activations)
-    return needed.bytes <= 0.8 * machine.memory_bytes
+    bytes_ = needed.bytes if slices is None else bytes_in_slices(needed, model, machine.torch_dtype, slices, ranks)
+    return bytes_ <= 0.8 * machine.memory_bytes
 
 
 def is_to_be_compiled(config: RunConfig, machine: Machine, samples_per_epoch: int, before: bool | None) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -68,10 +68,10 @@ from hornbook.train.sizing import (
     first_micro_batch,
     fitted_to,
     is_to_be_compiled,
-    is_to_be_sharded,
     is_to_checkpoint_activations,
     refuse_idle,
     refuse_without_room,
+    slices_of_model,
 )
 
 # By which torchrun names all processes that it begins, also those that take the place of one that failed.
@@ -226,12 +226,14 @@ def free_folder(config: RunConfig, parent: Path = runs.USUAL) -> Path:
 
 def learner_at(state: TrainState, config: RunConfig, machine: Machine, world: World, order: SampleOrder) -> Learner:
     """One that computes as the run did when it was there; its weights are a matter of their own."""
-    checkpoints_activations = is_to_checkpoint_activations(config, machine, state.checkpoints_activations)
-    learner = _kind_of_learner(config, machine, world)(
+    slices = slices_of_model(config, machine, world.size, world.size_of_host)
+    before, ranks = state.checkpoints_activations, world.size
+    checkpoints_activations = is_to_checkpoint_activations(config, machine, before, slices, ranks)
+    learner = _kind_of_learner(slices)(
         config,
         machine,
         world,
-        micro_batch=first_micro_batch(config, machine, checkpoints_activations, world.size, state.micro_batch),
+        micro_batch=first_micro_batch(config, machine, checkpoints_activations, ranks, state.micro_batch, slices),
         compiled=is_to_be_compiled(config, machine, order.samples_per_epoch, state.compiled),
         checkpoints_activations=checkpoints_activations,
     )
@@ -240,12 +242,12 @@ def learner_at(state: TrainState, config: RunConfig, machine: Machine, world: Wo
     return learner
 
 
-def _kind_of_learner(config: RunConfig, machine: Machine, together: World) -> type[Learner]:
-    if not is_to_be_sharded(config, machine, together.size):
+def _kind_of_learner(slices: int | None) -> Callable[..., Learner]:
+    if slices is None:
         return Learner
     from hornbook.train.sharded import ShardedLearner
 
-    return ShardedLearner
+    return partial(ShardedLearner, slices=slices)
 
 
 def _recorded(folder: RunFolder) -> tuple[Record, RunConfig]:

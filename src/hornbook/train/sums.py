@@ -18,15 +18,16 @@ Tensors = list[torch.Tensor]
 
 class PairwiseSum:
     """Of lists of tensors that come one after another, each standing for a pair of micro-batches. It keeps as many of
-    them as there are powers of two in what came so far."""
+    them as there are powers of two in what came so far; `in_turn`, one, to which each is added."""
 
-    def __init__(self) -> None:
+    def __init__(self, in_turn: bool = False) -> None:
+        self._in_turn = in_turn
         self._branches: list[tuple[int, Tensors]] = []  # how often paired, and their sum
 
     @torch.no_grad()
     def add(self, terms: Tensors) -> None:
         times = 0
-        while self._branches and self._branches[-1][0] == times:
+        while self._branches and (self._branches[-1][0] == times or self._in_turn):
             terms = _added(self._branches.pop()[1], terms)
             times += 1
         self._branches.append((times, terms))
