@@ -13,7 +13,8 @@ import torch
 from effort import long
 from hornbook.base.machine import choose_machine
 from hornbook.model import compile as compiling
-from hornbook.model.compile import compiled_or_eager
+from hornbook.model.compile import compiled_block, compiled_or_eager, use_in_blocks
+from hornbook.model.config import classic, modern
 from hornbook.model.gpt import GPT
 
 SMALL: dict[str, Any] = {"vocab_size": 32, "context": 16, "n_layer": 1, "n_head": 2, "n_embd": 16}
@@ -56,6 +57,48 @@ def test_a_failing_compiler_is_one_warning(
     assert "the compiler fell over" in warning
     ids = torch.zeros(3, 16, dtype=torch.long)
     assert torch.equal(trunk(ids), model.hidden(ids))
+
+
+def test_blocks_that_do_not_compile_are_one_warning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def compiles_to_nothing(*_: Any, **__: Any) -> Callable[..., Any]:
+        return lambda block, x, *_: x + 1
+
+    monkeypatch.setattr(torch, "compile", compiles_to_nothing)
+    assert compiled_block(modern(**SMALL), (3, 16), torch.device("cpu"), torch.float32) is None
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert "torch.compile does not work here, going on without" in warning
+
+
+@pytest.mark.parametrize("preset", [classic, modern])
+def test_blocks_take_what_is_compiled_for_batches_of_its_shape_in_training(
+    preset: Callable[..., Any], random_model: Callable[..., GPT], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here compiled by nobody."""
+    seen = list[torch.Size]()
+
+    def watching(forward: Callable[..., Any], **_: Any) -> Callable[..., Any]:
+        def run(block: Any, x: torch.Tensor, *more: Any) -> Any:
+            seen.append(x.shape)
+            return forward(block, x, *more)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", watching)
+    config = preset(**SMALL | {"n_layer": 2}).with_(value_embeddings=True)
+    block = compiled_block(config, (3, 16), torch.device("cpu"), torch.float32)
+    assert block is not None
+    assert len(seen) == 2, "blocks with and without a table of values"
+    seen.clear()
+    model = random_model(config).train()
+    eager = model.hidden(torch.zeros(3, 16, dtype=torch.long))
+    use_in_blocks(model, block, (3, 16))
+    assert torch.equal(model.hidden(torch.zeros(3, 16, dtype=torch.long)), eager)
+    assert len(seen) == 2
+    model.hidden(torch.zeros(2, 16, dtype=torch.long))
+    model.eval().hidden(torch.zeros(3, 16, dtype=torch.long))
+    assert len(seen) == 2
 
 
 def test_what_only_fails_when_it_runs_is_one_warning_too(
@@ -164,7 +207,7 @@ WITHOUT_COMPILER = """
 import torch
 from hornbook.base.machine import choose_machine
 from hornbook.model import compile as compiling
-from hornbook.model.compile import compiled_or_eager
+from hornbook.model.compile import compiled_block, compiled_or_eager, use_in_blocks
 from hornbook.model.config import modern
 from hornbook.model.init import untrained
 

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from effort import long
 from hornbook.base.files import damage
+from hornbook.base.machine import choose_machine
 from hornbook.model.folder import load_model
 from hornbook.train.sums import PairwiseSum, in_pairs, shares
 
@@ -162,3 +163,16 @@ def test_whatever_befalls_a_random_rank_all_do_the_same_at_the_same_step(tmp_pat
                 assert f"rank {each['rank']}" in mistake
                 assert (whole, afterwards) == (["step-00000002"], ["done", worlds.STEPS])
                 assert taken == each["did"][0][3], each
+
+
+@long
+def test_slices_compiled_block_by_block_are_the_same_on_any_number_of_ranks(tmp_path: Path, some_text: str) -> None:
+    if not choose_machine("cpu").can_compile:
+        pytest.skip("no C++ compiler on this machine")
+    told = what_happened(tmp_path, some_text, "compiled")
+    ((digest, losses),) = told["1"]["compiled"]
+    assert told["2"]["compiled"] == [[digest, losses]] * 2
+    ((eager, as_eager),) = told["1"]["eager"]
+    assert digest != eager, "it was not compiled"
+    for one, other in zip(losses, as_eager, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], abs=1e-4)

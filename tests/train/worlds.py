@@ -299,6 +299,18 @@ def in_a_world(size: int, act: Callable[[], Any], results: Path) -> list[Any]:
     return told
 
 
+def compiled(text: Path, folder: Path) -> None:
+    """Slices, eager and compiled block by block, by one rank and by two."""
+    results, told = folder / "results", dict[str, dict[str, Any]]()
+    results.mkdir()
+    for size in (1, 2):
+        for name in ("eager", "compiled")[size - 1 :]:
+            knobs = {"model": {"dropout": 0.0}, "train": {"compile": name == "compiled"}}
+            scenes = Scenes(text, folder / str(size), how=merge(SHARDED, knobs))
+            told.setdefault(str(size), {})[name] = in_a_world(size, lambda: told_of(scenes.run(name)), results)
+    (folder / "told.json").write_text(json.dumps(told))
+
+
 # Among how many, and who has the model.
 WAYS: list[tuple[int, dict[str, Any]]] = [(2, {}), (2, SHARDED), (4, {}), (4, GRID)]
 BEFALLS = {
@@ -372,7 +384,9 @@ def main(text: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 3:
+    if sys.argv[3:] == ["compiled"]:
+        compiled(Path(sys.argv[1]), Path(sys.argv[2]))
+    elif len(sys.argv) > 3:
         trials(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
     else:
         main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -172,7 +172,8 @@ def choices(kind: type[Settings], dotted: str) -> list[str]:
     allowed = _union(knob_type(kind, dotted.split(".")))
     inside = [inner for each in allowed if typing.get_origin(each) is tuple for inner in typing.get_args(each)]
     lists = [each for each in (*allowed, *inside) if typing.get_origin(each) is typing.Literal]
-    return [str(word) for each in lists for word in typing.get_args(each)]
+    words = [str(word) for each in lists for word in typing.get_args(each)]
+    return [*words, "a number"] if words and int in allowed else words
 
 
 def knob_type(kind: type[Settings], path: Sequence[str]) -> Any:

@@ -229,8 +229,8 @@ def assumptions(plan: AtScale) -> Iterator[str]:
     cluster = plan.cluster
     if cluster.gpus > 1:
         yield (
-            f"training takes the line 1 x {cluster.gpus:,} where the model fits, else as many shards as a host has GPUs, "
-            "or all; another line is asked for by its shards: --train.parallel 16"
+            f"training takes the line 1 x {cluster.gpus:,} where the model fits, else as many shards as a host has "
+            "GPUs, or all; another line is asked for by its shards: --train.parallel 16"
         )
     yield (
         f"a GPU reaches {cluster.share_of_peak:.3g} of its {count(plan.split.peak)} FLOPs a second, with all that is "

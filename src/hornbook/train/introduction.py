@@ -63,7 +63,9 @@ def shared_out(run: Run) -> str:
     if run.world.size == 1:
         return ""
     ranks, slices = run.world.size, run.learner.slices
-    shared = f"{slices} of which have the weights together" if 1 < slices < ranks else "each with a slice of the weights"
+    shared = (
+        f"{slices} of which have the weights together" if 1 < slices < ranks else "each with a slice of the weights"
+    )
     return f", {ranks} processes, {shared if run.learner.is_sharded else 'each with all the weights'}"
 
 
