@@ -17,6 +17,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -306,8 +307,8 @@ def compiled(text: Path, folder: Path) -> None:
     for size in (1, 2):
         for name in ("eager", "compiled")[size - 1 :]:
             knobs = {"model": {"dropout": 0.0}, "train": {"compile": name == "compiled"}}
-            scenes = Scenes(text, folder / str(size), how=merge(SHARDED, knobs))
-            told.setdefault(str(size), {})[name] = in_a_world(size, lambda: told_of(scenes.run(name)), results)
+            run = partial(Scenes(text, folder / str(size), how=merge(SHARDED, knobs)).run, name)
+            told.setdefault(str(size), {})[name] = in_a_world(size, lambda run=run: told_of(run()), results)
     (folder / "told.json").write_text(json.dumps(told))
 
 

@@ -63,10 +63,10 @@ def shared_out(run: Run) -> str:
     if run.world.size == 1:
         return ""
     ranks, slices = run.world.size, run.learner.slices
-    shared = (
-        f"{slices} of which have the weights together" if 1 < slices < ranks else "each with a slice of the weights"
-    )
-    return f", {ranks} processes, {shared if run.learner.is_sharded else 'each with all the weights'}"
+    if not run.learner.is_sharded:
+        return f", {ranks} processes, each with all the weights"
+    together = f", of which each {slices} have them together" if slices < ranks else ""
+    return f", {ranks} processes, each with a slice of the weights{together}"
 
 
 def in_short_numbers(run: Run) -> str:
