@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from hornbook.model.config import classic, modern
 from hornbook.model.init import outline
 from hornbook.train import loop
 from hornbook.train.config import RunConfig
-from hornbook.train.memory import training_memory
+from hornbook.train.memory import bytes_in_slices, training_memory
 from hornbook.train.optimizers import OPTIMIZERS
+from hornbook.train.sizing import slices_of_model
 from hornbook.train.start import fit
 
 Assemble = Callable[..., loop.Run]
@@ -216,3 +218,27 @@ def test_more_sequences_at_once_need_more_and_the_arithmetic_says_why(tiny: Call
             written = part.arithmetic.replace(",", "").replace(" tokens", "").replace(" logits", "").replace("x", "*")
             assert eval(written) == part.bytes, part
     assert sizes == sorted(set(sizes))
+
+
+def test_as_few_processes_have_a_model_together_as_have_room_for_it(tiny: Callable[..., RunConfig]) -> None:
+    config = tiny(model={"n_layer": 24, "n_embd": 64, "n_head": 2, "context": 32, "vocab_size": 257})
+    machine, model = choose_machine("cpu", "float32"), outline(config.model)
+    whole = training_memory(config, model, 1, torch.float32, "cpu", True)
+    needed = [bytes_in_slices(whole, model, torch.float32, slices, 16) for slices in (4, 16)]
+    assert whole.bytes > needed[0] > needed[1]
+
+    def slices(memory: float, ranks: int = 16, on_host: int = 4, parallel: str | int | None = None) -> int | None:
+        asked = config.with_(train={"parallel": parallel})
+        return slices_of_model(asked, replace(machine, memory_bytes=int(memory / 0.8)), ranks, on_host)
+
+    assert slices(1.01 * whole.bytes) is None
+    assert slices(0.99 * whole.bytes) == 4, "those of a host"
+    assert slices(0.99 * needed[0]) == 16
+    assert slices(0.99 * whole.bytes, ranks=6, on_host=4) == 6, "hosts that are not alike"
+    plenty = 10 * whole.bytes
+    assert slices(plenty, parallel="sharded") == 4
+    assert slices(0, parallel="replicated") is None
+    assert [slices(plenty, parallel=asked) for asked in (1, 2, 3, 8, 9, 99)] == [None, 2, 4, 8, 16, 16]
+    assert slices(plenty, ranks=3, parallel=2) == 3, "a host is lost"
+    assert slices(plenty, ranks=1, parallel=2) is None
+    assert slices(plenty, ranks=1, on_host=1, parallel="sharded") == 1
