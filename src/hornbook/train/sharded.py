@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +105,7 @@ class ShardedLearner(Learner):
         after = working.company.rehearsed(go_home)
         self._step_exchanges = lambda rounds: [*before, *round_ * rounds, *after]
         self.optimizer.rehearse()
+        self._rehearsed = True
 
     def _is_ready(self) -> bool:
         if self.compiled:
@@ -187,7 +187,7 @@ class ShardedLearner(Learner):
     def _round(self, ids: torch.Tensor, targets: torch.Tensor, count: int) -> tuple[list[torch.Tensor], torch.Tensor]:
         """The rows of gradients, and the loss, of the first so many ranks' micro-batches."""
         loss = self._working.model(ids, targets) / (self._config.sequences * self._config.window)
-        gradients = self._working.gradients(partial(loss.backward, self.scaler.scale), count)
+        gradients = self._working.gradients((loss * self.scaler.scale).backward, count)
         losses = loss.detach().repeat(self.slices)
         own = losses[self._replica.rank : self._replica.rank + 1]
         self._working.company.gather(self._replica, losses, own)
