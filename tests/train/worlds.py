@@ -281,7 +281,7 @@ def in_a_world(size: int, act: Callable[[], Any], results: Path) -> list[Any]:
             try:
                 os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
                 os.environ |= {"LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-                os.environ["HORNBOOK_PATIENCE_SECONDS"] = "60"
+                os.environ["HORNBOOK_PATIENCE_SECONDS"] = "300"
                 world.cache_clear()
                 (results / f"{rank}.json").write_text(json.dumps(act()))
                 leave_world()
