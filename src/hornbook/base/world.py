@@ -298,7 +298,7 @@ class Ranks(World):
 
     def _lost(self, error: RuntimeError) -> OthersLostError:
         why = re.sub(r"^\[\S+:\d+\] ?", "", str(error).splitlines()[0])  # where in gloo's sources
-        unknown = "" if self.is_first else f", rank 0 at {os.environ['MASTER_ADDR']} does not answer"
+        unknown = "" if self._everyone[0] == 0 else f", rank 0 at {os.environ['MASTER_ADDR']} does not answer"
         return OthersLostError(
             f"lost the other processes{_within(SECONDS_TO_LEAVE, self._who_is_behind, unknown)} ({why[:80]}); "
             "what was saved is whole: go on with the same command, or hornbook resume RUN"
