@@ -184,7 +184,7 @@ def test_only_training_batches_of_the_one_shape_are_compiled(
 
     monkeypatch.setattr(torch, "compile", compiled)
     model = random_model("modern", **SMALL).train()
-    trunk = compiled_or_eager(model, (3, 16), quiet=True)
+    trunk = compiled_or_eager(model, (3, 16))
     ids = torch.zeros(3, 16, dtype=torch.long)
     trunk(ids), trunk(ids[:2]), trunk(ids[:, :4])
     model.eval()

@@ -33,13 +33,13 @@ Trunk = Callable[..., torch.Tensor]
 TOLERANCE = 0.05
 
 
-def compiled_or_eager(model: GPT, shape: tuple[int, int], quiet: bool = False) -> Trunk:
+def compiled_or_eager(model: GPT, shape: tuple[int, int]) -> Trunk:
     """The model's way to its hidden states, compiled for batches of one shape and tried out forwards and backwards;
     other shapes run eager."""
     vars(model).pop("hidden", None)  # which was compiled for another shape
     eager: Trunk = model.hidden
     try:
-        with _compiling(quiet) as works:
+        with _compiling() as works:
             compiled = torch.compile(eager, dynamic=False)
             ids = torch.arange(shape[0] * shape[1], device=next(model.parameters()).device)
             _check(compiled, model, (ids % (model.config.vocab_size or 1)).view(shape))
@@ -113,7 +113,7 @@ def _check_block(compiled: Trunk, block: Block, given: tuple[Any, ...]) -> None:
 
 
 @contextlib.contextmanager
-def _compiling(quiet: bool = False) -> Iterator[list[bool]]:
+def _compiling() -> Iterator[list[bool]]:
     """What fails here is told, and nothing is in the list then."""
     works, began = list[bool](), time.monotonic()
     logging.getLogger("torch").setLevel(logging.ERROR)
@@ -126,8 +126,7 @@ def _compiling(quiet: bool = False) -> Iterator[list[bool]]:
     except Exception as error:
         warn(f"torch.compile does not work here, going on without ({type(error).__name__}: {str(error)[:80]})")
     else:
-        if not quiet:
-            say(f"compiled in {time.monotonic() - began:.0f} s")
+        say(f"compiled in {time.monotonic() - began:.0f} s")
 
 
 def _check(compiled: Trunk, model: GPT, ids: torch.Tensor) -> None:

@@ -34,9 +34,9 @@ INDEX = "model.safetensors.index.json"
 LARGEST_ROTATION = 1 << 27  # places times width of a head, for which sines are kept: no weight shows that they are many
 
 
-def save_model(model: GPT, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """Write model and tokenizer into a staged folder; as `dtype`, in which a number too large becomes the largest."""
-    save_weights(model.config, model.state_dict(), tokenizer, folder, dtype)
+def save_model(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write model and tokenizer into a staged folder."""
+    save_weights(model.config, model.state_dict(), tokenizer, folder)
 
 
 def save_weights(
@@ -46,7 +46,7 @@ def save_weights(
     folder: Path,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """The same of a model's state as it was at a moment."""
+    """The same of a state as it was at a moment; as `dtype`, in which a number too large becomes the largest."""
     as_it_is = weights["embedding.weight"].dtype
     dtype = dtype or as_it_is
     describe_model(config, tokenizer, folder, dtype)

@@ -17,7 +17,8 @@ from hornbook.base.console import Progress, warn
 from hornbook.base.machine import Machine, attention_backend, free_cache, is_out_of_memory, memory_in_use
 from hornbook.base.world import World
 from hornbook.infer.decode import generate
-from hornbook.infer.score import score
+from hornbook.infer.score import Score, score
+from hornbook.model.gpt import GPT
 from hornbook.report.doctor import Doctor
 from hornbook.runs.folder import RunFolder
 from hornbook.shards.format import Shards
@@ -185,14 +186,11 @@ def read_numbers(run: Run, everything: bool) -> float | None:
 def evaluate(run: Run) -> None:
     """Loss, perplexity and bits per byte of the validation set, or of what there is time for; of part of both sets,
     where a part is asked for."""
-    state, context, at_most = run.state, run.config.window, run.pauses.windows(run.state)
-    train_loss = None
+    state, at_most, train_loss = run.state, run.pauses.windows(run.state), None
     with run.learner.at_rest() as model:
-        val, size = run.shards.split("val"), run.shards.bytes_of_text("val")
-        in_step, at_once = run.learner.is_sharded, run.learner.tokens_at_once
-        result = score(model, val, context, size, at_most, run.world, in_step, at_once)
+        result = scored(run, model, "val", at_most)
         if run.config.train.eval_batches is not None:
-            train_loss = score(model, run.shards.split("train"), context, 0, at_most, run.world, in_step, at_once).loss
+            train_loss = scored(run, model, "train", at_most).loss
         layers = layer_sizes(model, run.loader.take(state.sample, 1)[0])
     state.val_loss, state.evaluated_at = result.loss, state.step
     if math.isfinite(result.loss) and (state.best_val_loss is None or result.loss < state.best_val_loss):
@@ -201,6 +199,12 @@ def evaluate(run: Run) -> None:
         state.not_better_in_a_row += 1
     seconds, more = seconds_since_beginning(run), layers | {"input_seconds": round(run.loader.seconds_taken(), 3)}
     run.metrics.evaluated(state.step, state.tokens, epochs_of(run), seconds, result, at_most is None, train_loss, more)
+
+
+def scored(run: Run, model: GPT, split: str, at_most: int | None) -> Score:
+    """All of a split, or so many windows of it."""
+    text, size, learner = run.shards.split(split), run.shards.bytes_of_text(split), run.learner
+    return score(model, text, run.config.window, size, at_most, run.world, learner.is_sharded, learner.tokens_at_once)
 
 
 def out_of_patience(run: Run) -> str:
@@ -220,9 +224,7 @@ def evaluate_whole(run: Run) -> None:
     with run.learner.at_rest() as model:
         if there:  # in place of the newest weights, which are saved, so that it takes no more memory
             run.learner.look_at(there[0])
-        val, size = run.shards.split("val"), run.shards.bytes_of_text("val")
-        in_step, at_once = run.learner.is_sharded, run.learner.tokens_at_once
-        result = score(model, val, run.config.window, size, None, run.world, in_step, at_once)
+        result = scored(run, model, "val", None)
     run.metrics.evaluated_whole(state.best_step if there else state.step, result)
 
 
