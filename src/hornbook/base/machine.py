@@ -307,6 +307,11 @@ def cpu_multiplies_int8() -> bool:
     return _cpu_has("_is_vnni_supported")
 
 
+def cpu_has_amx() -> bool:
+    """Whether it multiplies whole tiles of a matrix in bf16."""
+    return _cpu_has("_is_amx_tile_supported")
+
+
 def cpu_has_fbgemm() -> bool:
     """Whether weights can lie in memory in few bits and be multiplied by plain instructions (AVX2)."""
     import torch
