@@ -49,7 +49,7 @@ from train.worlds import digest
 
 PORT = 29400
 PATIENCE = 20
-SECONDS_AT_MOST = 300
+SECONDS_AT_MOST, SECONDS_TO_THE_END = 300, 1800
 SLOW = "tbf rate 8mbit burst 16kb latency 400ms"
 WORDS = (
     "--tokenizer.kind byte --model.n-layer 1 --model.n-embd 16 --model.n-head 1 --model.context 32 "
@@ -195,14 +195,14 @@ class Steps:
         return round(max(seconds - (self.stood_still - stood_still), 0), 1)
 
 
-def wait_for(there: Callable[[], bool], hosts: list[Host]) -> None:
+def wait_for(there: Callable[[], bool], hosts: list[Host], at_most: float = SECONDS_AT_MOST) -> None:
     waited, last = 0.0, time.monotonic()
     while not there():
         waited, last = waited + min(time.monotonic() - last, 1), time.monotonic()  # who was stopped has not waited
         ended = [each for each in hosts if not each.is_up]
         assert not any(each.launcher and each.launcher.returncode > 0 for each in ended), "a host ended with an error"
         assert not hosts or len(ended) < len(hosts) or there(), "all hosts ended"
-        assert waited < SECONDS_AT_MOST, f"not within {SECONDS_AT_MOST} s"
+        assert waited < at_most, f"not within {at_most} s"
         time.sleep(0.05)
 
 
@@ -257,7 +257,7 @@ class Trial:
     def end(self, *hosts: Host) -> None:
         for each in hosts:
             each.hurry()
-        wait_for(lambda: not any(each.is_up for each in hosts), [])
+        wait_for(lambda: not any(each.is_up for each in hosts), [], SECONDS_TO_THE_END)
         assert all(each.launcher is not None and each.launcher.returncode == 0 for each in hosts), "ended with an error"
 
     def lose(self, host: Host) -> None:

@@ -211,6 +211,21 @@ def test_a_faster_machine_is_given_a_larger_model_where_time_decides(monkeypatch
     assert sizes[1e10, "steps"] == sizes[1e14, "steps"]
 
 
+@pytest.mark.parametrize(
+    ("knobs", "threads"),
+    [({"minutes": 2}, 3), ({"minutes": 0.5}, None), ({"minutes": 2, "threads": 1}, 1), ({"steps": 9}, None)],
+    ids=str,
+)
+def test_threads_are_tried_where_there_is_time_for_it(
+    knobs: dict[str, Any], threads: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = dataclasses.replace(choose_machine("cpu"), threads=8)
+    monkeypatch.setattr("hornbook.base.machine.choose_machine", lambda *_: machine)
+    monkeypatch.setattr("hornbook.train.probe.flops", lambda machine: 1e11)
+    monkeypatch.setattr("hornbook.train.probe.threads_that_pay", lambda config, machine: 3)
+    assert compose("demo", {"train": knobs}, measured=True).train.threads == threads
+
+
 def test_on_an_accelerator_the_largest_size_is_chosen_of_which_enough_steps_were_seen_to_fit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

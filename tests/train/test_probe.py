@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import subprocess
 import sys
 from itertools import count
 
 import pytest
+import torch
 
 from hornbook.base.machine import choose_machine
+from hornbook.recipes.dial import LADDER, a_step_of
 from hornbook.train import probe
+from hornbook.train.probe import Timed
 
 SPINS = "import os; os.sched_setaffinity(0, {%d}); print(flush=True)\nwhile True: pass"
 WAITS = """
@@ -40,3 +45,25 @@ def test_what_a_product_waits_does_not_make_the_machine_slower(waited: float, mo
     monkeypatch.setattr(probe.time, "perf_counter", lambda: next(clock) * (0.005 + waited))
     monkeypatch.setattr(probe, "waits_for_a_core", lambda: {"1": (n := next(waits)) * waited, "2": n * waited / 9})
     assert probe.flops(machine) == pytest.approx(2 * probe.WIDTH["cpu"] ** 3 / 0.005)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "waited", "best"),
+    [
+        ({16: 0.4, 8: 0.3, 4: 0.2, 2: 0.25}, 0.0, 4),
+        ({16: 0.4, 8: 0.395}, 0.0, 16),
+        ({16: 0.4, 8: 0.3, 4: 0.2, 2: 0.1, 1: 0.05}, 0.0, 1),
+        ({16: 0.4}, 0.2, 16),
+        ({16: 4.0}, 0.0, 16),
+    ],
+    ids=["some", "hardly", "one", "busy", "large"],
+)
+def test_a_step_is_taken_on_as_many_threads_as_make_it_quickest(
+    seconds: dict[int, float], waited: float, best: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = dataclasses.replace(choose_machine("cpu"), threads=16)
+    with contextlib.ExitStack() as after:
+        after.callback(torch.set_num_threads, torch.get_num_threads())
+        monkeypatch.setattr(probe, "choose_machine", lambda *_: dataclasses.replace(machine, threads=_[2]))
+        monkeypatch.setattr(probe, "seconds_a_step", lambda _, on: Timed(seconds[on.threads], waited))
+        assert probe.threads_that_pay(a_step_of(LADDER[0], 100), machine) == best

@@ -45,6 +45,7 @@ DEFAULT = "demo"
 SETTINGS = (".toml", ".json")
 # What a run is called that was composed without one.
 OF_NONE = "custom"
+LEAST_MINUTES_TO_TRY_THREADS = 1.0
 MOST_BYTES_TO_FIT = 100_000_000
 
 
@@ -115,7 +116,7 @@ def _compose(named: RunConfig | str | None, knobs: Mapping[str, Any], measured: 
     config = override(base, tree, knobs, origins=origins)
     if measured and not isinstance(named, RunConfig) and base.recipe in dial.MADE_BY_IT and _ends_by_minutes(train):
         base = _base(based_on, data, text, kind, train.get("minutes"), _pace(train))
-        config = override(base, tree, knobs, origins=origins)
+        config = _on_threads_that_pay(override(base, tree, knobs, origins=origins))
     return dial.kept_from_rote(config, base)
 
 
@@ -213,6 +214,22 @@ def _bytes_to_fit(data: str, text: TextConfig) -> int | None:
 def _ends_by_minutes(train: Mapping[str, Any]) -> bool:
     """What something else than time brings to an end must not depend on how fast a machine is."""
     return train.get("minutes") is not None or all(train.get(stop) is None for stop in STOPS)
+
+
+def _on_threads_that_pay(config: RunConfig) -> RunConfig:
+    """Where a run is long enough to find out: a small model on a large machine is quicker on some of its cores."""
+    from hornbook.base.machine import choose_machine
+    from hornbook.base.world import world
+    from hornbook.train import probe
+
+    train, entries = config.train, vocabulary_of(config) or dial.CHARACTERS
+    machine = choose_machine(train.device, train.dtype, train.threads)
+    is_short = train.minutes is not None and train.minutes < LEAST_MINUTES_TO_TRY_THREADS
+    if train.threads is not None or machine.device != "cpu" or machine.threads == 1 or is_short or world().size > 1:
+        return config
+    sized = config.with_(model=config.model.with_(vocab_size=entries).model_dump())
+    best = probe.threads_that_pay(sized, machine)
+    return config if best == machine.threads else override(config, {"train": {"threads": best}})
 
 
 def _pace(train: Mapping[str, Any]) -> dial.Pace:

@@ -13,18 +13,22 @@ from typing import NamedTuple
 
 import torch
 
-from hornbook.base.machine import Machine, share_the_cores, waits_for_a_core
+from hornbook.base.machine import Machine, choose_machine, share_the_cores, waits_for_a_core
 from hornbook.base.process import keep_freed_memory
 from hornbook.base.world import World
 from hornbook.shards.order import Batch
 from hornbook.train.config import RunConfig
 from hornbook.train.learner import RECORDED_ON, Learner
 from hornbook.train.recorded import STEPS_BEFORE
-from hornbook.train.sizing import first_micro_batch
+from hornbook.train.sizing import first_micro_batch, refuse_without_room
 
 WIDTH = {"cpu": 1024, "mps": 2048, "cuda": 8192}
 PRODUCTS = 20
 STEPS, ENOUGH_SECONDS = 3, 4.0
+# So much less time a step must take on half of the threads for them to be left out.
+FEWER_PAYS = 0.95
+# A step that takes longer has work for all of them.
+LONGEST_TO_TRY_SECONDS = 1.0
 # Of a free machine, waits for a core are up to 8 % of the time; of one with a busy program for each core, half of it.
 BUSY = 0.2
 
@@ -55,6 +59,7 @@ def flops(machine: Machine) -> float:
 def seconds_a_step(config: RunConfig, machine: Machine, compiled: bool = False) -> Timed:
     """Of a run with these settings, from a few steps on nothing in particular; where something else is at work, of the
     step that it disturbed least."""
+    refuse_without_room(config, machine)
     if machine.device == "cpu":
         keep_freed_memory()
     learner = Learner(config, machine, World(), first_micro_batch(config, machine), compiled)
@@ -74,6 +79,19 @@ def seconds_a_step(config: RunConfig, machine: Machine, compiled: bool = False) 
     share = sum(step.waited for step in usual) / sum(seconds)
     each = min(seconds) if share > BUSY else statistics.median(seconds)
     return Timed(each, share * each)
+
+
+def threads_that_pay(config: RunConfig, machine: Machine) -> int:
+    """On how many threads a step of these settings is quickest: all, or where it is too small for them and they wait
+    for one another more than they compute, a half of them, or a half of that. All, where something else is at work."""
+    best, step = machine.threads, seconds_a_step(config, machine)
+    while best > 1 and step.share_waited <= BUSY and step.seconds < LONGEST_TO_TRY_SECONDS:
+        fewer = seconds_a_step(config, choose_machine(machine.device, machine.dtype, best // 2))
+        if fewer.seconds > FEWER_PAYS * step.seconds:
+            break
+        best, step = best // 2, fewer
+    torch.set_num_threads(machine.threads)
+    return best
 
 
 def _timed(work: Callable[[], object]) -> Timed:
