@@ -22,14 +22,14 @@ def told(config: RunConfig, tokens: int, val_tokens: int) -> str:
 
 def test_the_verdicts_loaders_are_those_of_the_book() -> None:
     assert told(RECIPES["the-verdict"](), *VERDICT_TOKENS) == (
-        "9 batches of 2 x 256 to train on, 1 to validate; 4,608 and 512 tokens; 1 epoch = 9 batches"
+        "1 epoch = 9 batches of 2 x 256: 4,608 tokens; to validate, 1: 512 tokens"
     )
 
 
 def test_tiny_shakespeare_has_82_batches_an_epoch() -> None:
     config = RECIPES["shakespeare-124m"]().with_(order={"kind": "windows", "drop_last": True})
-    assert told(config, 338_025, 2000).endswith("1 epoch = 82 batches")
-    assert told(config.with_(order={"drop_last": False}), 338_025, 2000).endswith("1 epoch = 82.5 batches")
+    assert told(config, 338_025, 2000).startswith("1 epoch = 82 batches of")
+    assert told(config.with_(order={"drop_last": False}), 338_025, 2000).startswith("1 epoch = 82.5 batches of")
 
 
 @pytest.mark.parametrize("stride", [1, 100, 128, 256, 300])
@@ -40,8 +40,8 @@ def test_totals_with_a_stride_are_those_of_torchs_loader(stride: int) -> None:
     shapes = [batch.shape for (batch,) in DataLoader(TensorDataset(windows), batch_size=2, drop_last=True)]
     apart = f", {stride} apart" if stride != 256 else ""
     assert told(config, train, val) == (
-        f"{len(shapes):,} batches of 2 x 256{apart} to train on, 1 to validate; {sum(map(torch.Size.numel, shapes)):,} "
-        f"and 512 tokens; 1 epoch = {len(shapes):,} batches"
+        f"1 epoch = {len(shapes):,} batches of 2 x 256{apart}: {sum(map(torch.Size.numel, shapes)):,} tokens; "
+        f"to validate, 1: 512 tokens"
     )
 
 
@@ -51,7 +51,7 @@ def test_it_is_said_before_the_first_step_and_all_of_it_is_read(
     config = tiny(order={"stride": 16, "drop_last": True}, train={"steps": 1})
     fit(config, tmp_path / "run")
     said = capsys.readouterr().out
-    line = said.index(" batches of 8 x 32, 16 apart to train on, ")
+    line = said.index(" batches of 8 x 32, 16 apart: ")
     assert line < said.index("step 1")
 
 

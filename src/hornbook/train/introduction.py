@@ -93,9 +93,8 @@ def loaded(config: RunConfig, order: SampleOrder, val_tokens: int) -> str:
     told = f"{batches:,.0f}" if batches.is_integer() else f"{batches:,.1f}"
     stride = f", {order.stride:,} apart" if order.stride != window else ""
     return (
-        f"{told} batches of {sequences:,} x {window:,}{stride} to train on, "
-        f"{math.ceil(predicted / window / sequences):,} to validate; {order.samples_per_epoch * window:,} and "
-        f"{predicted:,} tokens; 1 epoch = {told} batches"
+        f"1 epoch = {told} batches of {sequences:,} x {window:,}{stride}: {order.samples_per_epoch * window:,} tokens; "
+        f"to validate, {math.ceil(predicted / window / sequences):,}: {predicted:,} tokens"
     )
 
 
