@@ -12,15 +12,15 @@ has a line for each run; the next call with the same folder goes on where it end
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
+import multiprocessing
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from hornbook.runs.folder import RunFolder
 from hornbook.runs.logs import evaluations, read_log
 from hornbook.train.config import RunConfig, override
 from hornbook.train.probe import seconds_a_step
+from hornbook.train.start import fit
 
 AS_IT_IS = "as it is"
 CHOICES: dict[str, dict[str, Any]] = {
@@ -56,6 +57,7 @@ TEXTS = {
     "python-stdlib": ("python-stdlib", "bpe"),
     "Wikitext-2, its test text": ("wikitext2-test.txt", "bpe"),
 }
+EVALUATED = 50_000  # tokens of validation text
 QUIET: dict[str, Any] = {
     "train": {"threads": 1, "dtype": "float32", "compile": False, "snapshots": False, "save_every_minutes": 60.0},
     "sample": {"tokens": 1},
@@ -76,26 +78,31 @@ def config_for(text: str, folder: Path, seconds: float) -> RunConfig:
     chosen = dial.own_text(name, size, seconds / 60, pace, kind)
     ranks = {"tokenizer": {"ranks_file": str((folder / RANKS).resolve())}} if kind == "gpt2" else {}
     steps = int(dial.LEARNING * seconds / paces[-1])
-    return override(chosen, QUIET, ranks, {"train": {"steps": steps, "eval_every_steps": steps}})
+    return override(
+        chosen,
+        QUIET,
+        ranks,
+        {
+            "train": {
+                "steps": steps,
+                "eval_every_steps": steps,
+                "eval_batches": EVALUATED // (chosen.train.batch_tokens),
+            }
+        },
+    )
 
 
-def trained(config: RunConfig, home: Path) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as name:
-        settings, folder = Path(name) / "settings.json", RunFolder(Path(name) / "run")
-        settings.write_text(json.dumps(config.model_dump(mode="json", exclude={"recipe"})))
-        words = [sys.executable, "-m", "hornbook", "train", str(settings), "--out", str(folder.path)]
-        env = os.environ | {"HORNBOOK_HOME": str(home), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"hornbook train ended with {done.returncode}: {done.stderr[-500:]}")
+def trained(config: RunConfig) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
+        folder = RunFolder(Path(name) / "run")
+        fit(config, folder.path)
         last = evaluations(read_log(folder.metrics))[-1]
         return {"steps": last["step"], "bits_per_byte": last["val_bits_per_byte"]}
 
 
 def train_all(given: argparse.Namespace, configs: Mapping[str, RunConfig], choices: list[str]) -> list[dict[str, Any]]:
-    log, lock = given.out / "runs.jsonl", threading.Lock()
-    there = read_log(log)
-    known = {(each["text"], each["choice"], each["seed"]) for each in there}
+    log = given.out / "runs.jsonl"
+    known = {(each["text"], each["choice"], each["seed"]) for each in read_log(log)}
     wanted = [
         (text, choice, seed)
         for seed in given.seeds
@@ -103,20 +110,18 @@ def train_all(given: argparse.Namespace, configs: Mapping[str, RunConfig], choic
         for choice in choices
         if (text, choice, seed) not in known
     ]
-
-    def one(what: tuple[str, str, int]) -> None:
-        text, choice, seed = what
-        config = override(configs[text], CHOICES[choice], {"seed": seed})
-        told = {"text": text, "choice": choice, "seed": seed} | trained(config, given.out / "home")
-        with lock, log.open("a") as file:
-            file.write(json.dumps(told) + "\n")
+    for text in configs:  # lest two prepare it at once
+        trained(override(configs[text], {"train": {"steps": 1}}))
+    with ProcessPoolExecutor(given.at_once, multiprocessing.get_context("spawn")) as pool:
+        runs = {
+            pool.submit(trained, override(configs[text], CHOICES[choice], {"seed": seed})): (text, choice, seed)
+            for text, choice, seed in wanted
+        }
+        for run in as_completed(runs):
+            told = dict(zip(("text", "choice", "seed"), runs[run], strict=True)) | run.result()
+            with log.open("a") as file:
+                file.write(json.dumps(told) + "\n")
             print(told, flush=True)
-
-    for text in {text for text, _, _ in wanted}:  # that two do not prepare it at once
-        first = next(each for each in wanted if each[0] == text)
-        one(wanted.pop(wanted.index(first)))
-    with ThreadPoolExecutor(given.at_once) as pool:
-        list(pool.map(one, wanted))
     return read_log(log)
 
 
@@ -167,6 +172,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("recipe"))
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("HORNBOOK_HOME", str((given.out / "home").absolute()))
     choices = list(dict.fromkeys([AS_IT_IS, *given.choices]))
     configs = {text: config_for(text, given.texts, given.seconds) for text in TEXTS}
     runs = train_all(given, configs, choices)

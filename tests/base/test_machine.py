@@ -11,6 +11,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from torch.nn import attention
 from torch.nn.attention import SDPBackend
 
+from hornbook.base import machine
 from hornbook.base.errors import UserError
 from hornbook.base.machine import (
     attention_backend,
@@ -97,6 +99,38 @@ def test_without_avx512_a_processor_computes_in_float32() -> None:
         assert (choose_machine("cpu").dtype, cpu_multiplies_int8()) == ("float32", False)
     else:
         assert os.environ.get("ATEN_CPU_CAPABILITY") not in ("avx2", "default")
+
+
+@pytest.mark.parametrize(
+    ("limits", "cores"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "1600000 100000\n"}, 8),
+        ({"cpu.max": "max 100000\n"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
+        ({}, 8),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_a_container_computes_on_as_many_cores_as_its_share_of_time_comes_to(
+    limits: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in limits.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(8)
+        assert choose_machine("cpu").cores == cores
+        assert torch.get_num_threads() == cores
+        assert choose_machine("cpu", threads=5).threads == 5
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_what_is_asked_for_is_taken(torch_reports: Callable[..., None]) -> None:

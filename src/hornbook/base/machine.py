@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
+import math
 import os
 import platform
 import re
@@ -43,6 +44,7 @@ PEAK_TFLOPS = {
     "V100": 125.0,
 }
 MOST_THREADS = 256
+CGROUPS = Path("/sys/fs/cgroup")  # in which a container finds its own limits
 # Asks more urgently each time; SIGHUP does not.
 BY_HAND = (signal.SIGINT, signal.SIGTERM)
 
@@ -98,8 +100,21 @@ def signals_to_end() -> list[signal.Signals]:
 
 
 def cores_to_use() -> int:
-    """Those of the machine that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Those of the machine that this process may run on, or as many as a container's share of their time comes to."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(there, _cores_of_container() or there)
+
+
+def _cores_of_container() -> int | None:
+    """Of a container that may use so much of all cores' time: with more threads than that, they are all halted for most
+    of it. None where it may use all."""
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = (CGROUPS / "cpu.max").read_text().split()
+        return max(math.ceil(int(quota) / int(period)), 1)  # "max", where there is no limit
+    with contextlib.suppress(OSError, ValueError):  # as kernels had it before
+        quota, period = ((CGROUPS / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return max(math.ceil(int(quota) / int(period)), 1) if int(quota) > 0 else None
+    return None
 
 
 def waits_for_a_core() -> dict[str, float]:
@@ -119,9 +134,11 @@ def choose_machine(device: str | None = None, dtype: str | None = None, threads:
     if threads is not None:
         _check_threads(threads)
         torch.set_num_threads(threads)
+    cores = cores_to_use()
+    if threads is None and "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > cores:
+        torch.set_num_threads(cores)
     kind = device or best_device()
     _check_device(kind)
-    cores = cores_to_use()
     if kind.startswith("cuda"):
         properties = torch.cuda.get_device_properties(kind)
         name, memory = properties.name, int(properties.total_memory)
@@ -366,9 +383,8 @@ def free_memory_bytes(device: str) -> int | None:
         lines = Path("/proc/meminfo").read_text().splitlines()
         found.append(1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))))
     with contextlib.suppress(OSError, StopIteration, ValueError):  # "max", where a container may have all
-        group = Path("/sys/fs/cgroup")
-        most, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        lines = (group / "memory.stat").read_text().splitlines()
+        most, used = (int((CGROUPS / name).read_text()) for name in ("memory.max", "memory.current"))
+        lines = (CGROUPS / "memory.stat").read_text().splitlines()
         found.append(most - used + int(next(line.split()[1] for line in lines if line.startswith("inactive_file "))))
     return max(min(found), 0) if found else _main_memory() or None
 

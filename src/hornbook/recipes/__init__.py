@@ -225,7 +225,7 @@ def _on_threads_that_pay(config: RunConfig) -> RunConfig:
     train, entries = config.train, vocabulary_of(config) or dial.CHARACTERS
     machine = choose_machine(train.device, train.dtype, train.threads)
     is_short = train.minutes is not None and train.minutes < LEAST_MINUTES_TO_TRY_THREADS
-    if train.threads is not None or machine.device != "cpu" or machine.threads == 1 or is_short or world().size > 1:
+    if train.threads is not None or machine.device != "cpu" or machine.threads <= 2 or is_short or world().size > 1:
         return config
     sized = config.with_(model=config.model.with_(vocab_size=entries).model_dump())
     best = probe.threads_that_pay(sized, machine)

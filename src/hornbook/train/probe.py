@@ -28,7 +28,7 @@ STEPS, ENOUGH_SECONDS = 3, 4.0
 # So much less time a step must take on half of the threads for them to be left out.
 FEWER_PAYS = 0.95
 # A step that takes longer has work for all of them.
-LONGEST_TO_TRY_SECONDS = 1.0
+LONGEST_TO_TRY_SECONDS = 2.0
 # Of a free machine, waits for a core are up to 8 % of the time; of one with a busy program for each core, half of it.
 BUSY = 0.2
 
