@@ -191,3 +191,31 @@ def test_a_text_that_is_not_there_is_named(bench: Callable[[str], ModuleType], t
     found = learning.measure(given(learning, "--rows", "1", "--texts", str(tmp_path)))
     assert found.claims == []
     assert "tinyshakespeare.txt" in found.passed_over[0]
+
+
+def test_a_choice_of_the_recipe_is_told_beside_the_same_seed_as_it_is(bench: Callable[[str], ModuleType]) -> None:
+    recipe = bench("recipe")
+    bits = {("a", recipe.AS_IT_IS): [2.0, 2.2], ("a", "a cosine"): [2.1, 2.32], ("b", recipe.AS_IT_IS): [1.0, 1.0]}
+    runs = [
+        {"text": text, "choice": choice, "seed": seed, "bits_per_byte": each}
+        for (text, choice), found in bits.items()
+        for seed, each in enumerate(found)
+    ]
+    lines = list(recipe.table(runs, {("a", "a cosine"): 1.5}))
+    assert lines[0] == "| | a | b |"
+    assert lines[2] == "| as it is | 2.100 ± 0.141 | 1.000 ± 0.000 |"
+    assert lines[3] == "| a cosine | +0.110 ± 0.014, 1.50 x |  |"
+
+
+def test_the_recipe_is_tried_at_the_sizes_of_the_dial_and_trained(
+    bench: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    recipe = bench("recipe")
+    (tmp_path / "tinyshakespeare.txt").write_text("To be, or not to be: that is the question.\n" * 400)
+    config = recipe.config_for("tiny Shakespeare, characters", tmp_path, 30)
+    assert config.tokenizer.kind == "char"
+    assert config.train.steps > 100
+    assert recipe.config_for("tiny Shakespeare, characters", tmp_path, 15).train.steps < config.train.steps
+    told = recipe.trained(recipe.override(config, recipe.CHOICES["a table for values"], {"train": {"steps": 2}}))
+    assert told["steps"] == 2
+    assert 0 < told["bits_per_byte"] < 8
