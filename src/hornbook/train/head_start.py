@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 
 from hornbook.base.machine import mix_seed
 from hornbook.model.gpt import GPT
@@ -34,6 +35,7 @@ LONGEST = 0.9
 # The same in each embedding, from which the head reads how frequent a token is by itself.
 CONSTANT_SHARE = 0.04
 ROUNDS = 3
+MOST_BINS_A_KEY = 8
 
 
 @torch.no_grad()
@@ -45,23 +47,34 @@ def give_head_start(model: GPT, tokens: TokenArray, seed: int) -> None:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """Which pairs were seen, those of one token after those of another."""
+
+    begins: torch.Tensor  # where each token's begin, (V,)
+    other: torch.Tensor  # of each pair, the other token
+    above: torch.Tensor  # what it has more than pairs that were not seen
+
+    @staticmethod
+    def of(token: torch.Tensor, other: torch.Tensor, above: torch.Tensor, vocab_size: int) -> Seen:
+        order = token.argsort(stable=True)
+        begins = torch.searchsorted(token[order].contiguous(), torch.arange(vocab_size))
+        return Seen(begins, other[order], above[order])
+
+
+@dataclass(frozen=True)
 class Pairs:
     """The table log P(second | first) / P(second): sparse, as all pairs that were not seen have the same in a row."""
 
-    first: torch.Tensor
-    second: torch.Tensor
-    above: torch.Tensor  # what a pair that was seen has more than others of its row
-    unseen: torch.Tensor  # what these have, (V,)
+    by_first: Seen
+    by_second: Seen
+    unseen: torch.Tensor  # what those not seen have, (V,)
     frequency: torch.Tensor  # (V,), which sums to 1
 
     def times(self, matrix: torch.Tensor, transposed: bool = False) -> torch.Tensor:
         """Rows and columns weighed by the roots of their tokens' frequencies, as their errors are felt."""
-        rows, columns = (self.second, self.first) if transposed else (self.first, self.second)
-        order = rows.argsort(stable=True) if transposed else slice(None)
-        begins = torch.searchsorted(rows[order].contiguous(), torch.arange(len(matrix)))
-        weight = self.frequency.sqrt()[:, None]
+        seen, weight = self.by_second if transposed else self.by_first, self.frequency.sqrt()[:, None]
         matrix = (weight * matrix).contiguous()
-        product = F.embedding_bag(columns[order], matrix, begins, mode="sum", per_sample_weights=self.above[order])
+        product = F.embedding_bag(seen.other, matrix, seen.begins, mode="sum", per_sample_weights=seen.above)
         ones = torch.ones_like(self.unseen)
         left, right = (ones, self.unseen) if transposed else (self.unseen, ones)
         return weight * (product + torch.outer(left, right @ matrix))
@@ -69,13 +82,23 @@ class Pairs:
 
 def counted(tokens: TokenArray, vocab_size: int) -> Pairs:
     ids = tokens.read(0, min(len(tokens), MOST_TOKENS)).astype(np.int64)
-    keys, counts = np.unique(ids[:-1] * vocab_size + ids[1:], return_counts=True)
+    keys, counts = _each_once(ids[:-1] * vocab_size + ids[1:], vocab_size**2)
     first, second, times = (torch.from_numpy(each) for each in (keys // vocab_size, keys % vocab_size, counts))
     of_each = torch.bincount(torch.from_numpy(ids), minlength=vocab_size) + 0.1
     frequency = (of_each / of_each.sum()).float()
     above = torch.log1p(times / (BELIEVED * frequency[second])).float()
     of_first = torch.bincount(torch.from_numpy(ids[:-1]), minlength=vocab_size)
-    return Pairs(first, second, above, -torch.log1p(of_first / BELIEVED), frequency)
+    by_first, by_second = (Seen.of(*each, above, vocab_size) for each in ((first, second), (second, first)))
+    return Pairs(by_first, by_second, -torch.log1p(of_first / BELIEVED), frequency)
+
+
+def _each_once(keys: NDArray[np.int64], kinds: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Keys below `kinds`, ascending, and how often each is there. Many are sooner counted than sorted."""
+    if kinds > MOST_BINS_A_KEY * len(keys):
+        return np.unique(keys, return_counts=True)
+    counts = np.bincount(keys)
+    found = counts.nonzero()[0]
+    return found, counts[found]
 
 
 def _factors(pairs: Pairs, width: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
