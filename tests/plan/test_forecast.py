@@ -116,7 +116,7 @@ def test_it_is_told_in_a_line_before_the_training(text: str, minutes: float, end
         assert found.between is not None
         assert f"at {found.between[0]:.2f} to {found.between[1]:.2f} bits per byte" in told
         assert found.bits_per_byte is not None
-        assert 0.8 * found.bits_per_byte < more < found.bits_per_byte
+        assert 0.8 * found.bits_per_byte < more <= found.bits_per_byte
 
 
 def test_training_for_minutes_begins_with_what_is_expected(

@@ -19,7 +19,7 @@ from hornbook.base.errors import UserError
 from hornbook.base.machine import choose_machine
 from hornbook.model.init import outline
 from hornbook.recipes import compose, vocabulary_of
-from hornbook.recipes.dial import CHARACTERS, LEARNING, MANY_READINGS, bytes_of_a_token
+from hornbook.recipes.dial import CHARACTERS, FEW_BYTES, LEARNING, bytes_of_a_token
 from hornbook.shards.format import Shards, is_shards
 from hornbook.text.corpora import find_corpus, find_source, is_corpus
 from hornbook.text.readers import STANDARD_INPUT, Source
@@ -31,11 +31,13 @@ from hornbook.train.sizing import first_micro_batch
 # How hard a text is, is what gzip makes of pieces from all over it.
 SAMPLE_BYTES, PIECE_BYTES, MOST_READ_BYTES = 1_000_000, 32_768, 64_000_000
 YARDSTICK = "gzip -9"
-# bits per byte = (A + B x gzip's) x (megabytes seen) ^ -C, fitted on seven runs of up to three minutes on four texts,
-# from which it was off by up to 4 % (records/2026-11-27-zen3-2-cores-head-start).
-A, B, C, SPREAD = 0.92, 0.445, 0.115, 0.06
-# Of a text that is read more often than MANY_READINGS, about which the law knows less: what is read again teaches less.
-SPREAD_AGAIN = 0.15
+# bits per byte = (A + B x gzip's) x (megabytes read) ^ -C x (millions of parameters in blocks) ^ -D. What is read again
+# hardly counts: of a text, no more than 1 + AGAIN times its megabytes, however often it is read. Fitted on 32 runs of
+# two seconds to twenty minutes, from which it was off by 2.8 % (root of the mean square), 8.4 at most
+# (records/2026-11-28-zen4-1-core-dial).
+A, B, C, D, AGAIN, SPREAD = 0.707, 0.488, 0.115, 0.037, 0.232, 0.07
+# Of a text that is learned in bytes the law knows little; there, it seems, every reading counts.
+SPREAD_OF_LITTLE = 0.2
 MORE = 3.0
 # Of its minutes, what a run takes that these bring to an end.
 ENDS_BY_TIME = 0.95
@@ -54,22 +56,49 @@ class Forecast:
     tokens: int
     readings: float | None
     memory_bytes: int
-    bits_per_byte: float | None
+    difficulty: float | None
+    """The bits per byte that gzip makes of the text."""
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Of text not seen in training, most probably."""
+        return self._likely_bits(1.0)
 
     @property
     def between(self) -> tuple[float, float] | None:
         """Where the loss lies most probably."""
-        bits, spread = self.bits_per_byte, SPREAD if (self.readings or 0) <= MANY_READINGS else SPREAD_AGAIN
+        bits, spread = self.bits_per_byte, SPREAD_OF_LITTLE if self._is_of_little_text else SPREAD
         return None if bits is None else (bits * (1 - spread), bits * (1 + spread))
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"config": self.config.model_dump(mode="json"), "between": self.between}
+        told = {"bits_per_byte": self.bits_per_byte, "between": self.between}
+        return asdict(self) | told | {"config": self.config.model_dump(mode="json")}
 
     def with_more(self, times: float) -> float | None:
         """The bits per byte of a run of so many times the minutes; None where something else ends it first."""
         train = self.config.train
         ends_by_time = train.minutes is not None and self.seconds > ENDS_BY_TIME * 60 * train.minutes
-        return self.bits_per_byte * times**-C if self.bits_per_byte is not None and ends_by_time else None
+        return self._likely_bits(times) if ends_by_time else None
+
+    def _likely_bits(self, times: float) -> float | None:
+        """Of a run of so many times the steps."""
+        if self.difficulty is None:
+            return None
+        read, readings = times * self._megabytes, times * (self.readings or 0)
+        if readings > 1 and not self._is_of_little_text:
+            read = read / readings * (1 + AGAIN * (1 - math.exp((1 - readings) / AGAIN)))
+        parameters = self.config.model.n_params(embeddings=False) / 1e6
+        bits: float = (A + B * self.difficulty) * read**-C * parameters**-D
+        return bits
+
+    @property
+    def _megabytes(self) -> float:
+        """Read in the whole run."""
+        return self.tokens * bytes_of_a_token(self.config.tokenizer.kind) / 1e6
+
+    @property
+    def _is_of_little_text(self) -> bool:
+        return self.readings is not None and 1e6 * self._megabytes < FEW_BYTES * self.readings
 
     @property
     def disturbed(self) -> str | None:
@@ -145,7 +174,7 @@ def foretold(config: RunConfig) -> Forecast:
         tokens=tokens,
         readings=seen / text_bytes if text_bytes else None,
         memory_bytes=memory.bytes,
-        bits_per_byte=None if difficulty is None else (A + B * difficulty) * (seen / 1e6) ** -C,
+        difficulty=difficulty,
     )
 
 
