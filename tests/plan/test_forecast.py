@@ -105,7 +105,12 @@ def test_a_machine_with_other_work_is_named_before_its_figures_are_believed(
 
 
 @pytest.mark.parametrize(
-    ("minutes", "end"), [(2.0, "twice the time (--minutes 4) would bring about"), (600.0, "only learn it by heart")]
+    ("minutes", "end"),
+    [
+        (1.0, "twice the time (--minutes 2) would bring about"),
+        (6.0, "next to nothing, more text would"),
+        (600.0, "only learn it by heart"),
+    ],
 )
 def test_it_is_told_in_a_line_before_the_training(text: str, minutes: float, end: str) -> None:
     found = forecast(None, {"data": text, "train": {"minutes": minutes}})

@@ -19,7 +19,7 @@ from hornbook.base.errors import UserError
 from hornbook.base.machine import choose_machine
 from hornbook.model.init import outline
 from hornbook.recipes import compose, vocabulary_of
-from hornbook.recipes.dial import CHARACTERS, FEW_BYTES, LEARNING, bytes_of_a_token
+from hornbook.recipes.dial import CHARACTERS, FEW_BYTES, LEARNING, MANY_READINGS, bytes_of_a_token
 from hornbook.shards.format import Shards, is_shards
 from hornbook.text.corpora import find_corpus, find_source, is_corpus
 from hornbook.text.readers import STANDARD_INPUT, Source
@@ -118,6 +118,8 @@ class Forecast:
             told += f", at {self.between[0]:.2f} to {self.between[1]:.2f} bits per byte"
         minutes = self.config.train.minutes or 0
         if (more := self.with_more(2)) is not None:
+            if (self.readings or 0) > MANY_READINGS:
+                return f"{told}; more time would bring next to nothing, more text would"
             return f"{told}; twice the time (--minutes {2 * minutes:g}) would bring about {more:.2f}"
         return told + ("; more time would only learn it by heart" if self.config.train.epochs else "")
 
