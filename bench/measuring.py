@@ -43,7 +43,6 @@ VIEWS: dict[str, dict[str, str]] = {
 LESS_IS_BETTER = ("s", "ms", "nats a character", "bits a byte", "% off")
 RANKS = "r50k_base.tiktoken"  # GPT-2's vocabulary, as tiktoken has it
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
-REST_SECONDS = 0.3  # for which threads of the one before may still wait awake, on the cores of the next
 PRODUCT_WIDTH, READ_NUMBERS, TRIES = 2048, 64 * 2**20, 8
 
 
@@ -104,7 +103,6 @@ def turns(contestants: Mapping[str, Contestant], rounds: int) -> dict[str, list[
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(rounds + 1):
         for name, turn in contestants.items():
-            time.sleep(REST_SECONDS)
             taken = turn()
             if number:
                 seconds[name].append(taken)

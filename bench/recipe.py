@@ -86,7 +86,7 @@ def config_for(text: str, folder: Path, seconds: float) -> RunConfig:
             "train": {
                 "steps": steps,
                 "eval_every_steps": steps,
-                "eval_batches": EVALUATED // (chosen.train.batch_tokens),
+                "eval_batches": EVALUATED // chosen.train.batch_tokens,
             }
         },
     )
