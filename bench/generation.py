@@ -1,4 +1,4 @@
-"""How fast a 124M model speaks: hornbook beside CTranslate2 and transformers, turn by turn, in one process. Row 8.
+"""How fast a 124M model speaks: hornbook beside CTranslate2 and transformers, turn by turn. Row 8.
 
     python bench/generation.py [--rounds 5] [--tokens 64] [--streams 16] [--ranks FILE] [--out FOLDER]
 
@@ -6,24 +6,30 @@ The model has GPT-2's shape and random weights, written once as a model folder t
 its embeddings are stretched so that a token's distribution is about as uneven as a trained model's (the entropy is
 among the figures): a rule such as top-p costs what it has to leave out. The prompt has 16 tokens.
 
-Each round, every contestant has its turn, in both ways of choosing a token: the likeliest, and drawn at temperature
-0.8 with top-p 0.95. A turn is one text by itself; of hornbook also `--streams` texts in one batch. transformers serves
-as many one by one, which takes as long for each as for one. A number type that the processor lacks, and a peer that is
-not installed, is passed over, by its name.
+Each contestant has one model in a process of its own, as its users would, and waits there for its turn: beside seven
+other models and their pools of threads one is up to a third slower. Each round, each has its turn, in both ways of
+choosing a token: the likeliest, and drawn at temperature 0.8 with top-p 0.95. A turn is one text by itself; of hornbook
+also `--streams` texts in one batch. transformers serves as many one by one, which takes as long for each as for one. A
+number type that the processor lacks, and a peer that is not installed, is passed over, by its name.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import multiprocessing
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import RANKS, Claim, Found, medians, run, texts_at_hand, timed, times_faster, turns
+from measuring import RANKS, Claim, Found, medians, run, texts_at_hand, times_faster, turns
 
 from hornbook.base.machine import cpu_has_fbgemm, cpu_multiplies_int8
 from hornbook.infer.config import SamplerConfig
@@ -56,72 +62,122 @@ def write_model(folder: Path, tokenizer: TokenizerConfig, tiny: bool = False) ->
     save_model(model, train_tokenizer(tokenizer, [], 0), folder)
 
 
-def by_hornbook(model: GPT, kept_in: torch.dtype, rules: SamplerConfig, tokens: int, streams: int) -> None:
-    texts = [Growing(PROMPT, rules, seed, tokens) for seed in range(streams)]
-    given = sum(1 for _ in grow(model, texts, rows=streams, cache_dtype=kept_in))
-    assert given == tokens * streams, given
+# What a contestant does in its turn: so many texts of so many tokens, each chosen by these rules.
+Speak = Callable[[SamplerConfig, int, int], None]
 
 
-def by_transformers(model: Any, rules: SamplerConfig, tokens: int) -> None:
-    drawn = {"do_sample": True, "temperature": rules.temperature, "top_p": rules.top_p, "top_k": 0}
-    ids = torch.tensor([PROMPT])
-    with torch.inference_mode():
-        out = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=tokens,
-            min_new_tokens=tokens,
-            pad_token_id=0,
-            **(drawn if rules.temperature else {"do_sample": False}),
-        )
-    assert out.shape[1] == len(PROMPT) + tokens, out.shape
+def hornbook(folder: Path, number_type: str) -> Speak:
+    dtype = torch.bfloat16 if number_type == "bfloat16" else torch.float32
+    model = prepare_to_speak(load_model(folder, "cpu", dtype), number_type)
+    kept_in = dtype_of_cache(model, number_type)
+
+    def speak(rules: SamplerConfig, tokens: int, streams: int) -> None:
+        texts = [Growing(PROMPT, rules, seed, tokens) for seed in range(streams)]
+        given = sum(1 for _ in grow(model, texts, rows=streams, cache_dtype=kept_in))
+        assert given == tokens * streams, given
+
+    return speak
 
 
-def transformers_models(folder: Path, types: tuple[str, ...]) -> dict[str, Any]:
+def with_transformers(folder: Path, number_type: str) -> Speak:
     import transformers
 
     transformers.logging.set_verbosity_error()
-    return {
-        name: transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, name)).eval()
-        for name in types
-    }
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, number_type)).eval()
+    ids = torch.tensor([PROMPT])
+
+    def speak(rules: SamplerConfig, tokens: int, streams: int) -> None:
+        drawn = {"do_sample": True, "temperature": rules.temperature, "top_p": rules.top_p, "top_k": 0}
+        with torch.inference_mode():
+            out = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=tokens,
+                min_new_tokens=tokens,
+                pad_token_id=0,
+                **(drawn if rules.temperature else {"do_sample": False}),
+            )
+        assert out.shape[1] == len(PROMPT) + tokens, out.shape
+
+    return speak
 
 
-def ctranslate2_models(
-    folder: Path, found: Found, whole_vocabulary: bool
-) -> dict[str, Callable[[SamplerConfig, int], None]]:
-    try:
-        import ctranslate2
-        from ctranslate2.converters import TransformersConverter
-    except ImportError:
-        found.pass_over("CTranslate2, which is not installed")
-        return {}
-    if not whole_vocabulary:  # it knows tokens by their names
-        found.pass_over(f"CTranslate2, which wants a name for each token: no {RANKS} (--ranks)")
-        return {}
+def with_ctranslate2(folder: Path, number_type: str) -> Speak:
+    import ctranslate2
     import transformers
+    from ctranslate2.converters import TransformersConverter
 
+    converted = folder.parent / f"ctranslate2-{number_type}"
+    TransformersConverter(str(folder)).convert(str(converted), quantization=number_type)
+    its = converted / "config.json"  # in which it wants a name for tokens that ours does without
+    facts = json.loads(its.read_text())
+    named = {name: value or END for name, value in facts.items() if name.endswith("_token")}
+    its.write_text(json.dumps(facts | named))
+    threads = torch.get_num_threads()
+    generator = ctranslate2.Generator(str(converted), compute_type=number_type, intra_threads=threads)
     words = transformers.AutoTokenizer.from_pretrained(folder).convert_ids_to_tokens(PROMPT)
 
-    def of(number_type: str) -> Callable[[SamplerConfig, int], None]:
-        converted = folder.parent / f"ctranslate2-{number_type}"
-        TransformersConverter(str(folder)).convert(str(converted), quantization=number_type)
-        its = converted / "config.json"  # in which it wants a name for tokens that ours does without
-        facts = json.loads(its.read_text())
-        named = {name: value or END for name, value in facts.items() if name.endswith("_token")}
-        its.write_text(json.dumps(facts | named))
-        threads = torch.get_num_threads()
-        generator = ctranslate2.Generator(str(converted), compute_type=number_type, intra_threads=threads)
+    def speak(rules: SamplerConfig, tokens: int, streams: int) -> None:
+        drawn = {"sampling_topk": 0, "sampling_topp": rules.top_p, "sampling_temperature": rules.temperature}
+        end = {"max_length": tokens, "min_length": tokens, "include_prompt_in_result": False}
+        [result] = generator.generate_batch([words], **end, **(drawn if rules.temperature else {}))
+        assert len(result.sequences_ids[0]) == tokens, len(result.sequences_ids[0])
 
-        def speak(rules: SamplerConfig, tokens: int) -> None:
-            drawn = {"sampling_topk": 0, "sampling_topp": rules.top_p, "sampling_temperature": rules.temperature}
-            end = {"max_length": tokens, "min_length": tokens, "include_prompt_in_result": False}
-            [result] = generator.generate_batch([words], **end, **(drawn if rules.temperature else {}))
-            assert len(result.sequences_ids[0]) == tokens, len(result.sequences_ids[0])
+    return speak
 
-        return speak
 
-    return {name: of(name) for name in ("float32", "int8")}
+def contestants(folder: Path, found: Found, whole_vocabulary: bool) -> dict[str, Callable[[], Speak]]:
+    """Each by its name and number type; who is not here is named."""
+    ours = number_types(found)
+    there = {f"transformers {name}": partial(with_transformers, folder, name) for name in ("float32", "bfloat16")}
+    if importlib.util.find_spec("ctranslate2") is None:
+        found.pass_over("CTranslate2, which is not installed")
+    elif not whole_vocabulary:  # it knows tokens by their names
+        found.pass_over(f"CTranslate2, which wants a name for each token: no {RANKS} (--ranks)")
+    else:
+        there |= {f"CTranslate2 {name}": partial(with_ctranslate2, folder, name) for name in ("float32", "int8")}
+    return there | {f"hornbook {name}": partial(hornbook, folder, name) for name in ours}
+
+
+@contextmanager
+def at_home(makers: dict[str, Callable[[], Speak]]) -> Iterator[dict[str, Connection]]:
+    """Each contestant in a process of its own, made ready one after the other; a turn is asked of its connection."""
+    spawn = multiprocessing.get_context("spawn")
+    homes: dict[str, Connection] = {}
+    processes = []
+    try:
+        for name, maker in makers.items():
+            homes[name], there = spawn.Pipe()
+            processes.append(spawn.Process(target=wait_for_turns, args=(there, maker), daemon=True))
+            processes[-1].start()
+            there.close()
+            homes[name].recv()
+        yield homes
+    finally:
+        for each in homes.values():
+            each.close()
+        for process in processes:
+            process.join()
+
+
+def wait_for_turns(asked: Connection, maker: Callable[[], Speak]) -> None:
+    """A contestant's process: of each turn its seconds, until nobody asks any more."""
+    speak = maker()
+    asked.send("ready")
+    while True:
+        try:
+            turn = asked.recv()
+        except EOFError:
+            return
+        began = time.perf_counter()
+        speak(*turn)
+        asked.send(time.perf_counter() - began)
+
+
+def a_turn(home: Connection, *turn: Any) -> float:
+    home.send(turn)
+    seconds: float = home.recv()
+    return seconds
 
 
 def number_types(found: Found) -> list[str]:
@@ -132,39 +188,25 @@ def number_types(found: Found) -> list[str]:
     return [name for name in ("float32", "bfloat16", "int8") if name not in lacking]
 
 
-def models_of_ours(folder: Path, names: list[str]) -> dict[str, GPT]:
-    types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
-    return {name: prepare_to_speak(load_model(folder, "cpu", types[name]), name) for name in names}
-
-
 def measure(given: argparse.Namespace) -> Found:
     found, tokens = Found(), given.tokens
+    said: dict[str, int] = {}
+    acts: dict[str, Callable[[], float]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "model"
         there = given.ranks.is_file()
         kind = TokenizerConfig(kind="gpt2", ranks_file=str(given.ranks)) if there else TokenizerConfig(kind="byte")
         write_model(folder, kind, given.tiny)
-        ours = models_of_ours(folder, number_types(found))
-        theirs = transformers_models(folder, ("float32", "bfloat16"))
-        third = ctranslate2_models(folder, found, there)
-    with torch.inference_mode():
-        logits = ours["float32"].logits(torch.tensor([PROMPT]))[0, -1] / WAYS["drawn"].temperature
-    entropy = torch.distributions.Categorical(logits=logits).entropy().item()
-    said: dict[str, int] = {}
-    acts: dict[str, Callable[[], None]] = {}
-    for way, rules in WAYS.items():
-        for name, model in theirs.items():
-            acts[f"transformers {name} {way}"] = partial(by_transformers, model, rules, tokens)
-        for name, speak in third.items():
-            acts[f"CTranslate2 {name} {way}"] = partial(speak, rules, tokens)
-        for name, mine in ours.items():
-            for streams in (1, given.streams):
-                key = f"hornbook {name} {way}" + (f" x{streams}" if streams > 1 else "")
-                acts[key] = partial(by_hornbook, mine, dtype_of_cache(mine, name), rules, tokens, streams)
-                said[key] = streams * tokens
-    seconds = turns({name: timed(act) for name, act in acts.items()}, given.rounds)
-    rates = {name: said.get(name, tokens) / each for name, each in medians(seconds).items()}
-    weights = sum(each.numel() for name, each in ours["float32"].named_parameters() if "positions" not in name)
+        weights, entropy = looked_at(load_model(folder, "cpu", torch.float32))
+        with at_home(contestants(folder, found, there)) as homes:
+            for way, rules in WAYS.items():
+                for contestant, home in homes.items():
+                    for streams in (1, given.streams) if contestant.startswith("hornbook") else (1,):
+                        key = f"{contestant} {way}" + (f" x{streams}" if streams > 1 else "")
+                        acts[key] = partial(a_turn, home, rules, tokens, streams)
+                        said[key] = streams * tokens
+            seconds = turns(acts, given.rounds)
+    rates = {name: said[name] / each for name, each in medians(seconds).items()}
     limit = given.ceilings["memory read, GB/s"] * 1e9 / weights
     found.figures = {
         "tokens": tokens,
@@ -176,6 +218,14 @@ def measure(given: argparse.Namespace) -> Found:
     for key in [each for each in rates if each.startswith("hornbook")]:
         found.claims += claims_of(key, rates, seconds)
     return found
+
+
+def looked_at(model: GPT) -> tuple[int, float]:
+    """How many weights a token reads, and how uneven the distribution of one is, in nats."""
+    with torch.inference_mode():
+        logits = model.logits(torch.tensor([PROMPT]))[0, -1] / WAYS["drawn"].temperature
+    read = sum(each.numel() for name, each in model.named_parameters() if "positions" not in name)
+    return read, torch.distributions.Categorical(logits=logits).entropy().item()
 
 
 def claims_of(key: str, rates: dict[str, float], seconds: dict[str, list[float]]) -> list[Claim]:
