@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -16,11 +17,12 @@ from typing import Any
 import pytest
 
 from hornbook.base.settings import merge
+from hornbook.cli import conclusion
 from hornbook.report import curves
 from hornbook.train.config import RunConfig, override
 
 ROOT = Path(__file__).parent.parent
-DRAW = curves.draw
+DRAW, DRAWN_BESIDE = curves.draw, conclusion.drawn_beside
 FREEZE, UNFREEZE = gc.freeze, gc.unfreeze
 
 # As in a terminal, for these processes and their children: a shell's background ignores the one, nohup the other.
@@ -87,6 +89,7 @@ def no_pictures() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(curves, "draw", read_alone)
+        patch.setattr(conclusion, "drawn_beside", lambda run: contextlib.nullcontext(lambda: curves.draw(run)))
         yield
 
 
@@ -94,6 +97,7 @@ def no_pictures() -> Iterator[None]:
 def pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They draw them after all."""
     monkeypatch.setattr(curves, "draw", DRAW)
+    monkeypatch.setattr(conclusion, "drawn_beside", DRAWN_BESIDE)
 
 
 @pytest.fixture

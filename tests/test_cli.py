@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -141,6 +142,23 @@ def test_a_text_of_any_name_on_a_screen_of_any_kind(
     assert (tmp_path / "runs" / name / "checkpoints").is_dir()
     told = screen.buffer.getvalue().decode("ascii").replace("?", "")  # type: ignore[attr-defined]
     assert visible(told) == told
+
+
+@pytest.mark.usefixtures("pictures")
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_pictures_are_there_when_a_command_ends(
+    fails: bool, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whichever process; one that fails may have had no memory."""
+    run = Path(shutil.copytree(trained, tmp_path / "a run"))
+    for picture in run.glob("*.png"):
+        picture.unlink()
+    if fails:
+        monkeypatch.setattr(conclusion, "DRAW", "import sys; sys.exit(1)")
+    with conclusion.drawn_beside(run) as pictures:
+        pass
+    assert pictures() == [run / "loss.png", run / "perplexity.png"]
+    assert all(picture.is_file() for picture in pictures())
 
 
 @pytest.mark.usefixtures("pictures")

@@ -5,8 +5,11 @@ In: the outcome of a training.  Out: lines, or JSON; and the exit code.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,20 +24,28 @@ if TYPE_CHECKING:
     from hornbook.train.start import Outcome
 
 CONTINUATIONS = 3
+DRAW = """
+import sys, pathlib
+from hornbook.report.curves import draw
+print(*(picture.name for picture in draw(pathlib.Path(sys.argv[1]))))
+"""
 # Seconds, and a share of the run, in which its snapshots are asked; `hornbook report` asks the others.
 LEAST_TO_ASK, SHARE_TO_ASK, MOST_TO_ASK = 2.0, 0.02, 30.0
 
 
 def conclude(outcome: Outcome, as_json: bool) -> int:
+    with drawn_beside(outcome.folder) as pictures:
+        return _conclude(outcome, as_json, pictures)
+
+
+def _conclude(outcome: Outcome, as_json: bool, pictures: Callable[[], list[Path]]) -> int:
     from hornbook.infer.looking_back import look_back
-    from hornbook.report.curves import draw
     from hornbook.report.run_page import write_report
     from hornbook.runs.folder import RunFolder
     from hornbook.runs.logs import evaluations, read_log
     from hornbook.shards.format import Shards
 
     run = outcome.folder
-    pictures = draw(run)
     if not outcome.interrupted:  # or somebody waits for it to end
         look_back(run, min(max(LEAST_TO_ASK, SHARE_TO_ASK * outcome.seconds), MOST_TO_ASK))
     report, found = write_report(run)
@@ -72,7 +83,7 @@ def conclude(outcome: Outcome, as_json: bool) -> int:
     prompts = _speak(outcome, record, shards)
     say(f"\nrun       {run}")
     say(f"report    {report}")
-    for picture in pictures:
+    for picture in pictures():
         say(f"picture   {picture}")
     say("\nnext:")
     epochs = next((float(each["epochs"]) for each in reversed(entries) if "epochs" in each), 0.0)
@@ -80,6 +91,39 @@ def conclude(outcome: Outcome, as_json: bool) -> int:
     for line in what_next(outcome, record.config, epochs, prompts[0] or "Once upon a time", worse):
         say(f"  {line}")
     return 0
+
+
+@contextlib.contextmanager
+def drawn_beside(run: Path) -> Iterator[Callable[[], list[Path]]]:
+    """The run's pictures, once they are drawn: by a process of its own, as matplotlib alone takes a second to come in.
+    It is waited for in the end, and where it failed they are drawn here."""
+    from hornbook.report.curves import draw
+
+    paths = os.pathsep.join(each for each in sys.path if each)
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-c", DRAW, str(run)],
+        env=os.environ | {"PYTHONPATH": paths},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C is for those who wait
+    )
+    drawn: list[Path] = []
+
+    def pictures() -> list[Path]:
+        if not drawn:
+            names, _ = process.communicate()
+            drawn.extend([run / name for name in names.split()] if process.returncode == 0 else draw(run))
+        return drawn
+
+    try:
+        yield pictures
+        pictures()
+    except BaseException:
+        process.kill()
+        raise
+    finally:
+        process.wait()
 
 
 def tell_findings(found: list[Finding], run: Path) -> None:

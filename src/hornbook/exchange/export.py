@@ -25,7 +25,8 @@ from hornbook.exchange.imports import OUR_CONFIG, STATE
 from hornbook.exchange.modeling import modeling_file
 from hornbook.exchange.one_page import DTYPES as PAGE_DTYPES
 from hornbook.exchange.one_page import export_page
-from hornbook.model.folder import CONFIG, load_model, save_model
+from hornbook.model.config import CONFIG
+from hornbook.model.folder import load_model, save_model
 from hornbook.model.shapes import SHAPES, shape_of
 from hornbook.runs.folder import resolve
 from hornbook.text.tokenizer import Tokenizer

@@ -22,8 +22,8 @@ from gguf import GGMLQuantizationType as Kind
 from hornbook.base import files
 from hornbook.base.errors import UserError
 from hornbook.exchange.gguf_vocabulary import Value, vocabulary_of
-from hornbook.model.config import ModelConfig
-from hornbook.model.folder import CONFIG, load_model
+from hornbook.model.config import CONFIG, ModelConfig
+from hornbook.model.folder import load_model
 from hornbook.model.layouts import QKV, Arrangement, Layout, to_theirs
 from hornbook.model.shapes import GPT2, shape_of
 

@@ -27,11 +27,8 @@ from hornbook.exchange.characters import META, read_characters
 from hornbook.exchange.moments import Moments, moments_in
 from hornbook.exchange.tensorflow import read_checkpoint
 from hornbook.exchange.torchfile import find_weights, read_torch
-from hornbook.model.config import ModelConfig
+from hornbook.model.config import CONFIG, INDEX, WEIGHTS, ModelConfig
 from hornbook.model.folder import (
-    CONFIG,
-    INDEX,
-    WEIGHTS,
     load_config,
     mistakes_in,
     model_of,

@@ -17,6 +17,10 @@ from hornbook.model.activations import ACTIVATIONS, ActivationName
 from hornbook.model.norms import NORMS, NormName
 from hornbook.model.positions import POSITIONS, PositionsName
 
+# What a folder of a model has.
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 # MLP widths and vocabularies that fill the hardware's tiles.
 WIDTH_MULTIPLE = 64
 MOST_SPARE_IDS = 128

@@ -21,16 +21,13 @@ import torch
 from hornbook.base import files
 from hornbook.base.errors import UserError
 from hornbook.base.stored import stored
-from hornbook.model.config import ModelConfig
+from hornbook.model.config import CONFIG, INDEX, WEIGHTS, ModelConfig
 from hornbook.model.gpt import GPT
 from hornbook.model.init import outline
 from hornbook.model.layouts import Layout, Tensors, rows_of_several, to_ours, to_ours_in_turn, to_theirs
 from hornbook.model.shapes import SHAPES, layout_of, read_description, shape_of
 from hornbook.text.tokenizer import Tokenizer
 
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 LARGEST_ROTATION = 1 << 27  # places times width of a head, for which sines are kept: no weight shows that they are many
 
 

@@ -19,7 +19,8 @@ from hornbook.base.console import count, say, table
 from hornbook.base.errors import UserError
 from hornbook.base.settings import meant
 from hornbook.base.stored import stored
-from hornbook.model.folder import CONFIG, load_config
+from hornbook.model.config import CONFIG
+from hornbook.model.folder import load_config
 from hornbook.model.gpt import GPT
 from hornbook.model.init import outline
 from hornbook.model.shapes import shape_of

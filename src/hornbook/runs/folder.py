@@ -29,8 +29,7 @@ from hornbook.base.console import command, say, warn
 from hornbook.base.errors import UserError
 from hornbook.base.settings import nearest
 from hornbook.base.stored import stored
-from hornbook.model.config import ModelConfig
-from hornbook.model.folder import CONFIG, WEIGHTS
+from hornbook.model.config import CONFIG, WEIGHTS, ModelConfig
 
 RECORD = "run.json"
 # Of run.json. One without a number is of the first.

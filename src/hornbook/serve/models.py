@@ -21,8 +21,8 @@ from hornbook.base.console import warn
 from hornbook.base.errors import UserError
 from hornbook.base.machine import free_memory_bytes
 from hornbook.infer.speaker import Speaker
-from hornbook.model.config import ModelConfig
-from hornbook.model.folder import CONFIG, load_config
+from hornbook.model.config import CONFIG, ModelConfig
+from hornbook.model.folder import load_config
 from hornbook.runs.folder import RECORD, RunFolder, resolve, step_of
 from hornbook.serve.config import ServeConfig
 from hornbook.serve.engine import Engine, RefusedError

@@ -16,8 +16,8 @@ from hornbook.base.errors import UserError
 from hornbook.base.settings import spoken
 from hornbook.exchange.imports import imported_from_hub, is_hub_name
 from hornbook.exchange.moments import knobs_beside, remembered
-from hornbook.model.config import ModelConfig
-from hornbook.model.folder import INDEX, WEIGHTS, load_config, load_model, load_weights
+from hornbook.model.config import INDEX, WEIGHTS, ModelConfig
+from hornbook.model.folder import load_config, load_model, load_weights
 from hornbook.model.gpt import GPT
 from hornbook.model.growth import grow_into, grown_config
 from hornbook.runs.folder import OPTIMIZER, resolve

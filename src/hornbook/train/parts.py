@@ -20,8 +20,8 @@ import torch
 from hornbook.base import files
 from hornbook.base.errors import HornbookError, MachineError
 from hornbook.base.world import Meeting, ToldElsewhereError
-from hornbook.model.config import ModelConfig
-from hornbook.model.folder import INDEX, WEIGHTS, read_tensors, shards_of, tensors_on_disk
+from hornbook.model.config import INDEX, WEIGHTS, ModelConfig
+from hornbook.model.folder import read_tensors, shards_of, tensors_on_disk
 from hornbook.runs.folder import OPTIMIZER
 
 # Of a smaller model the first process writes all of it into one file.
