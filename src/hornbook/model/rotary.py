@@ -25,11 +25,16 @@ class Rotary(nn.Module):
         if torch.get_default_device().type != "meta":
             self._fill(torch.device("cpu"), torch.float32)
 
+    @property
+    def rates(self) -> torch.Tensor:
+        """By which angle each pair is turned from one place to the next, (D/2,)."""
+        halves = torch.arange(0, self.width, 2, dtype=torch.float32, device="cpu")
+        return self.base ** (-halves / self.width)
+
     @torch.inference_mode(False)
     def _fill(self, device: torch.device, dtype: torch.dtype) -> None:
-        halves = torch.arange(0, self.width, 2, dtype=torch.float32, device="cpu")
-        rates = self.base ** (-halves / self.width)
-        angles = torch.outer(torch.arange(self.context, dtype=torch.float32, device="cpu"), rates)
+        places = torch.arange(self.context, dtype=torch.float32, device="cpu")
+        angles = torch.outer(places, self.rates)
         self.cos, self.sin = angles.cos().to(device, dtype), angles.sin().to(device, dtype)
 
     def forward(self, places: torch.Tensor, stream: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:

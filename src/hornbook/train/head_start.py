@@ -1,4 +1,4 @@
-"""What a run knows before its first step: which token follows which.
+"""What a run knows before its first step: which token follows which, and where the tokens just before stand.
 
 In: a model whose blocks begin as the identity, and the tokens that it is to learn from.  Out: its embedding and its
 head, set so that it predicts each next token about as a table of all counted pairs would.
@@ -7,7 +7,9 @@ its best approximation of a model's width is just what a head after an embedding
 
     head[next] . embedding[token]  =  log P(next | token)
 
-The weights stay what they always are, and learn on from there.
+And the heads of the first two blocks begin by looking at the token before, at the one before that, and so on: what they
+add is nothing yet, but what there is to be seen need not be found first. The weights stay what they always are, and
+learn on from there.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from hornbook.base.machine import mix_seed
+from hornbook.model.attention import Attention
 from hornbook.model.gpt import GPT
+from hornbook.model.rotary import Rotary
 from hornbook.shards.format import TokenArray
 
 # Of a longer text, a beginning; its pairs are known well enough.
@@ -35,15 +39,39 @@ LONGEST = 0.9
 # The same in each embedding, from which the head reads how frequent a token is by itself.
 CONSTANT_SHARE = 0.04
 ROUNDS = 3
+# The heads of so many blocks begin by looking at the tokens just before.
+LOOKING_BACK = 2
+# By how fast shares fall from one wave by which a place is found to the next slower one, and how much is left of what a
+# head would have looked for.
+WAVES, LEFT = 3.0, 0.25
 MOST_BINS_A_KEY = 8
 
 
 @torch.no_grad()
 def give_head_start(model: GPT, tokens: TokenArray, seed: int) -> None:
     table = counted(tokens, model.config.known_vocab_size)
-    embedding, head = _factors(table, model.config.n_embd, mix_seed(seed, "head start", 0))
+    embedding, head, one = _factors(table, model.config.n_embd, mix_seed(seed, "head start", 0))
     model.embedding.weight.copy_(embedding)
     model.head.weight.copy_(head)
+    if isinstance(model.rotation, Rotary):
+        _look_back(model, model.rotation.rates, one)
+
+
+def _look_back(model: GPT, rates: torch.Tensor, one: torch.Tensor) -> None:
+    """Head by head, one more token back. A query that is the same for every token, but turned by so many places, finds
+    among keys that are all the same the one that stands there; `one` gives 1 with each embedding."""
+    width = model.config.width_of_head
+    lengths = (width * torch.softmax(-torch.arange(width // 2) / WAVES, dim=0)).sqrt()
+
+    def turned(back: int) -> torch.Tensor:
+        return torch.cat((lengths * (back * rates).cos(), -lengths * (back * rates).sin()))
+
+    attentions = [module for module in model.modules() if isinstance(module, Attention)]
+    for number, attention in enumerate(attentions[:LOOKING_BACK]):
+        queries = [turned(number * attention.n_head + head + 1) for head in range(attention.n_head)]
+        keys = [turned(0)] * attention.n_kv_head
+        for weight, wanted in ((attention.query.weight, torch.cat(queries)), (attention.key.weight, torch.cat(keys))):
+            weight.mul_(LEFT).add_(torch.outer(wanted, one).to(weight.device))
 
 
 @dataclass(frozen=True)
@@ -101,8 +129,9 @@ def _each_once(keys: NDArray[np.int64], kinds: int) -> tuple[NDArray[np.int64], 
     return found, counts[found]
 
 
-def _factors(pairs: Pairs, width: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embedding (V, C), whose rows all are of the length that a norm leaves them, and head (V, C)."""
+def _factors(pairs: Pairs, width: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Embedding (V, C), whose rows all are of the length that a norm leaves them, head (V, C), and what gives 1 with
+    each embedding, (C,)."""
     random = torch.Generator().manual_seed(seed)
     frequency, vocab_size = pairs.frequency, len(pairs.frequency)
     rank = min(int(width * SHARE_OF_WIDTH), vocab_size - 1)
@@ -120,7 +149,7 @@ def _factors(pairs: Pairs, width: int, seed: int) -> tuple[torch.Tensor, torch.T
     head = torch.cat((follows, frequency.log()[:, None] / constant, torch.zeros_like(own)), dim=1)
     # Turned, so that every channel has its part of everything.
     turn = torch.linalg.qr(torch.randn(width, width, generator=random))[0]
-    return embedding @ turn, head @ turn
+    return embedding @ turn, head @ turn, turn[rank] / constant
 
 
 def _leading(pairs: Pairs, rank: int, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
