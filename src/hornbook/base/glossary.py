@@ -37,8 +37,9 @@ WORDS = {
     "Head": "One of several [attentions][attention] that a [layer] computes side by side, each with weights of its "
     "own. The output head, at the end, is another thing: it gives every token of the vocabulary its [logit].",
     "Head start": "Before the first [step], Hornbook counts which [token] follows which in the training text, and sets "
-    "[embeddings][embedding] and output [head] so that the model begins with these frequencies, not with nothing. The "
-    "[heads][head] of the first two layers begin by looking at the tokens just before.",
+    "[embeddings][embedding] and output [head] so that the model begins with these frequencies, not with nothing. Its "
+    "first [heads][head] begin by looking at the tokens just before, and by finding what came next when the text last "
+    "stood like this.",
     "Layer": "One of the blocks of which the model is a stack: [attention], which brings in what stands before, and "
     "an [MLP], which works on each place by itself.",
     "Learning rate": "How far a [step] goes. Too small, and little is learned in the time; too large, and the [loss] "

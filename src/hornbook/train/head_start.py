@@ -1,4 +1,4 @@
-"""What a run knows before its first step: which token follows which, and where the tokens just before stand.
+"""What a run knows before its first step: which token follows which.
 
 In: a model whose blocks begin as the identity, and the tokens that it is to learn from.  Out: its embedding and its
 head, set so that it predicts each next token about as a table of all counted pairs would.
@@ -7,9 +7,8 @@ its best approximation of a model's width is just what a head after an embedding
 
     head[next] . embedding[token]  =  log P(next | token)
 
-And the heads of the first two blocks begin by looking at the token before, at the one before that, and so on: what they
-add is nothing yet, but what there is to be seen need not be found first. The weights stay what they always are, and
-learn on from there.
+And its first heads look back, and find what followed last time (induction.py). The weights stay what they always are,
+and learn on from there.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from hornbook.base.machine import mix_seed
-from hornbook.model.attention import Attention
 from hornbook.model.gpt import GPT
 from hornbook.model.rotary import Rotary
 from hornbook.shards.format import TokenArray
+from hornbook.train.induction import Told, let_heads_look_back
 
 # Of a longer text, a beginning; its pairs are known well enough.
 MOST_TOKENS = 20_000_000
@@ -34,44 +33,22 @@ MOST_TOKENS = 20_000_000
 BELIEVED = 10.0
 # Of the width: what tells followers apart, and how much of an embedding's length it has at the mean. The rest tells
 # tokens apart, whatever follows them.
-SHARE_OF_WIDTH, SHARE_OF_LENGTH = 0.75, 0.5
+SHARE_OF_WIDTH, SHARE_OF_LENGTH = 0.6, 0.5
 LONGEST = 0.9
 # The same in each embedding, from which the head reads how frequent a token is by itself.
 CONSTANT_SHARE = 0.04
 ROUNDS = 3
-# The heads of so many blocks begin by looking at the tokens just before.
-LOOKING_BACK = 2
-# By how fast shares fall from one wave by which a place is found to the next slower one, and how much is left of what a
-# head would have looked for.
-WAVES, LEFT = 3.0, 0.25
 MOST_BINS_A_KEY = 8
 
 
 @torch.no_grad()
 def give_head_start(model: GPT, tokens: TokenArray, seed: int) -> None:
     table = counted(tokens, model.config.known_vocab_size)
-    embedding, head, one = _factors(table, model.config.n_embd, mix_seed(seed, "head start", 0))
-    model.embedding.weight.copy_(embedding)
-    model.head.weight.copy_(head)
+    told = told_by(table, model.config.n_embd, mix_seed(seed, "head start", 0))
+    model.embedding.weight.copy_(told.embedding)
+    model.head.weight.copy_(told.head)
     if isinstance(model.rotation, Rotary):
-        _look_back(model, model.rotation.rates, one)
-
-
-def _look_back(model: GPT, rates: torch.Tensor, one: torch.Tensor) -> None:
-    """Head by head, one more token back. A query that is the same for every token, but turned by so many places, finds
-    among keys that are all the same the one that stands there; `one` gives 1 with each embedding."""
-    width = model.config.width_of_head
-    lengths = (width * torch.softmax(-torch.arange(width // 2) / WAVES, dim=0)).sqrt()
-
-    def turned(back: int) -> torch.Tensor:
-        return torch.cat((lengths * (back * rates).cos(), -lengths * (back * rates).sin()))
-
-    attentions = [module for module in model.modules() if isinstance(module, Attention)]
-    for number, attention in enumerate(attentions[:LOOKING_BACK]):
-        queries = [turned(number * attention.n_head + head + 1) for head in range(attention.n_head)]
-        keys = [turned(0)] * attention.n_kv_head
-        for weight, wanted in ((attention.query.weight, torch.cat(queries)), (attention.key.weight, torch.cat(keys))):
-            weight.mul_(LEFT).add_(torch.outer(wanted, one).to(weight.device))
+        let_heads_look_back(model, model.rotation.rates, told)
 
 
 @dataclass(frozen=True)
@@ -129,9 +106,7 @@ def _each_once(keys: NDArray[np.int64], kinds: int) -> tuple[NDArray[np.int64], 
     return found, counts[found]
 
 
-def _factors(pairs: Pairs, width: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Embedding (V, C), whose rows all are of the length that a norm leaves them, head (V, C), and what gives 1 with
-    each embedding, (C,)."""
+def told_by(pairs: Pairs, width: int, seed: int) -> Told:
     random = torch.Generator().manual_seed(seed)
     frequency, vocab_size = pairs.frequency, len(pairs.frequency)
     rank = min(int(width * SHARE_OF_WIDTH), vocab_size - 1)
@@ -142,14 +117,16 @@ def _factors(pairs: Pairs, width: int, seed: int) -> tuple[torch.Tensor, torch.T
     followed, follows = followed * scale, follows / scale
     followed *= (math.sqrt(LONGEST * width) / followed.norm(dim=1, keepdim=True)).clamp(max=1)
     constant = math.sqrt(CONSTANT_SHARE * width)
-    own = torch.randn(vocab_size, width - rank - 1, generator=random)
+    spare = (width - rank - 1) // 2
+    name = torch.randn(vocab_size, width - rank - 1 - spare, generator=random)
     left_over = (width - followed.square().sum(dim=1) - constant**2).clamp(min=0.01 * width)
-    own *= (left_over.sqrt() / own.norm(dim=1))[:, None]
-    embedding = torch.cat((followed, torch.full((vocab_size, 1), constant), own), dim=1)
-    head = torch.cat((follows, frequency.log()[:, None] / constant, torch.zeros_like(own)), dim=1)
+    name *= (left_over.sqrt() / name.norm(dim=1))[:, None]
     # Turned, so that every channel has its part of everything.
     turn = torch.linalg.qr(torch.randn(width, width, generator=random))[0]
-    return embedding @ turn, head @ turn, turn[rank] / constant
+    table, one, names, nothing = turn.split((rank, 1, name.shape[1], spare))
+    embedding = followed @ table + constant * one + name @ names
+    by_itself = torch.outer(frequency.log() / constant, one[0])
+    return Told(embedding, follows @ table + by_itself, follows @ table, one[0] / constant, names, nothing, frequency)
 
 
 def _leading(pairs: Pairs, rank: int, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
