@@ -271,7 +271,7 @@ def test_a_batch_is_not_smaller_than_the_cluster_and_one_host_needs_no_network(
     words = ["plan", "demo", "--gpus", "8", *THOUSAND[2:], "--hosts", "1", "--train.batch-tokens", "512"]
     assert main(words) == 0
     told = capsys.readouterr()
-    assert "4 sequences are fewer than the GPUs, so planned with --train.batch-tokens 1024" in told.out
+    assert "2 sequences are fewer than the GPUs, so planned with --train.batch-tokens 2048" in told.out
     assert "all 8 GPUs are in one host" in told.err
 
 

@@ -18,7 +18,8 @@ from hornbook.train.config import STOPS, OptimConfig, RunConfig, ScheduleConfig,
 @dataclass(frozen=True)
 class Size:
     """A step of the ladder. Batches are as small as the machine is still quick at: in little time, many small steps
-    learn more than few large ones."""
+    learn more than few large ones. With windows of up to 256 tokens a step takes no longer, and heads that look back
+    find more (records/2026-11-28-zen3-2-cores-first-heads)."""
 
     n_layer: int
     n_embd: int
@@ -38,11 +39,11 @@ class Size:
 
 
 LADDER = (
-    Size(2, 128, 64, 512),
-    Size(2, 192, 128, 1024, narrow=True),
-    Size(2, 256, 128, 1024, narrow=True),
-    Size(3, 256, 128, 1024, narrow=True),
-    Size(4, 256, 128, 2048, narrow=True),
+    Size(2, 128, 128, 512),
+    Size(2, 192, 256, 1024, narrow=True),
+    Size(2, 256, 256, 1024, narrow=True),
+    Size(3, 256, 256, 1024, narrow=True),
+    Size(4, 256, 256, 2048, narrow=True),
     Size(4, 384, 256, 2048, narrow=True),
     Size(6, 384, 256, 4096),
     Size(8, 512, 512, 16_384),
