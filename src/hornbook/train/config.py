@@ -87,8 +87,8 @@ class TrainConfig(Settings):
     context: int | None = Field(None, ge=1)
     """Tokens in a training window; as many as the model sees, when not given. Places beyond it are never learned."""
     head_start: bool | None = None
-    """Begin with what counted pairs of tokens tell, so that the first guesses are a table's; where blocks begin as the
-    identity and the head is the model's own, when not given."""
+    """Begin with what counted pairs of tokens tell, so that the first guesses are about a table's, and with heads that
+    look back; where blocks begin as the identity and the head is the model's own, when not given."""
     average: Literal["ema"] | None = None
     """Evaluate, sample and keep the weights' moving average in place of the newest ones."""
     average_share: float = Field(0.1, gt=0, le=0.5)
