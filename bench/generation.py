@@ -6,11 +6,11 @@ The model has GPT-2's shape and random weights, written once as a model folder t
 its embeddings are stretched so that a token's distribution is about as uneven as a trained model's (the entropy is
 among the figures): a rule such as top-p costs what it has to leave out. The prompt has 16 tokens.
 
-Each contestant has one model in a process of its own, as its users would, and waits there for its turn: beside seven
-other models and their pools of threads one is up to a third slower. Each round, each has its turn, in both ways of
-choosing a token: the likeliest, and drawn at temperature 0.8 with top-p 0.95. A turn is one text by itself; of hornbook
-also `--streams` texts in one batch. transformers serves as many one by one, which takes as long for each as for one. A
-number type that the processor lacks, and a peer that is not installed, is passed over, by its name.
+Each contestant has one model in a process of its own, as its users would, and waits there for its turn, so that no
+other's threads are in its way. Each round, each has its turn, in both ways of choosing a token: the likeliest, and
+drawn at temperature 0.8 with top-p 0.95. A turn is one text by itself; of hornbook also `--streams` texts in one batch.
+transformers serves as many one by one, which takes as long for each as for one. A number type that the processor lacks,
+and a peer that is not installed, is passed over, by its name.
 """
 
 from __future__ import annotations

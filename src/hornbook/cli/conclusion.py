@@ -100,30 +100,28 @@ def drawn_beside(run: Path) -> Iterator[Callable[[], list[Path]]]:
     from hornbook.report.curves import draw
 
     paths = os.pathsep.join(each for each in sys.path if each)
-    process = subprocess.Popen(
+    drawn: list[Path] = []
+    with subprocess.Popen(
         [sys.executable, "-P", "-c", DRAW, str(run)],
         env=os.environ | {"PYTHONPATH": paths},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,  # Ctrl-C is for those who wait
-    )
-    drawn: list[Path] = []
+    ) as process:
 
-    def pictures() -> list[Path]:
-        if not drawn:
-            names, _ = process.communicate()
-            drawn.extend([run / name for name in names.split()] if process.returncode == 0 else draw(run))
-        return drawn
+        def pictures() -> list[Path]:
+            if not drawn:
+                names, _ = process.communicate()
+                drawn.extend([run / name for name in names.split()] if process.returncode == 0 else draw(run))
+            return drawn
 
-    try:
-        yield pictures
-        pictures()
-    except BaseException:
-        process.kill()
-        raise
-    finally:
-        process.wait()
+        try:
+            yield pictures
+            pictures()
+        except BaseException:
+            process.kill()
+            raise
 
 
 def tell_findings(found: list[Finding], run: Path) -> None:

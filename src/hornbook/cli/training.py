@@ -199,7 +199,6 @@ def report(words: list[str]) -> int:
         help="csv: print results and settings as a table, and write nothing; else dashboards that get the log",
     )
     given = parse(parser, words)
-    from hornbook.infer.looking_back import answers_beside
     from hornbook.report.comparison import compare, draw_lengths
     from hornbook.report.comparison_page import write_comparison
     from hornbook.report.curves import draw
@@ -226,6 +225,8 @@ def report(words: list[str]) -> int:
         if given.at:
             say(str(draw_lengths(run, given.at)))
     if len(given.runs) > 1:
+        from hornbook.infer.looking_back import answers_beside
+
         beside = given.runs[0].parent
         say()
         paragraphs(verdict(told))

@@ -32,6 +32,7 @@ SLOW = 2.0
 FEWEST = 8  # numbers in a name, or too many tokens have about the same
 # How long what is handed on is beside the name, and by how many nats a head that is sure raises the token it has found.
 HANDED, RAISED = 0.3, 1.0
+LEAST = 0.01  # that a head raises by itself, before it is made louder: of a text in which nothing differs it is nothing
 # How much of what the head before is sure to see is at its place, about.
 SURE = 0.6
 RIDGE = 1e-3
@@ -119,7 +120,7 @@ def tell(attention: Attention, told: Told) -> None:
     width = min(attention.head_width, len(lengths))
     writes, reads = u[:, :width] * lengths[:width].sqrt(), lengths[:width].sqrt()[:, None] * v[:width]
     raised = ((told.follows @ writes) * (told.embedding @ reads.T)).sum(dim=1)
-    writes *= RAISED / float((told.frequency * raised).sum())
+    writes *= RAISED / max(float((told.frequency * raised).sum()), LEAST)
     usual = (weight * (told.embedding @ reads.T)).square().sum().div(width).sqrt()
     attention.value.weight[:width].copy_(reads / usual)
     attention.out.weight[:, :width].copy_(writes * usual)
