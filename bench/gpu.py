@@ -37,7 +37,7 @@ from hornbook.plan.forecast import forecast
 from hornbook.recipes import compose, dial
 from hornbook.recipes.miniature import miniature
 from hornbook.recipes.modern import demo
-from hornbook.recipes.seeds import pile_2b, shakespeare_124m
+from hornbook.recipes.published import pile_2b, shakespeare_124m
 from hornbook.runs.logs import read_log
 from hornbook.text.tokenizer import TokenizerConfig
 from hornbook.train import learner, loop, probe, start
@@ -212,7 +212,7 @@ def measure(
         "waits_in_steps": dict(watch.waits),
         "losses": [round(steps[place]["loss"], 4) for place in (0, len(steps) // 4, len(steps) // 2, -1)],
         "last_losses": [each["loss"] for each in steps[-3:]],
-        "left_out": [each["step"] for each in steps if each["gradient_length"] is None],
+        "left_out": [each["step"] for each in steps if each["grad_norm"] is None],
         "loss_scale": steps[-1].get("loss_scale"),
         "val": [
             (each["step"], round(each["val_loss"], 4), each["val_bits_per_byte"], each["seconds"]) for each in evaluated

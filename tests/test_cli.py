@@ -145,18 +145,21 @@ def test_a_text_of_any_name_on_a_screen_of_any_kind(
 
 
 @pytest.mark.usefixtures("pictures")
-@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("fails", ["not at all", "by itself", "to begin"])
 def test_the_pictures_are_there_when_a_command_ends(
-    fails: bool, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fails: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """By whichever process; one that fails may have had no memory."""
+    """By whichever process; one that fails may have had no memory, and says nothing."""
     run = Path(shutil.copytree(trained, tmp_path / "a run"))
     for picture in run.glob("*.png"):
         picture.unlink()
-    if fails:
-        monkeypatch.setattr(conclusion, "DRAW", "import sys; sys.exit(1)")
+    if fails == "by itself":
+        monkeypatch.setattr(conclusion, "DRAW", conclusion.DRAW.replace("sys.argv[1]", "sys.argv[2]"))
+    if fails == "to begin":
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "gone"))
     with conclusion.drawn_beside(run) as pictures:
         pass
+    assert capfd.readouterr().err == ""
     assert pictures() == [run / "loss.png", run / "perplexity.png"]
     assert all(picture.is_file() for picture in pictures())
 
@@ -326,3 +329,25 @@ def test_a_bug_of_ours_exits_with_1_and_names_the_way_to_see_it(
     monkeypatch.setitem(cli.COMMANDS, "recipes", broken)
     assert cli.main(["recipes"]) == 1
     assert "HORNBOOK_DEBUG=1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "--out", "--train.steps", "3"], "error: --out: name the run's folder: --out runs/NAME\n"),
+        (["train", "--out.x", "5"], "error: --out: name the run's folder: --out runs/NAME\n"),
+        (
+            ["plan", "--processes", "2"],
+            "error: plan: --processes is left out; it times one process here, and --gpus N --gpu NAME tells of many\n",
+        ),
+    ],
+    ids=str,
+)
+def test_what_is_no_folder_and_no_knob_is_told(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words) == 2
+    assert capsys.readouterr().err == said
+
+
+def test_resume_with_half_a_knob_names_it(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["resume", str(trained), "--train"]) == 2
+    assert capsys.readouterr().err.startswith("error: --train: ")

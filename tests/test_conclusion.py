@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from hornbook.cli.conclusion import in_plain_words, what_next
+from hornbook.runs.folder import Record
 from hornbook.train.config import RunConfig
 from hornbook.train.start import Outcome
 
@@ -42,13 +43,22 @@ def test_the_loss_is_told_beside_what_compressors_make_of_the_text(yardsticks: d
 )
 def test_what_to_try_next_fits_the_run(end: dict[str, Any], reached: dict[str, float], longer: str | None) -> None:
     outcome = Outcome(Path("runs/x"), "done", 60, 600.0, 1.0, None, 1)
-    config = RunConfig.model_validate({"train": {"batch_tokens": 512} | end}).model_dump()
+    record = Record(RunConfig.model_validate({"train": {"batch_tokens": 512} | end}).model_dump(), Path("shards"), "")
 
     def told(worse: bool) -> list[str]:
-        return list(what_next(outcome, config, reached.get("epochs", 0.0), "Once upon", worse))
+        return list(what_next(outcome, record, reached.get("epochs", 0.0), "Once upon", worse))
 
     serve, generate, *others = told(worse=False)
     assert serve == "hornbook serve runs/x --open"
     assert generate == "hornbook generate runs/x --prompt 'Once upon'"
     assert others == [*([f"hornbook resume runs/x {longer}"] if longer else []), "hornbook train PATH/TO/YOUR/TEXT"]
     assert "resume" not in " ".join(told(worse=True))
+
+
+def test_nobody_is_advised_to_learn_a_text_by_heart() -> None:
+    """Of settings that were chosen for a text, how often it is read is a bound; who gave it may give another."""
+    outcome = Outcome(Path("runs/x"), "done", 60, 600.0, 1.0, None, 1)
+    config = RunConfig.model_validate({"recipe": "own-text", "train": {"epochs": 40, "minutes": 100}}).model_dump()
+    for turned, advised in (((), False), (("train.epochs",), True)):
+        record = Record(config, Path("shards"), "").with_(turned=turned)
+        assert ("--train.epochs 80" in " ".join(what_next(outcome, record, 40.0, "Once", worse=False))) == advised

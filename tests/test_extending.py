@@ -14,8 +14,8 @@ from hornbook.model.activations import ACTIVATIONS
 from hornbook.model.norms import NORMS
 from hornbook.model.positions import POSITIONS
 from hornbook.train.config import RunConfig
-from hornbook.train.optimizers import OPTIMIZERS
-from hornbook.train.schedules import SCHEDULES
+from hornbook.train.optim_config import OPTIMIZERS
+from hornbook.train.schedule_config import SCHEDULES
 from hornbook.train.start import fit
 
 
@@ -131,10 +131,10 @@ def test_a_part_of_the_model_or_of_its_training_is_one_entry(copy: Copy, text_fi
     copy.add("model/positions.py", '    "rotary": ', f'    "paired": Positions(added=_paired, {rows}),\n')
     copy.add("model/positions.py", "POSITIONS = {", PAIRED)
     entry = '    "signum": lambda name, axes, config: Group("signum", config.lr, config.weight_decay),\n'
-    copy.add("train/optimizers.py", '    "muon": _muon_for_matrices,\n', entry)
-    copy.add("train/optimizers.py", '    "muon": "hornbook', '    "signum": "hornbook.train.optim:Signum",\n')
-    copy.add("train/optim.py", "@torch.no_grad()\ndef clip_gradients", SIGNUM)
-    copy.add("train/schedules.py", '    "cosine": ', '    "root": lambda config, at: (1 - at.done) ** 0.5,\n')
+    copy.add("train/optim_config.py", '    "muon": _muon_for_matrices,\n', entry)
+    copy.add("train/optim_config.py", '    "muon": "hornbook', '    "signum": "hornbook.train.optim:Signum",\n')
+    copy.add("train/optim.py", "@torch.no_grad()\ndef clip_grad_norm", SIGNUM)
+    copy.add("train/schedule_config.py", '    "cosine": ', '    "root": lambda config, at: (1 - at.done) ** 0.5,\n')
     copy.add("infer/config.py", "    repetition_penalty: ", TOP_A)
     entry = '    "top_a": lambda likely, share: likely >= share * likely.max(),\n'
     copy.add("infer/sampler.py", '    "min_p": ', entry)

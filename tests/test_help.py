@@ -12,7 +12,7 @@ from hornbook.cli.knobs import FIRST, GROUPS, group_of
 from hornbook.cli.words import in_columns
 from hornbook.recipes import RECIPES
 from hornbook.train.config import RunConfig
-from hornbook.train.schedules import SCHEDULES
+from hornbook.train.schedule_config import SCHEDULES
 
 EVERY = [spoken(knob) for knob in knobs(RunConfig)]
 

@@ -40,7 +40,7 @@ STAGES = ("files.staged_folder(", "files.staged_file(", "files.open_to_write(", 
 WRITES_WHERE_IT_MAY = {
     ("hornbook.model.folder", "save_weights"),
     ("hornbook.model.folder", "describe_model"),
-    ("hornbook.train.parts", "_write_mine"),
+    ("hornbook.train.distributed_checkpoint", "_write_mine"),
     ("hornbook.text.tokenizer", "save"),
     ("hornbook.shards.prepare", "_learn"),
     ("hornbook", "_repr_png_"),

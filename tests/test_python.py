@@ -16,7 +16,7 @@ from hornbook.base.errors import UserError
 from hornbook.report.curves import draw
 from hornbook.train.config import OptimConfig, RunConfig
 from hornbook.train.optim import grouped
-from hornbook.train.optimizers import LEARNS_AT, OPTIMIZERS, learning_rates
+from hornbook.train.optim_config import LEARNS_AT, OPTIMIZERS, learning_rates
 from hornbook.train.start import fit
 
 ROOT = Path(__file__).parent.parent

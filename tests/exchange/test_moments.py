@@ -22,7 +22,7 @@ from hornbook.model.layouts import to_ours
 from hornbook.runs.folder import OPTIMIZER, OPTIMIZER_KNOBS, RunFolder
 from hornbook.runs.logs import read_log
 from hornbook.train.optim import Optimizer
-from hornbook.train.optimizers import OptimConfig
+from hornbook.train.optim_config import OptimConfig
 
 SIZES = Sizes(n_head=2)
 Tree = dict[str, Any]

@@ -278,6 +278,15 @@ def test_a_batch_is_not_smaller_than_the_cluster_and_one_host_needs_no_network(
 # Laws
 
 
+@pytest.mark.parametrize("sequences", [1, 2, 3, 5, 6, 8])
+def test_any_number_of_sequences_may_be_computed_one_at_a_time(sequences: int) -> None:
+    model = llama_8b(8)
+    train = model.run.train.with_(batch_tokens=8 * sequences * 8192)
+    model = replace(model, run=model.run.with_(train=train.model_dump()))
+    at_once = {split.at_once for split in splits(model, h100(8))}
+    assert {1, sequences} <= at_once <= set(range(1, sequences + 1))
+
+
 def test_what_is_cheapest_is_quick_and_fits(eight_billion: AtScale) -> None:
     found = [split for split in splits(eight_billion.model, eight_billion.cluster) if fits(split)]
     assert {split.shards for split in eight_billion.fitting} == {split.shards for split in found}

@@ -15,7 +15,8 @@ import pytest
 from hornbook import cli
 from hornbook.base.errors import UserError
 from hornbook.plan import forecast as plan
-from hornbook.plan.forecast import forecast
+from hornbook.plan.forecast import Forecast, forecast
+from hornbook.recipes import compose
 from hornbook.train.loop import INTERRUPTED
 from hornbook.train.probe import Timed
 from hornbook.train.start import Outcome
@@ -96,7 +97,7 @@ def test_it_is_told_and_nothing_is_written(
 def test_a_machine_with_other_work_is_named_before_its_figures_are_believed(
     text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["plan", "--data", text, "--minutes", "2", "--train.device", "cpu"]
+    words = ["plan", "--data", text, "--minutes", "2", "--train.device", "cpu", "--out", "runs/as-for-train"]
     for waited, is_told in ((0.01, False), (0.05, True)):
         monkeypatch.setattr(plan, "seconds_a_step", lambda config, machine, waited=waited: Timed(0.1, waited))
         assert cli.main(words) == 0
@@ -124,6 +125,14 @@ def test_it_is_told_in_a_line_before_the_training(text: str, minutes: float, end
         assert 0.8 * found.bits_per_byte < more <= found.bits_per_byte
 
 
+def test_of_a_text_that_is_not_known_no_loss_is_told() -> None:
+    """And not that more time would be of no use."""
+    config = compose(None, {"data": "shakespeare", "train": {"minutes": 1}})
+    found = Forecast(config, "", 0.1, 0.0, 600, 60.0, 10**6, 1.0, 10**6, difficulty=None)
+    assert found.with_more(2) is None
+    assert found.in_a_line().endswith("and 1 epochs")
+
+
 def test_training_for_minutes_begins_with_what_is_expected(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,7 +145,8 @@ def test_training_for_minutes_begins_with_what_is_expected(
     for words, minutes in (([], "10"), (["--minutes", "3"], "3"), (["--train.steps", "2"], None)):
         assert cli.main(["train", text, *words, "--out", str(tmp_path / "run"), "--train.device", "cpu"]) == 130
         told = capsys.readouterr().out
-        assert told.startswith("sizes chosen for the text, this machine and its time")
+        by = "this machine and its time" if minutes else "a plain machine"
+        assert told.startswith(f"sizes chosen for the text{',' if minutes else ' and'} {by}: ")
         found = re.search(r"(\d+) minutes; --minutes", told)
         assert (found and found[1]) == minutes
         assert ("expected: done in" in told) == (minutes is not None)

@@ -255,6 +255,16 @@ def test_a_text_of_ones_own_decides_the_sizes(tmp_path: Path) -> None:
     assert compose(None, {"data": str(short), "model": {"n_layer": 7}}).model.n_layer == 7
 
 
+@pytest.mark.parametrize(("minutes", "heads", "mlp"), [(3, 4, 1024), (600, 8, None)])
+def test_heads_and_mlp_follow_another_width(minutes: float, heads: int, mlp: int | None) -> None:
+    """As they would had the width been chosen; unless they are given, too."""
+    stops = {"train": {"minutes": minutes}}
+    wider = compose("demo", {"model": {"n_embd": 512}} | stops).model
+    assert (wider.n_embd, wider.n_head, wider.mlp_width) == (512, heads, mlp)
+    assert compose("demo", {"model": {"n_embd": 512, "n_head": 2, "mlp_width": 99}} | stops).model.mlp_width == 99
+    assert compose("demo", {"model": {"n_embd": 100}} | stops).model.n_embd == 100
+
+
 def test_a_stop_on_the_command_line_replaces_the_file_s(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('recipe = "demo"\n[train]\nminutes = 10\n')

@@ -222,7 +222,7 @@ def test_while_a_run_goes_each_finding_is_told_once(tmp_path: Path) -> None:
             loss = None if step > 20 else 5.0
             log.write(json.dumps({"step": step, "tokens": step, "loss": loss}) + "\n")
             log.flush()
-            told += [(step, each.rule) for each in doctor.look()]
+            told += [(step, each.rule) for each in doctor.new_findings()]
     assert told == [(21, "learning-rate-too-high")]
 
 
@@ -230,5 +230,5 @@ def test_a_mistake_of_the_doctor_ends_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(RULES, "overfits", lambda run: 1 / 0)  # type: ignore[arg-type, return-value]
-    assert Doctor(tmp_path).look() == []
+    assert Doctor(tmp_path).new_findings() == []
     assert "training goes on" in capsys.readouterr().err

@@ -23,13 +23,13 @@ class Slow(Speaker):
 
     def __init__(self, folder: Path, step_seconds: float = 0.01) -> None:
         super().__init__(folder, "cpu")
-        read_off = self.model.read_off
+        logits_of = self.model.logits_of
 
         def slowly(x: torch.Tensor) -> torch.Tensor:
             time.sleep(step_seconds)
-            return self.heard(read_off(x))
+            return self.heard(logits_of(x))
 
-        self.model.read_off = slowly  # type: ignore[method-assign]
+        self.model.logits_of = slowly  # type: ignore[method-assign]
 
     def heard(self, logits: torch.Tensor) -> torch.Tensor:
         return logits

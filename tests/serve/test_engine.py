@@ -166,8 +166,8 @@ def test_a_cancelled_request_in_the_queue_frees_its_place_at_once(slow_engine: C
 
 def test_the_queue_holds_no_more_than_it_should(slow_engine: Callable[..., Engine]) -> None:
     engine = slow_engine(rows=2, queue=3)
-    go_on, read_off = threading.Event(), engine.speaker.model.read_off
-    engine.speaker.model.read_off = lambda x: (go_on.wait(WAIT), read_off(x))[1]  # type: ignore[method-assign]
+    go_on, logits_of = threading.Event(), engine.speaker.model.logits_of
+    engine.speaker.model.logits_of = lambda x: (go_on.wait(WAIT), logits_of(x))[1]  # type: ignore[method-assign]
     taken, refused = [], 0
     for _ in range(20):
         listener = Listener(engine.speaker, max_tokens=30)
@@ -226,7 +226,7 @@ def test_an_error_ends_what_was_computed_with_it_and_nothing_else(
 ) -> None:
     speaker, tally = Endless(toy), Counts()
     engine = Engine(speaker, 1, 4, tally)
-    good = speaker.model.read_off
+    good = speaker.model.logits_of
     spoil = threading.Event()
 
     def sometimes(x: torch.Tensor) -> torch.Tensor:
@@ -235,7 +235,7 @@ def test_an_error_ends_what_was_computed_with_it_and_nothing_else(
             raise RuntimeError("out of luck")
         return good(x)
 
-    speaker.model.read_off = sometimes  # type: ignore[method-assign]
+    speaker.model.logits_of = sometimes  # type: ignore[method-assign]
     runs, waits = Listener(speaker, max_tokens=10_000), Listener(speaker, max_tokens=5)
     engine.submit(runs.job)
     assert runs.spoken.wait(WAIT)
@@ -257,7 +257,7 @@ def test_an_engine_that_always_fails_says_so(toy: Path) -> None:
     def never(x: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("out of luck")
 
-    speaker.model.read_off = never  # type: ignore[method-assign]
+    speaker.model.logits_of = never  # type: ignore[method-assign]
     for _ in range(3):
         listener = Listener(speaker)
         engine.submit(listener.job)

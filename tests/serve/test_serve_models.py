@@ -129,7 +129,7 @@ def test_a_model_that_always_fails_makes_the_server_unhealthy(
 ) -> None:
     def load(folder: Path) -> Speaker:
         speaker = Speaker(folder, "cpu")
-        speaker.model.read_off = lambda _: 1 / 0  # type: ignore[method-assign,assignment,return-value]
+        speaker.model.logits_of = lambda _: 1 / 0  # type: ignore[method-assign,assignment,return-value]
         return speaker
 
     server = start(toy, load=load)

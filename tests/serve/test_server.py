@@ -25,8 +25,8 @@ COMMAND = """
 import sys, time
 from hornbook.cli import main
 from hornbook.model.gpt import GPT
-read_off = GPT.read_off
-GPT.read_off = lambda self, x: (time.sleep({seconds}), read_off(self, x))[1]
+logits_of = GPT.logits_of
+GPT.logits_of = lambda self, x: (time.sleep({seconds}), logits_of(self, x))[1]
 sys.exit(main(["serve", *sys.argv[1:]]))
 """
 

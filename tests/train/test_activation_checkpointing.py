@@ -17,10 +17,10 @@ from hornbook.base.machine import choose_machine
 from hornbook.model.config import ModelConfig, classic, modern
 from hornbook.model.init import outline, untrained
 from hornbook.runs.folder import RunFolder
-from hornbook.train import learner, recorded
+from hornbook.train import cuda_graph, learner
+from hornbook.train.cuda_graph import StepRecorder
 from hornbook.train.learner import Learner
 from hornbook.train.memory import training_memory
-from hornbook.train.recorded import StepRecorder
 from hornbook.train.sizing import first_micro_batch, is_to_checkpoint_activations
 from hornbook.train.start import fit, resume
 from spread import spread
@@ -87,7 +87,7 @@ class Small:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             gradients_of(working)
 
-        def take(each: Learner, take: recorded.Take) -> torch.Tensor:
+        def take(each: Learner, take: cuda_graph.Take) -> torch.Tensor:
             def counted(first: int, count: int) -> Any:
                 self.sequences = count
                 return take(first, count)
@@ -162,7 +162,7 @@ def test_a_step_is_recorded_where_nothing_random_is_to_be_done_again(
     """A random state cannot be read while a step is recorded."""
     taken: list[float] = []
 
-    def record(recorder: StepRecorder, take: recorded.Take, factor: float) -> recorded.Numbers:
+    def record(recorder: StepRecorder, take: cuda_graph.Take, factor: float) -> cuda_graph.StepTensors:
         taken.append(factor)
         return recorder._step(take, factor)
 

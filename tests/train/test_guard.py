@@ -26,7 +26,7 @@ from hornbook.train.guard import (
 )
 from hornbook.train.learner import Learner
 from hornbook.train.optim import Optimizer
-from hornbook.train.optimizers import OPTIMIZERS
+from hornbook.train.optim_config import OPTIMIZERS
 from hornbook.train.start import fit, resume
 
 Watched = list[tuple[int, bool]]
@@ -42,7 +42,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Watched]:
 
     def poison(steps: set[int], where: str, value: float) -> Watched:
         watched: Watched = []
-        clip, update, cross_entropy = learner.clip_gradients, Optimizer.step, GPT.loss
+        clip, update, cross_entropy = learner.clip_grad_norm, Optimizer.step, GPT.loss
         learned: list[torch.nn.Parameter] = []
 
         def due(here: str) -> bool:
@@ -67,7 +67,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Watched]:
             same &= all(torch.equal(moments.get(name, torch.zeros_like(now[name])), now[name]) for name in now)
             watched.append((len(watched) + 1, same))
 
-        monkeypatch.setattr(learner, "clip_gradients", clipped)
+        monkeypatch.setattr(learner, "clip_grad_norm", clipped)
         monkeypatch.setattr(GPT, "loss", loss_of)
         monkeypatch.setattr(Optimizer, "step", updated)
         return watched

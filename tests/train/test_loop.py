@@ -189,7 +189,7 @@ def test_a_run_stops_at_the_first_step_that_reaches_its_target(short_text: Path,
 def evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Evaluations come to these losses, one after the other."""
     losses = iter([3.0, 2.0, 2.5, 2.0, math.nan, 2.2, 1.9, 2.1, 2.3, 2.2, 2.4, 2.5])
-    monkeypatch.setattr(loop, "score", lambda *_: Score(next(losses), 1.0, 1.0, 100))
+    monkeypatch.setattr(loop, "score", lambda *_, **__: Score(next(losses), 1.0, 1.0, 100))
 
 
 OFTEN: dict[str, Any] = {"eval_every_steps": 2, "save_every_steps": 100, "keep_checkpoints": 1, "patience": 3}

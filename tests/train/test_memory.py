@@ -14,14 +14,16 @@ import torch
 
 from effort import long
 from hornbook.base.console import Progress
+from hornbook.base.errors import UserError
 from hornbook.base.machine import choose_machine
+from hornbook.base.world import World
 from hornbook.model.config import classic, modern
 from hornbook.model.init import outline
 from hornbook.train import loop
 from hornbook.train.config import RunConfig
 from hornbook.train.memory import bytes_in_slices, training_memory
-from hornbook.train.optimizers import OPTIMIZERS
-from hornbook.train.sizing import slices_of_model
+from hornbook.train.optim_config import OPTIMIZERS
+from hornbook.train.sizing import LEAST_BYTES_OF_A_PARAMETER, refuse_without_room, slices_of_model
 from hornbook.train.start import fit
 
 Assemble = Callable[..., loop.Run]
@@ -242,3 +244,16 @@ def test_as_few_processes_have_a_model_together_as_have_room_for_it(tiny: Callab
     assert slices(plenty, ranks=3, parallel=2) == 3, "a host is lost"
     assert slices(plenty, ranks=1, parallel=2) is None
     assert slices(plenty, ranks=1, on_host=1, parallel="sharded") == 1
+
+
+def test_a_model_that_only_many_hold_is_refused_to_few(tiny: Callable[..., RunConfig]) -> None:
+    config = tiny(model={"n_layer": 24, "n_embd": 64, "n_head": 2, "context": 32, "vocab_size": 257})
+    of_one = LEAST_BYTES_OF_A_PARAMETER * config.model.n_params()
+    hosts = World()
+    hosts.size, hosts.size_of_host = 8, 4
+    for device, slices, share in (("cuda", None, 1), ("cuda", 4, 8), ("cpu", 4, 2), ("cpu", None, 1)):
+        machine = replace(choose_machine("cpu", "float32"), device=device, memory_bytes=of_one // share + 1)
+        refuse_without_room(config, machine, hosts, slices)
+        with pytest.raises(UserError, match="GB to train") as told:
+            refuse_without_room(config, replace(machine, memory_bytes=of_one // share - 1), hosts, slices)
+        assert ("--processes" in str(told.value)) == (slices is not None)

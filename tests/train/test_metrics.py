@@ -15,12 +15,12 @@ from hornbook.base.console import Progress
 from hornbook.infer.score import Score
 from hornbook.runs.folder import RunFolder
 from hornbook.train.config import RunConfig
-from hornbook.train.metrics import RATE_OVER_STEPS, SHOWN_LOSSES, Metrics, StepReading, Told, passed
-from hornbook.train.recorded import Numbers
+from hornbook.train.cuda_graph import StepTensors
+from hornbook.train.metrics import RATE_OVER_STEPS, SHOWN_LOSSES, Metrics, StepNumbers, StepReading, passed
 
 
-def numbers(loss: float, length: float) -> Numbers:
-    return Numbers(*(torch.tensor(each) for each in (loss, length, 0.0, 1.0, math.nan)))
+def numbers(loss: float, length: float) -> StepTensors:
+    return StepTensors(*(torch.tensor(each) for each in (loss, length, 0.0, 1.0, math.nan)))
 
 
 def reading(step: int, epoch_samples: int = 40, **more: Any) -> StepReading:
@@ -51,7 +51,7 @@ def metrics(tmp_path: Path, shown: io.StringIO) -> Metrics:
 def test_a_step_is_a_line_with_these_numbers(metrics: Metrics, tmp_path: Path) -> None:
     third = reading(3, rates={"lr": 0.002})
     metrics.launched(third, numbers(2.5, 0.75)._replace(update=torch.tensor(0.125)))
-    assert metrics.arrived() == [(third, Told(2.5, 0.75, spike=0, scale=1, update=0.125))]
+    assert metrics.arrived() == [(third, StepNumbers(2.5, 0.75, spike=0, scale=1, update=0.125))]
     metrics.evaluated(3, 3000, 0.3, 0.8, Score(loss=2.0, perplexity=7.389, bits_per_byte=2.885, tokens=100), whole=True)
     metrics.sampled(3, "a", "b")
     metrics.sync()

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from hornbook.train.config import OptimConfig
 from hornbook.train.muon import Muon, orthogonalised
-from hornbook.train.optimizers import Group
+from hornbook.train.optim_config import Group
 
 Matrix = NDArray[np.float64]
 GO, STAY = torch.zeros(()), torch.ones(())

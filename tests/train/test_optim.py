@@ -15,8 +15,8 @@ from hornbook.model.gpt import GPT
 from hornbook.model.init import untrained
 from hornbook.model.loss import cross_entropy_sum
 from hornbook.train.config import OptimConfig
-from hornbook.train.optim import Optimizer, clip_gradients, grouped
-from hornbook.train.optimizers import OPTIMIZERS
+from hornbook.train.optim import Optimizer, clip_grad_norm, grouped
+from hornbook.train.optim_config import OPTIMIZERS
 
 GO, STAY = torch.zeros(()), torch.ones(())
 SIZES: dict[str, Any] = {"vocab_size": 19, "context": 8, "n_layer": 2, "n_head": 2, "n_embd": 8}
@@ -217,7 +217,7 @@ def test_clipping_is_torchs_own(longest: float | None) -> None:
     for model in (ours, theirs):
         take_gradients(model, 7)
     expected = torch.nn.utils.clip_grad_norm_(theirs.parameters(), longest or float("inf"))
-    length = clip_gradients(list(ours.parameters()), longest)
+    length = clip_grad_norm(list(ours.parameters()), longest)
     torch.testing.assert_close(length, expected)
     for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, other.grad)

@@ -19,7 +19,7 @@ from hornbook.model.init import untrained
 from hornbook.runs.folder import RunFolder
 from hornbook.train import precision
 from hornbook.train.guard import NON_FINITE_IN_A_ROW
-from hornbook.train.metrics import Told
+from hornbook.train.metrics import StepNumbers
 from hornbook.train.precision import LossScaler, WorkingCopy
 from hornbook.train.start import fit, resume
 
@@ -139,8 +139,8 @@ def test_the_scale_goes_on_where_it_was(short_text: Path, tmp_path: Path, monkey
 
 
 def test_what_the_scale_cannot_mend_is_not_laid_at_its_door() -> None:
-    assert Told(2.0, math.inf, spike=0, scale=65_536.0).overflowed
-    assert Told(2.0, math.nan, spike=0, scale=2.0).overflowed
-    assert not Told(2.0, math.inf, spike=0, scale=precision.LEAST_SCALE).overflowed
-    assert not Told(math.nan, math.nan, spike=0, scale=65_536.0).overflowed
-    assert not Told(2.0, 1.0, spike=0, scale=65_536.0).overflowed
+    assert StepNumbers(2.0, math.inf, spike=0, scale=65_536.0).overflowed
+    assert StepNumbers(2.0, math.nan, spike=0, scale=2.0).overflowed
+    assert not StepNumbers(2.0, math.inf, spike=0, scale=precision.LEAST_SCALE).overflowed
+    assert not StepNumbers(math.nan, math.nan, spike=0, scale=65_536.0).overflowed
+    assert not StepNumbers(2.0, 1.0, spike=0, scale=65_536.0).overflowed

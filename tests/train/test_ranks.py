@@ -89,6 +89,20 @@ def test_a_run_goes_on_with_another_number_of_processes_as_if_nothing_had_happen
     assert moved_on == in_one
 
 
+def test_the_best_model_is_scored_in_the_end_however_it_is_held(told: Told) -> None:
+    """And not half of it, half of the newest."""
+    of_one, (step, loss) = told["1"]["best_before"][0], told["1"]["best_before"][0][0]
+    assert step == 1
+    assert of_one[1] == [step, pytest.approx(loss, rel=1e-6)]
+    for ranks in ("2", "4"):
+        for replicas, slices in told[ranks]["best_before"]:
+            assert [replicas, slices] == [[step, pytest.approx(loss, rel=1e-6)]] * 2
+
+
+def test_a_head_start_is_the_first_ones_where_others_compute_otherwise(told: Told) -> None:
+    assert [each[0] for each in told["2"]["other_processors"]] == [told["1"]["same"][0]["muon"][0]] * 2
+
+
 def test_gradients_that_overflow_on_one_rank_are_left_out_on_all(told: Told) -> None:
     taken, left_out = [True, 2.0**16], [False, 2.0**15]
     assert told["2"]["overflow"] == [[taken, taken, left_out, [True, 2.0**15]]] * 2

@@ -93,12 +93,12 @@ def test_what_goes_wrong_is_raised_at_the_next_look(learner: Any, writer: Writer
     writer.error = MachineError("the disk is full")
     with Saver(learner, writer, 0) as saver:
         saver.begin(TrainState(step=1))
-        saver.look()  # it is still being written
+        saver.raise_errors()  # it is still being written
         writer.may.set()
         while saver._writing is not None and not saver._writing.done():
             pass
         with pytest.raises(MachineError, match="full"):
-            saver.look()
+            saver.raise_errors()
     assert saver.saved_step == 0
 
 

@@ -17,7 +17,7 @@ from hornbook.base.errors import UserError
 from hornbook.base.settings import build
 from hornbook.train.checkpoint import TrainState
 from hornbook.train.config import RunConfig, ScheduleConfig
-from hornbook.train.schedule import REWARM_SHARE, WHOLE, Extension, doubts_of, lr_factor, planned_since
+from hornbook.train.schedule import NOT_EXTENDED, REWARM_SHARE, Extension, doubts_of, lr_factor, planned_since
 
 schedules = st.builds(
     ScheduleConfig,
@@ -90,7 +90,9 @@ def test_a_run_that_was_left_alone_has_the_plan_it_always_had(
     assert lr_factor(config, step, progress) == rise * (1.0 if config.kind == "constant" else left)
 
 
-def moved(config: ScheduleConfig, first: int, last: int, since: Extension = WHOLE, at: int | None = None) -> Extension:
+def moved(
+    config: ScheduleConfig, first: int, last: int, since: Extension = NOT_EXTENDED, at: int | None = None
+) -> Extension:
     """The plan of a run whose end is moved, from one step to another, at a step: at its first end when not given."""
     runs = [RunConfig.model_validate({"schedule": config, "train": {"steps": steps}}) for steps in (first, last)]
     return planned_since(*runs, TrainState(step=first if at is None else at), 1000, since)
@@ -101,14 +103,14 @@ def moved(config: ScheduleConfig, first: int, last: int, since: Extension = WHOL
 def test_an_end_that_is_moved_is_no_jump(config: ScheduleConfig, first: int, more: int, again: int) -> None:
     """However often, from the step before to the first one with the new end, and from each to the next."""
     longest = max(1 / max(config.warmup_steps, 1), 1 / (REWARM_SHARE * more), 1 / (REWARM_SHARE * again)) + 1e-9
-    since, ends = WHOLE, (first, first + more, first + more + again)
+    since, ends = NOT_EXTENDED, (first, first + more, first + more + again)
     for before, end in pairwise(ends):
         stood = lr_factor(config, before, 1.0, since)
         since = moved(config, before, end, since)
         factors = [lr_factor(config, step, step / end, since) for step in range(before, end)]
         assert all(0 <= each <= 1 for each in factors)
         assert all(after - each <= longest for each, after in pairwise([stood, *factors]))
-        if since != WHOLE:
+        if since != NOT_EXTENDED:
             assert lr_factor(config, end, 1.0, since) == pytest.approx(config.final_share)
 
 
@@ -131,14 +133,14 @@ def test_where_the_rate_would_not_rise_the_run_is_as_one_that_was_to_end_there(
     kind: str, first: int, last: int, at: int
 ) -> None:
     config = ScheduleConfig.model_validate({"kind": kind, "warmup_steps": 10})
-    assert moved(config, first, last, at=at) == WHOLE
+    assert moved(config, first, last, at=at) == NOT_EXTENDED
 
 
 def test_a_plan_is_kept_until_the_end_is_moved_again_or_its_step_is_lost() -> None:
     config = ScheduleConfig(warmup_steps=5)
     since = moved(config, 60, 120)
     assert Extension.of(since.record()) == since
-    assert Extension.of({}) == WHOLE
+    assert Extension.of({}) == NOT_EXTENDED
     assert moved(config, 120, 120, since, at=80) == since
     assert moved(config, 120, 120, since, at=40) == Extension(40, 40 / 120, since.factor)
 

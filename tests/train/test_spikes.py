@@ -86,7 +86,7 @@ def wild(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Gives the gradients of a step one number that is far too large, after five steps to look back on."""
 
     def make(step: int) -> None:
-        clip, steps = learner.clip_gradients, iter(range(1, 1000))
+        clip, steps = learner.clip_grad_norm, iter(range(1, 1000))
 
         def clipped(parameters: list[torch.nn.Parameter], *how: Any) -> torch.Tensor:
             if next(steps) == step:
@@ -94,7 +94,7 @@ def wild(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
                 parameters[-1].grad.view(-1)[0] = 1e4
             return clip(parameters, *how)
 
-        monkeypatch.setattr(learner, "clip_gradients", clipped)
+        monkeypatch.setattr(learner, "clip_grad_norm", clipped)
 
     monkeypatch.setattr(spikes, "WINDOW", 5)
     return make

@@ -29,7 +29,7 @@ from hornbook.shards.prepare import ShardsConfig, open_or_prepare, prepare
 from hornbook.text import readers
 from hornbook.text.readers import source_from_path
 from hornbook.text.tokenizer import TokenizerConfig
-from hornbook.train import loop
+from hornbook.train import loop, start
 from hornbook.train.config import STOPS, RunConfig, override
 from hornbook.train.learner import Learner
 from hornbook.train.start import fit, free_folder, resume
@@ -475,3 +475,15 @@ def test_a_resumed_run_is_compiled_when_it_was_and_only_then(
     monkeypatch.setattr("hornbook.train.sizing._compiling_pays", lambda *_: True)
     resume(tmp_path / "eager", {"train": {"steps": 2}})
     assert not asked
+
+
+@pytest.mark.parametrize(("read", "bound"), [(3, 40.0), (40, None)])
+def test_more_minutes_alone_do_not_learn_a_text_by_heart(read: int, bound: float | None) -> None:
+    """Unless it was read as often as was thought good, and somebody insists."""
+    before = RunConfig.model_validate({"recipe": "own-text", "train": {"epochs": 40, "minutes": 10}})
+    longer = override(before, {"train": {"minutes": 20}})
+    assert longer.train.epochs is None
+    kept = start._kept_from_rote(longer, before, read).train
+    assert (kept.minutes, kept.epochs) == (20, bound)
+    other = override(before, {"train": {"steps": 9}})
+    assert start._kept_from_rote(other, before, read) == other

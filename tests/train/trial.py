@@ -59,7 +59,7 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def exact(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Numbers to the last bit; the clock aside, which no two runs share."""
+    """StepTensors to the last bit; the clock aside, which no two runs share."""
     return [
         {
             name: value.hex() if isinstance(value, float) else value

@@ -6,6 +6,7 @@ it, what each of its ranks has to tell. Run as a program of its own, so that no 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -34,8 +35,9 @@ from hornbook.model.config import classic
 from hornbook.model.gpt import GPT
 from hornbook.model.layers import MLP
 from hornbook.runs.logs import read_log
+from hornbook.train import distributed_checkpoint, head_start, loop, sharded, timetable  # noqa: F401
 from hornbook.train import learner as learners
-from hornbook.train import loop, parts, sharded  # noqa: F401
+from hornbook.train.checkpoint import TrainState
 from hornbook.train.config import RunConfig, override
 from hornbook.train.start import Outcome, fit, resume
 
@@ -72,9 +74,19 @@ SHARDED: dict[str, Any] = {"train": {"parallel": "sharded"}}
 # Two replicas of two slices each, on four ranks.
 GRID: dict[str, Any] = {"train": {"parallel": 2}}
 HAPPENS = {
-    1: ["same", "sharded_alone"],
-    2: ["same", "in_parts", "overflow", "out_of_memory", "asked_to_stop", "full_disk", "full_disk_of_another"],
-    4: ["same", "sharded", "sharded_out_of_memory"],
+    1: ["same", "sharded_alone", "best_before"],
+    2: [
+        "same",
+        "best_before",
+        "other_processors",
+        "in_parts",
+        "overflow",
+        "out_of_memory",
+        "asked_to_stop",
+        "full_disk",
+        "full_disk_of_another",
+    ],
+    4: ["same", "sharded", "best_before", "sharded_out_of_memory"],
 }
 
 
@@ -108,6 +120,36 @@ class Scenes:
         """In one slice, as it is tried where there is but one device."""
         return {"muon": told_of(self.run("muon, sharded", SHARDED))}
 
+    def best_before(self) -> list[Any]:
+        """The first evaluation was the best one, of a part of the text; which step is scored on all of it in the end,
+        and how well, by replicas and in slices."""
+        record, told = TrainState.record_evaluation, list[Any]()
+        part = {"LEAST_TOKENS": 64, "SHARE_FOR_EVALUATIONS": 1.0, "SHARE_FOR_THE_WHOLE": 100.0}
+        with contextlib.ExitStack() as stack:
+            for name, value in part.items():
+                stack.enter_context(replaced(timetable, name, value))
+            worse = lambda state, loss: record(state, loss + state.step)  # noqa: E731
+            stack.enter_context(replaced(TrainState, "record_evaluation", worse))
+            for name, how in (("replicas", {}), ("slices", SHARDED)):
+                knobs = {"train": {"eval_every_steps": None, "dtype": "bfloat16"}, "optim": {"matrix_lr": 0.2}}
+                run = self.run(f"best before, {name}", knobs, how)
+                last = world().by_first(lambda run=run: read_log(run / "metrics.jsonl")[-1])
+                told.append([last["step"], last["final_val_loss"]])
+        return told
+
+    def other_processors(self) -> Any:
+        """On which the factors of a head start come out turned."""
+        found = head_start._leading
+
+        def turned(*given: Any) -> Any:
+            left, lengths, right = found(*given)
+            signs = torch.ones_like(lengths)
+            signs[:: world().rank + 2] = -1 if world().rank else 1
+            return left * signs, lengths, right * signs
+
+        with replaced(head_start, "_leading", turned):
+            return told_of(self.run("other processors"))
+
     def not_finite(self, by: float = math.nan, dtype: str = "float32") -> Any:
         """The gradients of one rank in one step; of each step, whether they were finite and by what the next loss is
         scaled."""
@@ -123,7 +165,7 @@ class Scenes:
         def stepping(learner: learners.Learner, *given: Any) -> Any:
             hit[0] = self.it_is_time(steps)
             numbers = step(learner, *given)
-            told.append([bool(numbers.gradient_length.isfinite()), learner.scaler.scale.item()])
+            told.append([bool(numbers.grad_norm.isfinite()), learner.scaler.scale.item()])
             return numbers
 
         with replaced(GPT, "loss", of_batch), replaced(learners.Learner, "_step", stepping):
@@ -192,7 +234,7 @@ class Scenes:
 
     def in_parts(self) -> Any:
         """A checkpoint that all write, of a shape that transformers knows: where it is."""
-        with replaced(parts, "PARTS_FROM", 0):
+        with replaced(distributed_checkpoint, "PARTS_FROM", 0):
             run = self.run("in parts", {"model": CLASSIC.model_dump(), "optim": {"kind": "adamw"}})
         return str(max(run.glob("checkpoints/step-*")))
 
@@ -211,7 +253,7 @@ class Scenes:
             taken.append(run.state.step)
 
         update, knobs = loop.update, {"train": {"save_every_steps": 2, "eval_every_steps": 9}}
-        with replaced(safetensors.torch, "save_file", full), replaced(parts, "PARTS_FROM", 0):
+        with replaced(safetensors.torch, "save_file", full), replaced(distributed_checkpoint, "PARTS_FROM", 0):
             try:
                 with replaced(loop, "update", taking):
                     fit(self.config(knobs), path)
@@ -369,13 +411,14 @@ def main(text: Path, folder: Path) -> None:
         told[str(size)] = {name: [rank and rank[name] for rank in ranks] for name in names}
     told["2"]["lost"] = in_a_world(2, Scenes(text, folder / "2").lost, results)
 
-    scenes, steady, path = Scenes(text, folder), {"schedule": {"kind": "constant"}}, folder / "moved on"
+    steady = {"schedule": {"kind": "constant"}, "train": {"average": "ema"}}
+    scenes, path = Scenes(text, folder), folder / "moved on"
     for at, size in ((2, 1), (4, 2), (6, 4), (8, 2), (10, 1)):
 
         def go_on(at: int = at, size: int = size) -> Any:
             if at == 2:
                 return ended(fit(scenes.config(steady, to(at)), path))
-            with replaced(parts, "PARTS_FROM", 0 if size > 1 else parts.PARTS_FROM):
+            with replaced(distributed_checkpoint, "PARTS_FROM", 0 if size > 1 else distributed_checkpoint.PARTS_FROM):
                 return ended(resume(path, merge(to(at), SHARDED if at == 6 else {})))
 
         in_a_world(size, go_on, results)

@@ -10,9 +10,9 @@ import html
 import re
 
 WORDS = {
-    "Attention": "How a [token] takes in what stands before it: each of its [heads][head] gives every earlier token a "
-    "weight, all of them 1 in sum, by how well its query fits that token's key, and adds up their values by these "
-    "weights. Nobody looks ahead.",
+    "Attention": "How a [token] takes in what stands before it: each of its [heads][head] gives the token and every "
+    "earlier one a weight, all of them 1 in sum, by how well its query fits that token's key, and adds up their values "
+    "by these weights. Nobody looks ahead.",
     "Batch": "What one [step] learns from: so many windows of the text, each of the length of the [context].",
     "Bits per byte": "The [loss] of a text in bits, divided by its bytes. It does not depend on how the text was cut "
     "into [tokens][token], so models with other [vocabularies][vocabulary] can be compared by it, and with what gzip "
@@ -64,7 +64,8 @@ WORDS = {
     "Sample": "A text that the model writes while it trains, to be read beside the [loss].",
     "Sampling": "Drawing the next [token] by the probabilities that the model gives, as [temperature], [top-k] and "
     "[top-p] change them.",
-    "Schedule": "How the [learning rate] changes over a run: it rises ([warm-up]), stays, and falls to nothing.",
+    "Schedule": "How the [learning rate] changes over a run: it rises ([warm-up]), stays, and falls, as a rule "
+    "to nothing.",
     "Seed": "The number from which all that is drawn at random follows. The same seed, with the same settings, gives "
     "the same text, and on a processor the same model.",
     "Shard": "A file of text that was made [tokens][token] already.",

@@ -83,6 +83,9 @@ class World:
         """Those of all, in the order of their ranks, (size, ...)."""
         return numbers[None]
 
+    def fill_from_first(self, *tensors: torch.Tensor) -> None:
+        """Overwrite them with the first process's, of the same shapes."""
+
     def in_groups(self, size: int) -> World:
         """Those of its group, where so many in a row make one; what tensors say is said among them alone."""
         return self
@@ -203,6 +206,13 @@ class Ranks(World):
         """The same, in one row that is there already; these may stand in their own place of it."""
         with self._together():
             self._gather(there, numbers, group=self.group)
+
+    def fill_from_first(self, *tensors: torch.Tensor) -> None:
+        for each in tensors:
+            row = each.contiguous()
+            with self._together():
+                self._dist.broadcast(row, 0)
+            each.copy_(row)
 
     def exchanged(self, parts: list[torch.Tensor] | torch.Tensor, expected: list[int]) -> torch.Tensor:
         """One part to each of them; what all sent to this one, in the order of their ranks."""

@@ -24,10 +24,14 @@ if TYPE_CHECKING:
     from hornbook.train.start import Outcome
 
 CONTINUATIONS = 3
+# Whatever is wrong with it, is told by who draws in its place.
 DRAW = """
 import sys, pathlib
-from hornbook.report.curves import draw
-print(*(picture.name for picture in draw(pathlib.Path(sys.argv[1]))))
+try:
+    from hornbook.report.curves import draw
+    print(*(picture.name for picture in draw(pathlib.Path(sys.argv[1]))))
+except Exception:
+    sys.exit(1)
 """
 # Seconds, and a share of the run, in which its snapshots are asked; `hornbook report` asks the others.
 LEAST_TO_ASK, SHARE_TO_ASK, MOST_TO_ASK = 2.0, 0.02, 30.0
@@ -88,7 +92,7 @@ def _conclude(outcome: Outcome, as_json: bool, pictures: Callable[[], list[Path]
     say("\nnext:")
     epochs = next((float(each["epochs"]) for each in reversed(entries) if "epochs" in each), 0.0)
     worse = any(each.rule == "overfits" for each in found)
-    for line in what_next(outcome, record.config, epochs, prompts[0] or "Once upon a time", worse):
+    for line in what_next(outcome, record, epochs, prompts[0] or "Once upon a time", worse):
         say(f"  {line}")
     return 0
 
@@ -101,21 +105,26 @@ def drawn_beside(run: Path) -> Iterator[Callable[[], list[Path]]]:
 
     paths = os.pathsep.join(each for each in sys.path if each)
     drawn: list[Path] = []
-    with subprocess.Popen(
-        [sys.executable, "-P", "-c", DRAW, str(run)],
-        env=os.environ | {"PYTHONPATH": paths},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # Ctrl-C is for those who wait
-    ) as process:
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-c", DRAW, str(run)],
+            env=os.environ | {"PYTHONPATH": paths},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for those who wait
+        )
+    except OSError:  # no memory for another process
+        yield lambda: draw(run)
+        return
 
-        def pictures() -> list[Path]:
-            if not drawn:
-                names, _ = process.communicate()
-                drawn.extend([run / name for name in names.split()] if process.returncode == 0 else draw(run))
-            return drawn
+    def pictures() -> list[Path]:
+        if not drawn:
+            names, _ = process.communicate()
+            drawn.extend([run / name for name in names.split()] if process.returncode == 0 else draw(run))
+        return drawn
 
+    with process:
         try:
             yield pictures
             pictures()
@@ -170,9 +179,9 @@ def _speak(outcome: Outcome, record: Record, shards: Shards) -> list[str]:
     return prompts
 
 
-def what_next(outcome: Outcome, config: Mapping[str, Any], epochs: float, prompt: str, worse: bool) -> Iterator[str]:
+def what_next(outcome: Outcome, record: Record, epochs: float, prompt: str, worse: bool) -> Iterator[str]:
     """Commands that fit the run: to look at it, to let it speak, and to go on, unless that would make it worse."""
-    run, train = outcome.folder, config["train"]
+    run, config, train = outcome.folder, record.config, record.config["train"]
     yield command("serve", run, "--open")
     yield command("generate", run, "--prompt", prompt)
     came_to = {
@@ -182,8 +191,9 @@ def what_next(outcome: Outcome, config: Mapping[str, Any], epochs: float, prompt
         "minutes": outcome.seconds / 60,
     }
     shares = {stop: reached / train[stop] for stop, reached in came_to.items() if train.get(stop)}
-    if shares and not worse:
-        stop = max(shares, key=shares.__getitem__)
+    stop = max(shares, key=shares.__getitem__, default=None)
+    chosen = config["recipe"] == "own-text" and "train.epochs" not in record.more.get("turned", ())
+    if stop is not None and not worse and not (stop == "epochs" and chosen):  # or it would learn by heart
         knob = "--minutes" if stop == "minutes" else f"--train.{stop}"
         yield command("resume", run, knob, f"{2 * train[stop]:g}" if stop == "minutes" else f"{2 * train[stop]:.12g}")
     if config["recipe"] in ("own-text", "continued"):

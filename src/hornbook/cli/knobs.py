@@ -84,7 +84,7 @@ def show_help(words: list[str], group: str) -> None:
     given.pop("out", None)
     config = compose(named, given, tiny)
     paragraphs(USAGE)
-    values = f"Each with what `{command('train', named or DEFAULT)}` takes; auto: chosen when the run begins."
+    values = f"Each with what `{command('train', named or DEFAULT)}` takes; auto: not set; what holds then, each says."
     every = list(told(RunConfig, config))
     if not group:
         paragraphs(f"What is turned most. {values}\n\n")
@@ -145,9 +145,10 @@ MARKDOWN = """\
 # Every knob
 
 Each can be written on the command line as here, in a TOML or JSON file as a table (`[train]`, `steps = 100`), or from
-Python as nested keyword arguments (`hornbook.fit(train={"steps": 100})`). A default of `auto` is chosen when the run
-begins. Recipes set some of them: `hornbook train RECIPE --help.all` shows the values of one. `make knobs` writes
-this page anew, and a test sees to it that it was.
+Python as nested keyword arguments (`hornbook.fit(train={"steps": 100})`). A default of `auto` means: not set. What
+holds then, each knob says: something that is chosen when the run begins, or nothing. Recipes set some of them:
+`hornbook train RECIPE --help.all` shows the values of one. `make knobs` writes this page anew, and a test sees to it
+that it was.
 """
 
 

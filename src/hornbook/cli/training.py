@@ -44,11 +44,11 @@ def train(words: list[str]) -> int:
     from hornbook.train.config import RunConfig
 
     knobs = from_words(RunConfig, long_forms(words))
-    out = knobs.pop("out", None)
+    out = _folder_named(knobs)
     together = world()
 
     def chosen() -> tuple[dict[str, Any], str]:
-        config = None if named or knobs or tiny or out is None else _begun(Path(str(out)))
+        config = None if named or knobs or tiny or out is None else _begun(Path(out))
         if config is None:
             config = compose(named, knobs, tiny, measured=True)
             if config.recipe == "own-text":
@@ -56,7 +56,7 @@ def train(words: list[str]) -> int:
             _say_what_is_expected(config)
         from hornbook.train.start import free_folder  # torch comes in when the settings are right
 
-        return config.model_dump(mode="json"), str(out) if out is not None else str(free_folder(config))
+        return config.model_dump(mode="json"), out or str(free_folder(config))
 
     with told_apart(as_json):
         settings, path = together.by_first(chosen)
@@ -64,6 +64,14 @@ def train(words: list[str]) -> int:
 
         outcome = fit(stored(RunConfig, settings, Path(path)), Path(path), turned=knobs)
     return conclude(outcome, as_json) if together.is_first else 0
+
+
+def _folder_named(knobs: dict[str, Any]) -> str | None:
+    """What --out says, which is no knob."""
+    out = knobs.pop("out", None)
+    if (out is not None and not isinstance(out, str | int | float)) or isinstance(out, bool):
+        raise UserError("--out: name the run's folder: --out runs/NAME")
+    return None if out is None else str(out)
 
 
 def plan(words: list[str]) -> int:
@@ -85,11 +93,16 @@ def plan(words: list[str]) -> int:
         return 0
     as_json, tiny = take_flag(words, "--json"), take_flag(words, "--tiny")
     cluster, words = _take_cluster(words)
+    if many := next(
+        (each for each in ("--processes", "--meet") if any(word.split("=")[0] == each for word in words)), None
+    ):
+        raise UserError(f"plan: {many} is left out; it times one process here, and --gpus N --gpu NAME tells of many")
     named = words.pop(0) if words and not words[0].startswith("-") else None
     from hornbook.base.settings import from_words
     from hornbook.train.config import RunConfig
 
     knobs = from_words(RunConfig, long_forms(words))
+    _folder_named(knobs)  # the words of `train` will do
     if cluster:
         return _plan_at_scale(named, knobs, tiny, cluster, as_json)
     from hornbook.plan.forecast import forecast  # torch comes in when the words are understood

@@ -28,7 +28,7 @@ class Attended:
 class Witness:
     """A Cache that holds nothing, and sees every layer's queries and keys pass by."""
 
-    places: torch.Tensor
+    positions: torch.Tensor
     mask: torch.Tensor | None = None  # all up to themselves
 
     def __init__(self, rows: int, scale: float) -> None:
@@ -36,7 +36,7 @@ class Witness:
         self.weights: list[torch.Tensor] = []  # of each layer, (H, T, S)
 
     def begin(self, ids: torch.Tensor) -> None:
-        self.places = torch.arange(ids.shape[1], device=ids.device)
+        self.positions = torch.arange(ids.shape[1], device=ids.device)
 
     def previous(self, ids: torch.Tensor) -> torch.Tensor:
         return id_before(ids)
@@ -46,7 +46,7 @@ class Witness:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         newest = queries[:, :, -self.rows :].float()
         of_head = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1).float()
-        later = self.places[-self.rows :, None] < self.places
+        later = self.positions[-self.rows :, None] < self.positions
         scores = (newest @ of_head.mT * self.scale).masked_fill(later, -torch.inf)
         self.weights.append(scores.softmax(dim=-1)[0])
         return queries, keys, values

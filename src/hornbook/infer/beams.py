@@ -82,7 +82,7 @@ def _logprobs(
     with torch.inference_mode():
         ids = torch.tensor(unseen, device=cache.keys.device)
         last = model.hidden(ids, cache.part(0, len(running)))[:, -1]
-        return model.read_off(last)[:, :known_ids].float().log_softmax(-1)
+        return model.logits_of(last)[:, :known_ids].float().log_softmax(-1)
 
 
 def _likeliest(

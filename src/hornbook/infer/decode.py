@@ -88,7 +88,7 @@ class KVCache:
         self.last_ids = torch.full((batch, 1), -1, device=device)  # where pairs of neighbours matter
         self.end = 0  # how many tokens the longest row holds with its newest
         self.mask: torch.Tensor | None = None  # (B, 1, T, S), where rows differ in length
-        self.places: torch.Tensor  # of the newest: (T,), or (B, T) where rows differ
+        self.positions: torch.Tensor  # of the newest: (T,), or (B, T) where rows differ
         self.rows: torch.Tensor  # (B, 1)
 
     def part(self, first: int, last: int) -> KVCache:
@@ -103,11 +103,11 @@ class KVCache:
         """Before the first layer: where the newest (B, T) will stand, and what they may look at."""
         shortest, longest, device = int(self.lengths.min()), int(self.lengths.max()), self.keys.device
         self.mask, self.end = None, longest + ids.shape[1]
-        self.places = torch.arange(shortest, shortest + ids.shape[1], device=device)
+        self.positions = torch.arange(shortest, shortest + ids.shape[1], device=device)
         if shortest != longest:
-            self.places = self.places + (self.lengths - shortest).to(device)[:, None]
-            self.rows = torch.arange(len(self.places), device=device)[:, None]
-            later = torch.arange(self.end, device=device) > self.places[:, None, :, None]
+            self.positions = self.positions + (self.lengths - shortest).to(device)[:, None]
+            self.rows = torch.arange(len(self.positions), device=device)[:, None]
+            later = torch.arange(self.end, device=device) > self.positions[:, None, :, None]
             # Added to scores: torch would make this of a mask of booleans in every layer anew.
             self.mask = torch.zeros(later.shape, device=device, dtype=self.keys.dtype).masked_fill_(later, -torch.inf)
 
@@ -124,8 +124,8 @@ class KVCache:
             start = self.end - keys.shape[2]
             self.keys[layer, :, :, start : self.end], self.values[layer, :, :, start : self.end] = keys, values
         else:
-            self.keys[layer].transpose(1, 2)[self.rows, self.places] = keys.transpose(1, 2)
-            self.values[layer].transpose(1, 2)[self.rows, self.places] = values.transpose(1, 2)
+            self.keys[layer].transpose(1, 2)[self.rows, self.positions] = keys.transpose(1, 2)
+            self.values[layer].transpose(1, 2)[self.rows, self.positions] = values.transpose(1, 2)
         known = self.keys[layer, :, :, : self.end], self.values[layer, :, :, : self.end]
         return queries.to(self.keys.dtype), *known
 
@@ -197,7 +197,7 @@ class Batch:
         texts = [self.texts[row] for row in ready]
         if not ready:
             return []
-        logits = self.model.read_off(hidden[ready, -1])[:, : self.known_ids]
+        logits = self.model.logits_of(hidden[ready, -1])[:, : self.known_ids]
         return list(zip(texts, choose(texts, logits.float()), strict=True))
 
     def _starts_of_unseen(self) -> list[int]:

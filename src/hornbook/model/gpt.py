@@ -39,14 +39,14 @@ class Block(nn.Module):
     def forward(
         self,
         x: torch.Tensor,
-        first: torch.Tensor,
+        x0: torch.Tensor,
         value_embedding: torch.Tensor | None,
-        turn: Callable[[torch.Tensor], torch.Tensor] | None,
+        rotate: Callable[[torch.Tensor], torch.Tensor] | None,
         cache: Cache | None,
     ) -> torch.Tensor:
         if self.shares is not None:
-            x = self.shares[0] * x + self.shares[1] * first
-        x = x + self.dropout(self.attention(self.attention_norm(x), turn, cache, value_embedding))
+            x = self.shares[0] * x + self.shares[1] * x0
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotate, cache, value_embedding))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
@@ -81,44 +81,44 @@ class GPT(nn.Module):
         return self.loss(self.hidden(ids), targets)
 
     def hidden(self, ids: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
-        """Ids (B, T) to hidden states (B, T, C), ready for the head."""
+        """Ids (B, T) to hidden states (B, T, C), ready for the head. Training may put a compiled one in its place."""
         if cache is not None:
             cache.begin(ids)
-        places = torch.arange(ids.shape[1], device=ids.device) if cache is None else cache.places
-        x = first = self.embedded(ids, places, cache)
-        turn = self.rotation(places, x) if self.rotation is not None else None
+        positions = torch.arange(ids.shape[1], device=ids.device) if cache is None else cache.positions
+        x = x0 = self.embed(ids, positions, cache)
+        rotate = self.rotation(positions, x) if self.rotation is not None else None
         for layer, block in enumerate(self.blocks):
             value_embedding = self.values[str(layer)](ids) if str(layer) in self.values else None
-            x = self.through(block)(x, first, value_embedding, turn, cache)
+            x = self.checkpointed(block)(x, x0, value_embedding, rotate, cache)
         if cache is not None:
             cache.advance(ids)
         hidden: torch.Tensor = self.norm(x)
         return hidden
 
-    def through(self, block: nn.Module) -> Callable[..., torch.Tensor]:
-        """A block; with activation checkpointing, one of which only what it reads is kept, and backwards computes the
-        rest again, the same numbers dropped."""
+    def checkpointed(self, block: nn.Module) -> Callable[..., torch.Tensor]:
+        """With activation checkpointing, a block that keeps only its input and is computed again in the backward pass,
+        with the same dropout; else the block."""
         if not (self.checkpoints_activations and torch.is_grad_enabled()):
             return block
         return partial(checkpoint, block, use_reentrant=False, preserve_rng_state=self.config.dropout > 0)
 
-    def embedded(self, ids: torch.Tensor, places: torch.Tensor, cache: Cache | None) -> torch.Tensor:
+    def embed(self, ids: torch.Tensor, positions: torch.Tensor, cache: Cache | None) -> torch.Tensor:
         """Ids (B, T) to what enters the first block, (B, T, C)."""
         x = self.embedding(ids)
         if self.positions is not None:
-            x = x + self.positions(places)
+            x = x + self.positions(positions)
         if self.bigrams is not None:
             previous = id_before(ids) if cache is None else cache.previous(ids)
-            hashes = (previous + 1) * 36_313 + ids * 27_191
+            hashes = (previous + 1) * 36_313 + ids * 27_191  # two primes, which spread pairs over the rows
             x = x + self.bigrams(hashes % self.bigrams.num_embeddings)
         embedded: torch.Tensor = self.dropout(self.embedding_norm(x))
         return embedded
 
     def logits(self, ids: torch.Tensor) -> torch.Tensor:
         """Ids (B, T) to logits (B, T, V)."""
-        return self.read_off(self.hidden(ids))
+        return self.logits_of(self.hidden(ids))
 
-    def read_off(self, hidden: torch.Tensor) -> torch.Tensor:
+    def logits_of(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states (..., C) to logits (..., V)."""
         return capped(self.head(hidden), self.config.logit_cap)
 
@@ -128,4 +128,4 @@ class GPT(nn.Module):
 
     def losses(self, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The loss of each token, (B, T), without gradients."""
-        return token_losses(self.hidden(ids), self.read_off, self.config.known_vocab_size, targets)
+        return token_losses(self.hidden(ids), self.logits_of, self.config.known_vocab_size, targets)

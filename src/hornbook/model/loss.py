@@ -43,14 +43,14 @@ def cross_entropy_sum(
 @torch.no_grad()
 def token_losses(
     hidden: torch.Tensor,
-    read_off: Callable[[torch.Tensor], torch.Tensor],
+    logits_of: Callable[[torch.Tensor], torch.Tensor],
     vocab_size: int,
     targets: torch.Tensor,
 ) -> torch.Tensor:
-    """The loss of each token, in fp32, in the shape of `targets`; `read_off` makes logits of hidden states."""
+    """The loss of each token, in fp32, in the shape of `targets`; `logits_of` makes logits of hidden states."""
     states, wanted = hidden.flatten(0, -2), targets.flatten()
     losses = [
-        F.cross_entropy(read_off(states[piece]).float(), wanted[piece], reduction="none")
+        F.cross_entropy(logits_of(states[piece]).float(), wanted[piece], reduction="none")
         for piece in _pieces(len(wanted), vocab_size, hidden.is_cuda)
     ]
     return torch.cat(losses).view(targets.shape)

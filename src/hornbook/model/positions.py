@@ -1,4 +1,4 @@
-"""How a token knows its place.
+"""How a token knows its position.
 
 A position scheme is one entry here: what it adds to the embedding, or does to queries and keys, and what the rest of
 the house needs to know of it. No torch is imported, so that settings know the names without it.
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Positions:
     added: Callable[[Any], nn.Module] | None = None
-    """Of a config, the module that has for places (T,) or (B, T) the rows that are added to the embedding. Its matrices
-    begin as the embedding's do."""
+    """Of a config, the module that has for positions (T,) or (B, T) the rows that are added to the embedding. Its
+    matrices begin as the embedding's do."""
     rotation: Callable[[Any], nn.Module] | None = None
-    """Of a config, the module that has for places and the stream a function, which turns queries and keys
+    """Of a config, the module that has for positions and the stream a function, which turns queries and keys
     (B, H, T, D)."""
     params: Callable[[Any], int] = lambda config: 0
     """Of a config, how many parameters these have."""

@@ -124,7 +124,7 @@ def splits(model: Counted, cluster: Cluster) -> Iterator[Split]:
 
 def _splits_of(model: Counted, cluster: Cluster, shards: int) -> Iterator[Split]:
     micro_batch, sequences = model.run.train.micro_batch, -(-model.run.sequences // cluster.gpus)
-    halves = {-(-sequences // 2**times) for times in range(sequences.bit_length())}
+    halves = {-(-sequences // 2**times) for times in range(sequences.bit_length() + 1)}
     for at_once in {min(micro_batch, sequences)} if micro_batch else halves:
         for gathers_again in (False, True) if shards > 1 else (False,):
             for checkpoints in _may_checkpoint_activations(model.run):

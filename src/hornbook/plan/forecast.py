@@ -76,10 +76,14 @@ class Forecast:
         return asdict(self) | told | {"config": self.config.model_dump(mode="json")}
 
     def with_more(self, times: float) -> float | None:
-        """The bits per byte of a run of so many times the minutes; None where something else ends it first."""
-        train = self.config.train
-        ends_by_time = train.minutes is not None and self.seconds > ENDS_BY_TIME * 60 * train.minutes
-        return self._likely_bits(times) if ends_by_time else None
+        """The bits per byte of a run of so many times the minutes; None where something else ends it first, or nothing
+        is known of its text."""
+        return self._likely_bits(times) if self._ends_by_time else None
+
+    @property
+    def _ends_by_time(self) -> bool:
+        minutes = self.config.train.minutes
+        return minutes is not None and self.seconds > ENDS_BY_TIME * 60 * minutes
 
     def _likely_bits(self, times: float) -> float | None:
         """Of a run of so many times the steps."""
@@ -122,7 +126,8 @@ class Forecast:
             if (self.readings or 0) > MANY_READINGS:
                 return f"{told}; more time would bring next to nothing, more text would"
             return f"{told}; twice the time (--minutes {2 * minutes:g}) would bring about {more:.2f}"
-        return told + ("; more time would only learn it by heart" if self.config.train.epochs else "")
+        by_heart = self.config.train.epochs is not None and not self._ends_by_time
+        return told + ("; more time would only learn it by heart" if by_heart else "")
 
     def show(self) -> None:
         config, model = self.config, self.config.model

@@ -13,7 +13,7 @@ from typing import Any
 from hornbook.base.console import command, say
 from hornbook.base.errors import UserError
 from hornbook.base.settings import build, from_file, merge, nearest
-from hornbook.recipes import dial, modern, seeds
+from hornbook.recipes import dial, modern, published
 from hornbook.recipes.miniature import miniature, what_is_small
 from hornbook.shards.format import Shards, is_shards
 from hornbook.shards.prepare import PrepareConfig
@@ -29,17 +29,17 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "modern-medium": modern.modern_medium,
     "modern-large": modern.modern_large,
     "letters": modern.letters,
-    "the-verdict": seeds.the_verdict,
-    "julius-caesar": seeds.julius_caesar,
-    "julius-caesar-small": seeds.julius_caesar_small,
-    "wikitext-wordpiece": seeds.wikitext_wordpiece,
-    "pile-13m": seeds.pile_13m,
-    "pile-2b": seeds.pile_2b,
-    "shakespeare-124m": seeds.shakespeare_124m,
-    "gpt2": seeds.gpt2,
-    "gpt2-medium": seeds.gpt2_medium,
-    "gpt2-large": seeds.gpt2_large,
-    "gpt2-xl": seeds.gpt2_xl,
+    "the-verdict": published.the_verdict,
+    "julius-caesar": published.julius_caesar,
+    "julius-caesar-small": published.julius_caesar_small,
+    "wikitext-wordpiece": published.wikitext_wordpiece,
+    "pile-13m": published.pile_13m,
+    "pile-2b": published.pile_2b,
+    "shakespeare-124m": published.shakespeare_124m,
+    "gpt2": published.gpt2,
+    "gpt2-medium": published.gpt2_medium,
+    "gpt2-large": published.gpt2_large,
+    "gpt2-xl": published.gpt2_xl,
 }
 DEFAULT = "demo"
 SETTINGS = (".toml", ".json")
@@ -113,11 +113,17 @@ def _compose(named: RunConfig | str | None, knobs: Mapping[str, Any], measured: 
     tokenizer = merge({"tokenizer": {}}, tree, knobs)["tokenizer"]
     kind = tokenizer.get("kind") if isinstance(tokenizer, Mapping) else None
     base = _base(based_on, data, text, kind, train.get("minutes"))
-    config = override(base, tree, knobs, origins=origins)
+    config = _overridden(base, tree, knobs, origins)
     if measured and not isinstance(named, RunConfig) and base.recipe in dial.MADE_BY_IT and _ends_by_minutes(train):
         base = _base(based_on, data, text, kind, train.get("minutes"), _pace(train))
-        config = _on_threads_that_pay(override(base, tree, knobs, origins=origins))
+        config = _on_threads_that_pay(_overridden(base, tree, knobs, origins))
     return dial.kept_from_rote(config, base)
+
+
+def _overridden(
+    base: RunConfig, tree: Mapping[str, Any], knobs: Mapping[str, Any], origins: dict[str, str]
+) -> RunConfig:
+    return override(base, dial.of_another_width(base, merge(tree, knobs)), tree, knobs, origins=origins)
 
 
 def _how_to_read(*trees: Mapping[str, Any]) -> TextConfig:

@@ -6,8 +6,9 @@ in that measure. The demo is this dial at its text and three minutes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from hornbook.model.config import ModelConfig, modern
 from hornbook.text.encodings import ENCODINGS
@@ -30,12 +31,24 @@ class Size:
     in little time is worth more."""
 
     def model(self, context: int, dropout: float) -> ModelConfig:
-        inside = (
-            {"n_head": max(self.n_embd // 128, 1), "n_kv_head": 1, "head_width": 64, "mlp_width": 2 * self.n_embd}
-            if self.narrow
-            else {"n_head": self.n_embd // 64}
-        )
+        inside = inside_of(self.n_embd, self.narrow)
         return modern(n_layer=self.n_layer, n_embd=self.n_embd, context=context, dropout=dropout, **inside)
+
+
+def inside_of(n_embd: int, narrow: bool) -> dict[str, int]:
+    """The heads and the MLP of a model so wide."""
+    if narrow:
+        return {"n_head": max(n_embd // 128, 1), "n_kv_head": 1, "head_width": 64, "mlp_width": 2 * n_embd}
+    return {"n_head": next(heads for heads in range(max(n_embd // 64, 1), 0, -1) if n_embd % heads == 0)}
+
+
+def of_another_width(chosen: RunConfig, knobs: Mapping[str, Any]) -> dict[str, Any]:
+    """What goes with the width that somebody gives in place of the chosen one."""
+    model = knobs.get("model")
+    n_embd = model.get("n_embd") if isinstance(model, Mapping) else None
+    if chosen.recipe not in MADE_BY_IT or not isinstance(n_embd, int) or n_embd < 1:
+        return {}
+    return {"model": inside_of(n_embd, narrow=chosen.model.mlp_width is not None)}
 
 
 LADDER = (
@@ -165,7 +178,9 @@ def why_these_sizes(config: RunConfig) -> str:
     ends = [
         f"{value:g} {stop.removesuffix('s') if value == 1 and stop != 'target_loss' else stop}" for stop, value in given
     ]
+    timed = config.train.minutes is not None
+    fitted_to = "the text, this machine and its time" if timed else "the text and a plain machine"
     return (
-        f"sizes chosen for the text, this machine and its time: {vocabulary}, {model.n_layer} layers of width "
+        f"sizes chosen for {fitted_to}: {vocabulary}, {model.n_layer} layers of width "
         f"{model.n_embd}, context {model.context}, {' or '.join(ends)}; --minutes, or any --knob, changes any of it"
     )

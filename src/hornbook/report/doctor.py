@@ -57,7 +57,7 @@ class Doctor:
         self._told: set[str] = set()
         self._steps = 0
 
-    def look(self) -> list[Finding]:
+    def new_findings(self) -> list[Finding]:
         """What was not found before. A run that has grown by little is not looked at again, so that of one which is
         evaluated often this takes no part that could be measured."""
         try:

@@ -70,6 +70,10 @@ class Average:
         """What must be saved beside the average, which is the model of a checkpoint: the weights that learn."""
         return {WEIGHTS + name: each.detach() for name, each in self._weights.items()} | {STEPS: self._steps}
 
+    def is_its(self, saved: str) -> bool:
+        """Whether a tensor that was saved under this name is of a weight that is averaged here."""
+        return saved.startswith(WEIGHTS) and saved.removeprefix(WEIGHTS) in self._means
+
     @torch.no_grad()
     def restore(self, saved: dict[str, torch.Tensor]) -> None:
         """Take what is its own out of what was saved; the model has the average, as its checkpoint has it."""

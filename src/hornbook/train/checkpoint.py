@@ -1,14 +1,15 @@
-"""A run's state on disk, so that nothing is ever lost.
+"""A run's state on disk, whole or absent.
 
 In: model, optimizer and the loop's own state after a step.  Out: `checkpoints/step-00001000/`, a model folder with
-`optimizer.safetensors`, `state.json` and a MANIFEST.json over all of it, whole or absent. Where weights are averaged,
-the average is the model, and those that learn are with the optimizer's. Restoring takes the newest
-one that is as it was written. There are no random states in it: what is random in a step follows from the run's seed
-and the step's number. Of some steps the weights alone are kept for good, in `snapshots/`, for looking back.
+`optimizer.safetensors`, `state.json` and a MANIFEST.json over all of it. Where weights are averaged, the average is the
+model, and those that learn are with the optimizer's. Restoring takes the newest one that is as it was written. There
+are no random states in it: what is random in a step follows from the run's seed and the step's number. Of some steps
+the weights alone are kept for good, in `snapshots/`, for looking back.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -25,8 +26,8 @@ from hornbook.model.folder import describe_model, load_config, load_weights, sav
 from hornbook.runs.folder import BEST, CHECKPOINTS, OPTIMIZER, SNAPSHOTS, STATE, RunFolder, step_of, strangeness
 from hornbook.text.tokenizer import Tokenizer
 from hornbook.train.config import RunConfig, learned_by
+from hornbook.train.distributed_checkpoint import read_moments, write_in_parts
 from hornbook.train.learner import Learner
-from hornbook.train.parts import read_moments, write_in_parts
 
 SETTINGS = "settings"
 # What must be equal for a resumed run to be the same bit for bit.
@@ -73,6 +74,13 @@ class TrainState:
     ended: str = ""
     """How, in the last checkpoint of a run that was not killed: in a few words of the loop's, or "failed"."""
     logs: dict[str, int] = field(default_factory=dict)
+
+    def record_evaluation(self, loss: float) -> None:
+        self.val_loss, self.evaluated_at = loss, self.step
+        if math.isfinite(loss) and (self.best_val_loss is None or loss < self.best_val_loss):
+            self.best_val_loss, self.best_step, self.not_better_in_a_row = loss, self.step, 0
+        else:
+            self.not_better_in_a_row += 1
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from hornbook.shards.order import OrderConfig
 from hornbook.shards.prepare import ShardsConfig
 from hornbook.text.documents import TextConfig
 from hornbook.text.tokenizer import TokenizerConfig
-from hornbook.train.optimizers import OptimConfig as OptimConfig
-from hornbook.train.schedules import ScheduleConfig as ScheduleConfig
+from hornbook.train.optim_config import OptimConfig as OptimConfig
+from hornbook.train.schedule_config import ScheduleConfig as ScheduleConfig
 
 # Of other programs and of papers; what is like a name of ours is found by itself.
 ALSO_CALLED = {
@@ -47,7 +47,7 @@ ALSO_CALLED = {
     "sequence_length": "model.context",
 }
 STOPS = ("steps", "epochs", "tokens", "minutes", "target_loss")
-# Another value of these, and the same text makes other weights.
+# Another value of these, and the same text makes another model.
 LEARNED_BY = ("seed", "order", "model", "optim", "schedule")
 LEARNED_BY_IN_TRAIN = (
     *("batch_tokens", "context", "micro_batch", "dtype", "compile", "head_start"),
@@ -85,7 +85,7 @@ class TrainConfig(Settings):
     batch_tokens: int = Field(16_384, ge=1, le=2**40)
     """Tokens that each update learns from."""
     context: int | None = Field(None, ge=1)
-    """Tokens in a training window; as many as the model sees, when not given. Places beyond it are never learned."""
+    """Tokens in a training window; model.context, when not given. Positions beyond it are never learned."""
     head_start: bool | None = None
     """Begin with what counted pairs of tokens tell, so that the first guesses are about a table's, and with heads that
     look back; where blocks begin as the identity and the head is the model's own, when not given."""
@@ -125,9 +125,9 @@ class TrainConfig(Settings):
     """Keep of each block only what it reads, and compute it again backwards: far less memory for a third more
     arithmetic; where one sequence would not fit otherwise, when not given."""
     parallel: Literal["replicated", "sharded"] | Annotated[int, Field(ge=1)] | None = None
-    """Of several processes each has the whole model, or a slice of each of its parameters: far less memory, for more
-    that has to travel. Sharded are all of them, or those of a host, where its memory is enough; with a number, so many
-    at a time. As little as fits, when not given; none of it changes what is learned."""
+    """replicated: every process has the whole model. sharded: its parameters are split (FSDP2) over the processes of a
+    host, or over all of them where a host has too little memory; a number: over groups of that many. The least that
+    fits, when not given; none of it changes what is learned."""
     compile: bool | None = None
     """Compile the model; where it pays, when not given."""
     threads: int | None = Field(None, ge=1)

@@ -17,7 +17,7 @@ from hornbook.base.console import warn
 from hornbook.base.errors import UserError
 from hornbook.base.machine import BY_HAND, is_out_of_memory, signals_to_end
 from hornbook.base.output import tell
-from hornbook.train.metrics import StepReading, Told
+from hornbook.train.metrics import StepNumbers, StepReading
 
 NON_FINITE_IN_A_ROW = 10
 
@@ -61,7 +61,7 @@ class NonFiniteGuard:
         self.in_a_row = in_a_row
         self._or = ", or --train.dtype float32, which holds larger numbers" if dtype == "float16" else ""
 
-    def heard(self, reading: StepReading, told: Told, sequences: int, note: Callable[[str], None]) -> None:
+    def heard(self, reading: StepReading, told: StepNumbers, sequences: int, note: Callable[[str], None]) -> None:
         """Tell of a step that was left out: for its scale, which then falls, for numbers that are not finite, or for a
         spike (spikes.py)."""
         if told.overflowed:
@@ -73,7 +73,7 @@ class NonFiniteGuard:
             self.saw(reading.step, reading.first_sample, sequences, told.finite)
         if told.spike:
             warn(
-                f"step {reading.step}: loss {told.loss:.3f}, gradient {told.gradient_length:,.2f}, far beyond the "
+                f"step {reading.step}: loss {told.loss:.3f}, gradient {told.grad_norm:,.2f}, far beyond the "
                 f"steps before; left out ({_samples(reading.first_sample, sequences)}), the weights stay as they were"
             )
 

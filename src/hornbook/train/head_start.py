@@ -22,10 +22,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from hornbook.base.machine import mix_seed
+from hornbook.base.world import World
 from hornbook.model.gpt import GPT
 from hornbook.model.rotary import Rotary
 from hornbook.shards.format import TokenArray
-from hornbook.train.induction import Told, let_heads_look_back
+from hornbook.train.induction import StreamParts, let_heads_look_back
 
 # Of a longer text, a beginning; its pairs are known well enough.
 MOST_TOKENS = 20_000_000
@@ -42,13 +43,17 @@ MOST_BINS_A_KEY = 8
 
 
 @torch.no_grad()
-def give_head_start(model: GPT, tokens: TokenArray, seed: int) -> None:
+def give_head_start(model: GPT, tokens: TokenArray, seed: int, world: World | None = None) -> None:
+    """Of several processes each sets what it has of the model, and all by the factors that the first has found: on
+    another processor they may come out turned."""
+    world = world or World()
     table = counted(tokens, model.config.known_vocab_size)
-    told = told_by(table, model.config.n_embd, mix_seed(seed, "head start", 0))
-    model.embedding.weight.copy_(told.embedding)
-    model.head.weight.copy_(told.head)
+    parts = stream_parts(table, model.config.n_embd, mix_seed(seed, "head start", 0))
+    world.fill_from_first(*vars(parts).values())
+    model.embedding.weight.copy_(parts.embedding)
+    model.head.weight.copy_(parts.head)
     if isinstance(model.rotation, Rotary):
-        let_heads_look_back(model, model.rotation.rates, told)
+        let_heads_look_back(model, model.rotation.rates, parts, world)
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ def _each_once(keys: NDArray[np.int64], kinds: int) -> tuple[NDArray[np.int64], 
     return found, counts[found]
 
 
-def told_by(pairs: Pairs, width: int, seed: int) -> Told:
+def stream_parts(pairs: Pairs, width: int, seed: int) -> StreamParts:
     random = torch.Generator().manual_seed(seed)
     frequency, vocab_size = pairs.frequency, len(pairs.frequency)
     rank = min(int(width * SHARE_OF_WIDTH), vocab_size - 1)
@@ -126,7 +131,9 @@ def told_by(pairs: Pairs, width: int, seed: int) -> Told:
     table, one, names, nothing = turn.split((rank, 1, name.shape[1], spare))
     embedding = followed @ table + constant * one + name @ names
     by_itself = torch.outer(frequency.log() / constant, one[0])
-    return Told(embedding, follows @ table + by_itself, follows @ table, one[0] / constant, names, nothing, frequency)
+    return StreamParts(
+        embedding, follows @ table + by_itself, follows @ table, one[0] / constant, names, nothing, frequency
+    )
 
 
 def _leading(pairs: Pairs, rank: int, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

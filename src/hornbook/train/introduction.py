@@ -17,8 +17,8 @@ from hornbook.shards.prepare import changed_in_reading
 from hornbook.train.config import RunConfig
 from hornbook.train.loop import Run
 from hornbook.train.origin import Origin
-from hornbook.train.pauses import steps_in_all
 from hornbook.train.schedule import doubts_of
+from hornbook.train.timetable import steps_in_all
 
 
 def introduce(run: Run, begin: Path | Origin | None) -> None:
@@ -43,15 +43,16 @@ def introduce(run: Run, begin: Path | Origin | None) -> None:
     lines[2:2] = (f"          {each}" for each in changed_in_reading(shards.manifest))
     if isinstance(begin, Path):
         lines.append(f"going on from {begin}, step {run.state.step}")
-        if run.planned.step == run.state.step:
-            lines.append(run.planned.told(config.schedule))
+        if run.extension.step == run.state.step:
+            lines.append(run.extension.told(config.schedule))
     elif begin is not None:
         grown = ", grown, so that it begins by computing the same" if begin.grows else ""
         lines.append(f"weights   those of {begin.folder}{grown}")
         if begin.goes_on_with_optimizer(config):
             lines.append(f"optimizer after {updates_beside(begin.folder):,} updates, as it came with them")
     elif config.has_head_start:
-        lines.append("weights   random; embedding and head know from counting which token follows which")
+        back = ", and its first heads look back" if config.model.positions == "rotary" else ""
+        lines.append(f"weights   random; embedding and head know from counting which token follows which{back}")
     for line in lines:
         run.progress.note(line)
     for line in _doubts(config, run.loader.order.samples_per_epoch):

@@ -1,8 +1,8 @@
-"""How weights learn.
+"""One training step: forward, backward, clip, update.
 
-In: batches of ids, and a learning-rate factor.  Out: changed weights, the loss, and the length of the gradients.
-Here are the weights in fp32, the copy of them that computes, the optimizer, and how many sequences are computed at
-once; a loop sees none of it. What is random in a step follows from the run's seed and the step's number.
+In: batches of ids, and a learning-rate factor.  Out: changed weights, the loss, and the gradient norm.
+Here are the weights in fp32, the working copy that computes, the optimizer, and how many sequences are computed at
+once. Each draw of a random number follows from the run's seed and the step's number.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from hornbook.model.gpt import GPT
 from hornbook.model.init import untrained
 from hornbook.train.average import Average
 from hornbook.train.config import RunConfig
+from hornbook.train.cuda_graph import StepRecorder, StepTensors, Take, is_recording
 from hornbook.train.guard import smaller_micro_batch
-from hornbook.train.moves import Moves, is_measured
-from hornbook.train.optim import Optimizer, clip_gradients, grouped
+from hornbook.train.optim import Optimizer, clip_grad_norm, grouped
 from hornbook.train.owners import Owners
 from hornbook.train.precision import LossScaler, WorkingCopy
-from hornbook.train.recorded import Numbers, StepRecorder, Take, is_recording
 from hornbook.train.spikes import Spikes
 from hornbook.train.sums import PairwiseSum, in_pairs, is_power_of_two, shares
+from hornbook.train.update_ratio import UpdateRatio, is_measured
 
-# Where a step can be launched as one (recorded.py).
+# Where a step can be launched as one (cuda_graph.py).
 RECORDED_ON = ("cuda",)
 
 
 class Learner:
-    """One that has the whole model; among several processes, each has all of it."""
+    """Has the whole model, as each of several processes does; where none can, see sharded.py."""
 
     is_sharded, slices = False, 1
 
@@ -56,25 +56,25 @@ class Learner:
         self._config, self._machine, self._world = config, machine, world
         self._device = machine.torch_device
         torch.manual_seed(config.seed)
-        self.model, self._owners = self._begun()
-        self._working = self._computing()
+        self.model, self._owners = self._build_model()
+        self._working = self._build_working_copy()
         self.optimizer = Optimizer(self.model, config.optim, machine.torch_dtype, only=self._owners.mine)
         self.scaler = LossScaler(machine.torch_dtype, self._device)
         self._rehearsed = False
         self._spikes = Spikes(config.optim.spike, self._device)
-        averaged, share = self._averaged(), config.train.average_share
+        averaged, share = self._parameters_to_average(), config.train.average_share
         self._average = Average(averaged, share, self._device) if config.train.average else None
-        self._moves = Moves(averaged, self._device)
+        self._update_ratio = UpdateRatio(averaged, self._device)
         self._seed = config.seed
-        self._take_step: Callable[[Take, float], Numbers] = self._step
+        self._take_step: Callable[[Take, float], StepTensors] = self._step
         if self._device.type in RECORDED_ON and world.size == 1 and not self.is_sharded:
             flops = config.sequences * config.window * config.model.flops_per_token(config.window)
             self._take_step = StepRecorder(self._step, config.sequences, flops, self._device)
         if checkpoints_activations:
             self._checkpoint_activations()
 
-    def _begun(self) -> tuple[GPT, Owners]:
-        """The model whose weights learn, where they do, and who owns which."""
+    def _build_model(self) -> tuple[GPT, Owners]:
+        """The model whose weights learn, and which process owns which of them."""
         model = untrained(self._config.model).to(self._device).train()
         return model, self._owners_in(model)
 
@@ -82,10 +82,10 @@ class Learner:
         groups = list(grouped(model, self._config.optim).values())
         return Owners(groups, self._world, written_together(model.config) if self._world.size > 1 else ())
 
-    def _computing(self) -> WorkingCopy:
+    def _build_working_copy(self) -> WorkingCopy:
         return WorkingCopy(self.model, self._machine.torch_dtype)
 
-    def _averaged(self) -> dict[str, torch.nn.Parameter]:
+    def _parameters_to_average(self) -> dict[str, torch.nn.Parameter]:
         return dict(self.model.named_parameters())
 
     def prepare(self) -> None:
@@ -103,27 +103,27 @@ class Learner:
                 short = True  # the error holds on to what was allocated, so go on only when it is gone
             if not self._world.any(short):
                 return
-            self._take_less_memory()
+            self._reduce_memory()
 
     @property
     def checkpoints_activations(self) -> bool:
         return self._working.model.checkpoints_activations
 
-    def learn(self, take: Take, step: int, factor: float) -> Numbers:
-        """One step: its loss, the length of its gradients once they have changed the weights, whether it was left out
-        as a spike, by what its loss was scaled, and now and then how far it went."""
+    def learn(self, take: Take, step: int, factor: float) -> StepTensors:
+        """One training step. Its loss, the gradient norm before clipping, whether it was left out as a spike, the scale
+        of its loss, and every so many steps the update ratio."""
         self._seed = mix_seed(self._config.seed, "step", step)
         draw_by(self._seed, self._device)
         if not is_measured(step):
             return self._take_step(take, factor)
-        before = self._moves.look()
-        return self._take_step(take, factor)._replace(update=self._moves.since(before))
+        before = self._update_ratio.snapshot()
+        return self._take_step(take, factor)._replace(update=self._update_ratio.since(before))
 
-    def _step(self, take: Take, factor: float | torch.Tensor) -> Numbers:
+    def _step(self, take: Take, factor: float | torch.Tensor) -> StepTensors:
         loss = self.gradients(take)
-        length = self._clip()
-        # Decided on the device: what is not finite never reaches the weights, and nobody waits to know.
-        overflowed, spike = 1 - (loss + length).isfinite().float(), self._spikes.saw(loss, length)
+        grad_norm = self._clip()
+        # Decided on the device, which the host does not wait for: what is not finite never reaches the weights.
+        overflowed, spike = 1 - (loss + grad_norm).isfinite().float(), self._spikes.saw(loss, grad_norm)
         skip = torch.maximum(overflowed, spike)
         self.weights_are_whole = is_recording(self._device)
         self.optimizer.step(factor, skip)
@@ -133,13 +133,13 @@ class Learner:
         self.weights_are_whole = True
         scale = self.scaler.scale.clone()
         self.scaler.update(overflowed)
-        return Numbers(loss, length, spike, scale, self._moves.unmeasured)
+        return StepTensors(loss, grad_norm, spike, scale, self._update_ratio.unmeasured)
 
     def gradients(self, take: Take) -> torch.Tensor:
-        """The loss of a batch, its gradients left on the model. Where memory runs out, again with smaller
-        micro-batches: each is weighed by its tokens, so that they add up to the gradients of the whole batch however it
-        is cut. The first time the optimizer tries, too, whether it has the memory for a step: in the middle of one it
-        would be too late."""
+        """The loss of a batch; its gradients are left on the model. Out of memory, it tries again with smaller
+        micro-batches: each is weighted by its tokens, so their gradients add up to those of the batch however it is
+        cut. The first time the optimizer rehearses its step, too, since to run out in the middle of one would be too
+        late."""
         while True:
             try:
                 loss = self._gradients_of_my_share(take)
@@ -154,14 +154,14 @@ class Learner:
                 short = True
             if not self._world.any(short):
                 break
-            self._take_less_memory()
+            self._reduce_memory()
             self.prepare()
         total = self._sum_of_all(loss)
         self.scaler.unscale(self.model)
         return total
 
     def _gradients_of_my_share(self, take: Take) -> torch.Tensor:
-        """Of the micro-batches that are this process's, or of all of them."""
+        """Forward and backward over this process's micro-batches; alone, over all of them."""
         sequences, context = self._config.sequences, self._config.window
         model, total = self._working.model, torch.zeros((), device=self._device)
         self._draw_by(0)
@@ -185,7 +185,7 @@ class Learner:
         return total
 
     def _sum_of_all(self, loss: torch.Tensor) -> torch.Tensor:
-        """Of all shares of the batch: the loss, and the gradients, which are with their owners then."""
+        """The loss of the whole batch; its gradients are with their owners afterwards."""
         with_a_share = [rank for rank, share in enumerate(self._shares()) if share]
         self._owners.gather_gradients(with_a_share)
         losses = self._world.gathered(loss)
@@ -196,15 +196,15 @@ class Learner:
 
     @property
     def _sums_in_pairs(self) -> bool:
-        """So that they are the same on any number of processes; on an accelerator, where it would take memory that is
-        scarce, one after another."""
+        """Whether gradients are added up in a tree, which gives the same bits on any number of processes. On an
+        accelerator, whose memory is scarce, they are added one after another."""
         return self._device.type == "cpu" and is_power_of_two(self._world.size)
 
     def _shares(self) -> list[range]:
         return shares(-(-self._config.sequences // self.micro_batch), self._world.size)
 
     def _draw_by(self, place: int) -> None:
-        """What is random in a micro-batch follows from its place in the batch, whoever computes it."""
+        """Seed by the micro-batch's place in the batch, so that it does not matter which process computes it."""
         if place == 0:
             draw_by(self._seed, self._device)
         elif self._config.model.dropout > 0 and (self._world.size > 1 or self._device.type == "cpu"):
@@ -212,11 +212,11 @@ class Learner:
 
     def _clip(self) -> torch.Tensor:
         mine = list(self._owners.mine.values())
-        length = self._owners.length_of_gradients(self._device) if self._world.size > 1 else None
-        return clip_gradients(mine, self._config.optim.clip, length)
+        grad_norm = self._owners.grad_norm(self._device) if self._world.size > 1 else None
+        return clip_grad_norm(mine, self._config.optim.clip, grad_norm)
 
-    def _take_less_memory(self) -> None:
-        """Fewer sequences at once; where there is but one, less that is kept of it."""
+    def _reduce_memory(self) -> None:
+        """Halve the micro-batch; where it is one sequence, checkpoint activations."""
         free_cache(self._device)
         if self.micro_batch > 1 or self.checkpoints_activations or self._config.train.activation_checkpointing is False:
             self.micro_batch = smaller_micro_batch(self.micro_batch)
@@ -230,52 +230,47 @@ class Learner:
             self._take_step = self._step
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What must be saved beside the weights for training to go on: all of it with the first process, to which the
-        others send what they own."""
+        """What a checkpoint needs beside the weights. The first process has all of it: the others send what they
+        own."""
         return self._world.sent_to_first(self.optimizer.tensors()) | self._spikes.tensors() | self._averaged_tensors()
 
     def _averaged_tensors(self) -> dict[str, torch.Tensor]:
         return self._average.tensors() if self._average is not None else {}
 
     def own_tensors(self) -> dict[str, torch.Tensor]:
-        """Of these, what this process is to save, where each saves a part."""
+        """This process's part of `tensors`, where each saves its own."""
         of_all = self._averaged_tensors() | self._spikes.tensors() if self._world.is_first else {}
         return self.optimizer.tensors() | of_all
 
     def own_weights(self) -> dict[str, torch.Tensor]:
-        """Of the weights that are to be kept, those that this process is to save."""
+        """This process's part of `kept_weights`."""
         kept = self.kept_weights()
         return {name: kept[name] for name in self._owners.mine}
 
     def is_of_another(self, saved: str) -> bool:
-        """Whether another process is to take what was saved under this name."""
-        return self._owners.is_of_another(saved)
+        """Whether what was saved under this name is for another process to restore."""
+        each_has_it = self._average is not None and self._average.is_its(saved)
+        return not each_has_it and self._owners.is_of_another(saved)
 
     def restore(self, saved: dict[str, torch.Tensor]) -> None:
         self._spikes.restore(saved)
         if self._average is not None:
             self._average.restore(saved)
-        self.optimizer.restore({name: each for name, each in saved.items() if not self._owners.is_of_another(name)})
+        self.optimizer.restore({name: each for name, each in saved.items() if not self.is_of_another(name)})
 
     def kept_weights(self) -> dict[str, torch.Tensor]:
-        """Of the model that is to be kept: the newest, or their average."""
+        """The weights of the model that is saved: the newest, or their average."""
         newest = self.model.state_dict()
         return newest if self._average is None else self._average.of(newest)
 
-    def look_at(self, folder: Path) -> None:
-        """Compute with the weights of a folder, until the next step, or the next look."""
+    def load_working_weights(self, folder: Path) -> None:
+        """Overwrite the working copy, until the next step or evaluation refreshes it."""
         load_weights(self._working.model, folder)
 
     @contextlib.contextmanager
-    def kept(self) -> Iterator[GPT]:
-        """The model that is to be kept: with the newest weights, or their average."""
+    def eval_model(self) -> Iterator[GPT]:
+        """The working copy with the weights that are saved, in evaluation mode."""
         with self._average.in_place() if self._average is not None else contextlib.nullcontext():
-            yield self.model
-
-    @contextlib.contextmanager
-    def at_rest(self) -> Iterator[GPT]:
-        """The model that computes, with the weights that are to be kept and without dropout."""
-        with self.kept():
             self._working.refresh()
             self._working.model.eval()
             try:

@@ -2,13 +2,12 @@
 
 In: a `Run`, assembled in start.py.  Out: changed weights, and in the run's folder metrics, samples, checkpoints and
 snapshots.
-A step reads `sequences` windows of `context` tokens and changes the weights once.
+A step reads `sequences` windows of `window` tokens and changes the weights once: how, says learner.py.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -26,24 +25,24 @@ from hornbook.shards.order import Batch, Loader
 from hornbook.train.checkpoint import TrainState, save_snapshot
 from hornbook.train.config import RunConfig
 from hornbook.train.guard import NonFiniteGuard, StopSignals
-from hornbook.train.layers import layer_sizes
+from hornbook.train.layer_stats import layer_sizes
 from hornbook.train.learner import Learner
 from hornbook.train.metrics import MEMORY_EVERY_STEPS, Metrics, StepReading, passed
-from hornbook.train.optimizers import learning_rates
-from hornbook.train.pauses import Pauses
+from hornbook.train.optim_config import learning_rates
 from hornbook.train.proof import Proof
 from hornbook.train.saving import Saver
-from hornbook.train.schedule import WHOLE, Extension, lr_factor, share_done
+from hornbook.train.schedule import NOT_EXTENDED, Extension, lr_factor, share_done
+from hornbook.train.timetable import Timetable
 
 INTERRUPTED, FAILED = "interrupted", "failed"
 
 
 @dataclass
-class Pause:
-    """A step is over, and what is looked at after it is not: should that fail, the run goes on from here."""
+class RecoveryPoint:
+    """Right after a step: should an evaluation, a sample or a checkpoint fail, the run is saved as it is here."""
 
     before: float
-    """The share of the run before the step."""
+    """The share of the run that was done before the step."""
     state: TrainState
     logs: dict[str, int] | None = None
     """Their lengths with the line of the step, once it is written."""
@@ -65,21 +64,21 @@ class Run:
     guard: NonFiniteGuard
     progress: Progress
     state: TrainState
-    pauses: Pauses
+    timetable: Timetable
     saver: Saver
     doctor: Doctor
     proof: Proof | None = None
     began: float = 0.0  # when the run's clock would have been started, had the run never been interrupted
-    planned: Extension = WHOLE  # since when the learning rate has followed its plan
+    extension: Extension = NOT_EXTENDED  # since when the learning rate has followed its plan
     saved_seconds: float = 0.0
-    pause: Pause | None = None
+    recovery_point: RecoveryPoint | None = None
 
 
 def train(run: Run) -> str:
     """Step until the run is done; how it ended, in a few words."""
     unseen_since = run.state.unseen_since
     if unseen_since is None and (share_of(run) >= 1 or out_of_patience(run)):
-        return look_once_more(run)
+        return finish_last_evaluation(run)
     ended = ""
     with StopSignals() as signals, attention_backend(run.machine.device), saved_if_it_fails(run):
         run.learner.prepare()
@@ -88,12 +87,12 @@ def train(run: Run) -> str:
         if run.state.step == 0 and (run.config.train.eval_from_step is not None or known_already):
             evaluate(run)
         if unseen_since is not None:
-            ended = look_around(run, unseen_since, asked_to_stop=False)
+            ended = after_step(run, unseen_since, asked_to_stop=False)
         while not ended:
-            run.saver.look()
+            run.saver.raise_errors()
             before = share_of(run)
             update(run, before)
-            ended = look_around(run, before, run.world.any(signals.asked > 0))
+            ended = after_step(run, before, run.world.any(signals.asked > 0))
     return ended
 
 
@@ -104,7 +103,7 @@ def update(run: Run, share: float) -> None:
     def take(first: int, count: int) -> Batch:
         return run.loader.take(first_sample + first, count)
 
-    factor = lr_factor(config.schedule, state.step, share, run.planned)
+    factor = lr_factor(config.schedule, state.step, share, run.extension)
     numbers = run.learner.learn(take, state.step, factor)
 
     state.step += 1
@@ -126,54 +125,55 @@ def update(run: Run, share: float) -> None:
     run.metrics.launched(reading, numbers)
 
 
-def look_around(run: Run, before: float, asked_to_stop: bool) -> str:
+def after_step(run: Run, before: float, asked_to_stop: bool) -> str:
     """Evaluate, sample and save when it is time; why the run ends here, if it does. None of it changes what is
     learned."""
     knobs, state, after = run.config.train, run.state, share_of(run)
     state.unseen_since = None
-    run.pause = Pause(before, replace(state, unseen_since=before))
-    due = run.pauses.due(state, before, after, state.seconds - run.saved_seconds)
-    pausing = due.anything or after >= 1 or asked_to_stop
-    target_reached = read_numbers(run, everything=pausing or knobs.target_loss is not None)
-    run.pause.logs = run.metrics.lengths()
+    run.recovery_point = RecoveryPoint(before, replace(state, unseen_since=before))
+    due = run.timetable.due(state, before, after, state.seconds - run.saved_seconds)
+    all_of_them = due.anything or after >= 1 or asked_to_stop or knobs.target_loss is not None
+    target_reached = read_metrics(run, everything=all_of_them)
+    run.recovery_point.logs = run.metrics.lengths()
 
-    ended = ""
-    if target_reached is not None:
-        ended = f"reached target loss: {target_reached:.4f}"
-    elif after >= 1:
-        ended = "done"
-    elif asked_to_stop:
-        ended = INTERRUPTED
-    if due.evaluate or ended not in ("", INTERRUPTED):
+    ended = reason_to_end(after, target_reached, asked_to_stop)
+    finished = ended not in ("", INTERRUPTED)
+    if due.evaluate or finished:
         evaluate(run)
-        if ended in ("", INTERRUPTED):
-            ended = out_of_patience(run) or ended
-        for finding in run.doctor.look() if run.world.is_first else ():
+        if not finished and (reason := out_of_patience(run)):
+            ended, finished = reason, True
+        for finding in run.doctor.new_findings() if run.world.is_first else ():
             run.progress.note(f"note: {finding.line()}")
-    if due.sample or ended not in ("", INTERRUPTED):
+    if due.sample or finished:
         sample(run)
     if due.snapshot:
-        weights = run.learner.kept_weights()
-        if run.world.is_first:
-            save_snapshot(run.folder, run.run_id, run.config, weights, run.shards.tokenizer, state)
+        keep_snapshot(run)
     state.ended = ended
     if due.save or ended or (due.evaluate and state.best_step == state.step and not run.saver.remember_best(state)):
         save(run)
     if ended:
         run.saver.wait()
-    run.pause = None
-    if ended not in ("", INTERRUPTED) and run.pauses.has_time_for_the_whole(state):
+    run.recovery_point = None
+    if finished and run.timetable.has_time_for_the_whole(state):
         evaluate_whole(run)
     return ended
 
 
-def read_numbers(run: Run, everything: bool) -> float | None:
-    """Write down the numbers that have arrived from the device; the loss that reached the target, if one did."""
+def reason_to_end(after: float, target_reached: float | None, asked_to_stop: bool) -> str:
+    if target_reached is not None:
+        return f"reached target loss: {target_reached:.4f}"
+    if after >= 1:
+        return "done"
+    return INTERRUPTED if asked_to_stop else ""
+
+
+def read_metrics(run: Run, everything: bool) -> float | None:
+    """Write down the metrics that have arrived from the device; the loss that reached the target, if one did."""
     target = run.config.train.target_loss
     for reading, told in run.metrics.arrived(everything):
         for line in passed(run.config, reading, run.loader.order.samples_per_epoch):
             run.progress.note(line)
-        numbers = (told.loss, told.gradient_length, reading.lr_factor)
+        numbers = (told.loss, told.grad_norm, reading.lr_factor)
         if run.proof is not None and (verdict := run.proof.saw(reading.step, *numbers)):
             run.progress.note(verdict)
         run.guard.heard(reading, told, run.config.sequences, run.progress.note)
@@ -186,25 +186,29 @@ def read_numbers(run: Run, everything: bool) -> float | None:
 def evaluate(run: Run) -> None:
     """Loss, perplexity and bits per byte of the validation set, or of what there is time for; of part of both sets,
     where a part is asked for."""
-    state, at_most, train_loss = run.state, run.pauses.windows(run.state), None
-    with run.learner.at_rest() as model:
+    state, at_most, train_loss = run.state, run.timetable.windows(run.state), None
+    with run.learner.eval_model() as model:
         result = scored(run, model, "val", at_most)
         if run.config.train.eval_batches is not None:
             train_loss = scored(run, model, "train", at_most).loss
         layers = layer_sizes(model, run.loader.take(state.sample, 1)[0])
-    state.val_loss, state.evaluated_at = result.loss, state.step
-    if math.isfinite(result.loss) and (state.best_val_loss is None or result.loss < state.best_val_loss):
-        state.best_val_loss, state.best_step, state.not_better_in_a_row = result.loss, state.step, 0
-    else:
-        state.not_better_in_a_row += 1
+    state.record_evaluation(result.loss)
     seconds, more = seconds_since_beginning(run), layers | {"input_seconds": round(run.loader.seconds_taken(), 3)}
     run.metrics.evaluated(state.step, state.tokens, epochs_of(run), seconds, result, at_most is None, train_loss, more)
 
 
 def scored(run: Run, model: GPT, split: str, at_most: int | None) -> Score:
-    """All of a split, or so many windows of it."""
-    text, size, learner = run.shards.split(split), run.shards.bytes_of_text(split), run.learner
-    return score(model, text, run.config.window, size, at_most, run.world, learner.is_sharded, learner.tokens_at_once)
+    """All of a split, or at most so many windows of it."""
+    return score(
+        model,
+        run.shards.split(split),
+        run.config.window,
+        run.shards.bytes_of_text(split),
+        at_most,
+        run.world,
+        in_step=run.learner.is_sharded,
+        tokens_at_once=run.learner.tokens_at_once,
+    )
 
 
 def out_of_patience(run: Run) -> str:
@@ -221,18 +225,18 @@ def evaluate_whole(run: Run) -> None:
     state, folder = run.state, run.folder
     places = [each(state.best_step) for each in (folder.checkpoint, folder.best_model)]
     there = [each for each in places if state.best_step != state.step and run.world.from_first(each.is_dir())]
-    with run.learner.at_rest() as model:
+    with run.learner.eval_model() as model:
         if there:  # in place of the newest weights, which are saved, so that it takes no more memory
-            run.learner.look_at(there[0])
+            run.learner.load_working_weights(there[0])
         result = scored(run, model, "val", None)
     run.metrics.evaluated_whole(state.best_step if there else state.step, result)
 
 
-def look_once_more(run: Run) -> str:
+def finish_last_evaluation(run: Run) -> str:
     """A run that is done, and may have been killed before it was scored on all of the text: the line that tells of it
     is of no checkpoint, so that to resume has cut it off."""
     with saved_if_it_fails(run), attention_backend(run.machine.device):
-        if run.pauses.has_time_for_the_whole(run.state):
+        if run.timetable.has_time_for_the_whole(run.state):
             run.learner.prepare()
             evaluate_whole(run)
     return "nothing left to do"
@@ -251,7 +255,7 @@ def sample(run: Run) -> None:
 
 def _sample(run: Run) -> None:
     knobs, tokenizer = run.config.sample, run.shards.tokenizer
-    with run.learner.at_rest() as model:
+    with run.learner.eval_model() as model:
         for prompt in knobs.prompts or ():
             new = generate(
                 model,
@@ -264,6 +268,13 @@ def _sample(run: Run) -> None:
             )
             text = tokenizer.stream(continues=bool(prompt))
             run.metrics.sampled(run.state.step, prompt, "".join([*map(text.feed, new), text.end()]))
+
+
+def keep_snapshot(run: Run) -> None:
+    """The weights alone, for looking back."""
+    weights = run.learner.kept_weights()
+    if run.world.is_first:
+        save_snapshot(run.folder, run.run_id, run.config, weights, run.shards.tokenizer, run.state)
 
 
 def save(run: Run, cut_back_to: dict[str, int] | None = None) -> None:
@@ -314,7 +325,7 @@ def save_what_is_whole(run: Run) -> None:
         with contextlib.suppress(Exception):
             run.metrics.arrived(everything=True)
             logs = None
-            if (pause := run.pause) is not None:
+            if (pause := run.recovery_point) is not None:
                 logs = pause.logs or run.metrics.lengths()
                 run.state = replace(pause.state, reached_loss=run.state.reached_loss)
             run.state.ended = FAILED

@@ -20,8 +20,8 @@ from hornbook.infer.score import Score
 from hornbook.runs.folder import METRICS, SAMPLES, RunFolder
 from hornbook.runs.logs import Log, NoLog
 from hornbook.train.config import RunConfig
+from hornbook.train.cuda_graph import StepTensors
 from hornbook.train.precision import LEAST_SCALE
-from hornbook.train.recorded import Numbers
 
 RATE_OVER_STEPS = 50
 # The loss that is shown is their mean; in the log stands each.
@@ -54,18 +54,18 @@ class StepReading:
     """Bytes of the accelerator's that are taken, and that it has, where this step looked."""
 
 
-class Told(NamedTuple):
-    """The numbers of a step, once they have arrived (see recorded.Numbers)."""
+class StepNumbers(NamedTuple):
+    """The metrics of a step, once they have arrived on the host (see cuda_graph.StepTensors)."""
 
     loss: float
-    gradient_length: float
+    grad_norm: float
     spike: float
     scale: float
     update: float = math.nan
 
     @property
     def finite(self) -> bool:
-        return math.isfinite(self.loss) and math.isfinite(self.gradient_length)
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
     @property
     def overflowed(self) -> bool:
@@ -96,7 +96,7 @@ class Metrics:
         self._memory: tuple[int, int] | None = None
         self._val_loss: float | None = None
 
-    def launched(self, reading: StepReading, there: Numbers) -> None:
+    def launched(self, reading: StepReading, there: StepTensors) -> None:
         """A step is under way; its numbers start towards the host."""
         numbers = torch.stack([each.float() for each in there])
         event = None
@@ -108,7 +108,7 @@ class Metrics:
             numbers = numbers.cpu()
         self._waiting.append((reading, numbers, event))
 
-    def arrived(self, everything: bool = False) -> list[tuple[StepReading, Told]]:
+    def arrived(self, everything: bool = False) -> list[tuple[StepReading, StepNumbers]]:
         """Steps whose numbers are here, now written down; on an accelerator the newest is left for the next call,
         unless `everything` is wanted."""
         done = []
@@ -118,7 +118,7 @@ class Metrics:
                 if len(self._waiting) == 1 and not everything:
                     break
                 event.synchronize()
-            told = Told(*numbers.tolist())
+            told = StepNumbers(*numbers.tolist())
             self._write_step(reading, told)
             self._waiting.popleft()  # not before the disk has it: a run that fails by it tries once more
             done.append((reading, told))
@@ -195,7 +195,7 @@ class Metrics:
         """The share of the accelerator's peak that the model's own arithmetic reaches."""
         return self.tokens_per_second() * self._flops_per_token / self._peak_flops if self._peak_flops else None
 
-    def _write_step(self, reading: StepReading, told: Told) -> None:
+    def _write_step(self, reading: StepReading, told: StepNumbers) -> None:
         self._recent.append((reading.seconds, reading.tokens))
         self._memory = reading.memory or self._memory
         if math.isfinite(told.loss):
@@ -205,7 +205,7 @@ class Metrics:
             "tokens": reading.tokens,
             "epochs": _rounded(reading.epochs),
             "loss": _or_null(told.loss),
-            "grad_norm": _or_null(told.gradient_length),
+            "grad_norm": _or_null(told.grad_norm),
             "lr_factor": reading.lr_factor,
             **reading.rates,
             "seconds": round(reading.seconds, 3),

@@ -1,4 +1,4 @@
-"""Muon: momentum whose every direction is made equally long.
+"""Muon: momentum, orthogonalised by Newton-Schulz.
 
 In: gradients of matrices.  Out: updates that are nearly orthogonal.
 Matrices of one shape are stacked and orthogonalised together: a few large products instead of many small ones.
@@ -13,13 +13,13 @@ from collections.abc import Sequence
 import torch
 
 from hornbook.train.optim import Memory, Named, fill, gradient_of
-from hornbook.train.optimizers import Group, OptimConfig
+from hornbook.train.optim_config import Group, OptimConfig
 
 # Three Newton-Schulz steps, each by the quintic that brings what the one before left nearest to 1, so that 0.01
 # of the whole length becomes 0.73 to 1.27 (Amsel and others, "The Polar Express"). A run learns as much by them as by
 # five steps of Keller Jordan's one quintic, at three fifths of the products.
 QUINTICS = ((8.0934, -23.6205, 17.4462), (3.6366, -2.7219, 0.5365), (2.6613, -1.9772, 0.4526))
-# From so many times as many columns as rows on, steps on the square take less arithmetic than on the matrix.
+# With so many times as many columns as rows, iterating on the Gram matrix takes less arithmetic than on the matrix.
 OBLONG = 2
 
 
@@ -88,39 +88,38 @@ class Muon:
 
 def orthogonalised(matrices: torch.Tensor, compute: torch.dtype = torch.float32) -> torch.Tensor:
     """(n, rows, columns) to matrices with the same directions, their singular values near 1."""
-    x = (matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(
-        compute
-    )  # as they come, fp16 may not hold them
+    x = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # as they come, fp16 may not hold them
+    x = x.to(compute)
     turned = x.shape[-2] > x.shape[-1]
     x = x.mT if turned else x
-    x = _by_its_square(x) if _is_oblong(x.shape[-2], x.shape[-1], compute) else _step_by_step(x)
+    x = _on_gram_matrix(x) if _is_oblong(x.shape[-2], x.shape[-1], compute) else _on_matrix(x)
     return (x.mT if turned else x).to(matrices.dtype)
 
 
 def _is_oblong(rows: int, columns: int, compute: torch.dtype) -> bool:
-    """In bf16 and fp16 a square loses too much of what is small."""
+    """In bf16 and fp16 the Gram matrix loses too much of what is small."""
     return compute == torch.float32 and columns >= OBLONG * rows
 
 
-def _step_by_step(x: torch.Tensor) -> torch.Tensor:
+def _on_matrix(x: torch.Tensor) -> torch.Tensor:
     for a, b, c in QUINTICS:
-        square = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x
 
 
-def _by_its_square(x: torch.Tensor) -> torch.Tensor:
-    """The same, for a long x: all steps are polynomials in its small square, by which it is multiplied once."""
-    square = x @ x.mT
-    whole = factor = _factor(square, *QUINTICS[0])
+def _on_gram_matrix(x: torch.Tensor) -> torch.Tensor:
+    """The same, for a long x: all steps are polynomials in its small Gram matrix, by which it is multiplied once."""
+    gram = x @ x.mT
+    product = polynomial = _polynomial(gram, *QUINTICS[0])
     for quintic in QUINTICS[1:]:
-        square = factor @ square @ factor
-        factor = _factor(square, *quintic)
-        whole = factor @ whole
-    return whole @ x
+        gram = polynomial @ gram @ polynomial
+        polynomial = _polynomial(gram, *quintic)
+        product = polynomial @ product
+    return product @ x
 
 
-def _factor(square: torch.Tensor, a: float, b: float, c: float) -> torch.Tensor:
-    factor = torch.baddbmm(square, square, square, beta=b, alpha=c)
-    factor.diagonal(dim1=-2, dim2=-1).add_(a)
-    return factor
+def _polynomial(gram: torch.Tensor, a: float, b: float, c: float) -> torch.Tensor:
+    polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
+    return polynomial

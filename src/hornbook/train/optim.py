@@ -1,4 +1,4 @@
-"""Gradients change weights.
+"""The optimizer: parameter groups, the protocol of update rules, AdamW, and clipping.
 
 In: a model with gradients, a learning-rate factor, and a flag on the device that says to leave everything as it is.
 Out: changed weights.
@@ -15,7 +15,7 @@ import torch
 from torch.optim.adamw import adamw
 
 from hornbook.model.gpt import GPT
-from hornbook.train.optimizers import OPTIMIZERS, RULES, Group, OptimConfig
+from hornbook.train.optim_config import OPTIMIZERS, RULES, Group, OptimConfig
 
 Named = dict[str, torch.nn.Parameter]
 Memory = tuple[str, str, int]  # what it is, how it is reckoned, bytes
@@ -64,7 +64,7 @@ class Optimizer:
 
     def step(self, factor: float | torch.Tensor, skip: torch.Tensor) -> None:
         """One update at `factor` of every learning rate, a number or one on the device. Where `skip` is 1, nothing
-        changes; nobody waits to know."""
+        changes; the host does not wait for it."""
         for rule in self._rules:
             rule.step(factor, skip)
 
@@ -159,17 +159,17 @@ def gradient_of(parameter: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def clip_gradients(
-    parameters: list[torch.nn.Parameter], longest: float | None, length: torch.Tensor | None = None
+def clip_grad_norm(
+    parameters: list[torch.nn.Parameter], max_norm: float | None, norm: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Shorten the gradients, all together, to at most `longest`; their length before, on the device, which is known
-    already where these are a part of them."""
+    """Scale all gradients so that their norm is at most `max_norm`; the norm before, on the device. Where these
+    parameters are but a part, the norm of all is given."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if length is None:
-        length = torch.nn.utils.get_total_norm(gradients)
-    if longest is not None and gradients:
-        torch._foreach_mul_(gradients, (longest / (length + 1e-6)).clamp(max=1.0))
-    return length
+    if norm is None:
+        norm = torch.nn.utils.get_total_norm(gradients)
+    if max_norm is not None and gradients:
+        torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    return norm
 
 
 @torch.no_grad()

@@ -82,8 +82,8 @@ class Owners:
                 if rank != world.rank:
                     parts.write(rank, *places, heard[rank, : parts.length(rank, *places)])
 
-    def length_of_gradients(self, device: torch.device) -> torch.Tensor:
-        """As torch.nn.utils.get_total_norm has it of all: the length of their lengths."""
+    def grad_norm(self, device: torch.device) -> torch.Tensor:
+        """Of all gradients, the same bits as torch.nn.utils.get_total_norm: the norm of their norms."""
         mine = {name: each.grad for name, each in self.mine.items() if each.grad is not None}
         lengths = torch.zeros(len(self._all), device=device)
         places = [place for place, name in enumerate(self._all) if name in mine]

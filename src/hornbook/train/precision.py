@@ -1,8 +1,8 @@
 """Compute in bf16 or fp16, learn in fp32.
 
 In: the model whose weights are learned, in fp32.  Out: a working copy in the machine's fast numbers, cast once a step
-rather than at every layer, and its gradients, added up in fp32. Fp16 is as exact as bf16 is not, but ends at 65,504 and
-at 0.00000006, so there the loss is scaled before its gradients are computed, and they are scaled back in fp32.
+rather than at every layer, and its gradients, added up in fp32. Fp16 is more precise than bf16, but its range is small,
+about 6e-8 to 65,504: so there the loss is scaled before its gradients are computed, and they are scaled back in fp32.
 """
 
 from __future__ import annotations

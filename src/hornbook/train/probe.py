@@ -18,8 +18,8 @@ from hornbook.base.process import keep_freed_memory
 from hornbook.base.world import World
 from hornbook.shards.order import Batch
 from hornbook.train.config import RunConfig
+from hornbook.train.cuda_graph import STEPS_BEFORE
 from hornbook.train.learner import RECORDED_ON, Learner
-from hornbook.train.recorded import STEPS_BEFORE
 from hornbook.train.sizing import first_micro_batch, refuse_without_room
 
 WIDTH = {"cpu": 1024, "mps": 2048, "cuda": 8192}
@@ -59,7 +59,7 @@ def flops(machine: Machine) -> float:
 def seconds_a_step(config: RunConfig, machine: Machine, compiled: bool = False) -> Timed:
     """Of a run with these settings, from a few steps on nothing in particular; where something else is at work, of the
     step that it disturbed least."""
-    refuse_without_room(config, machine)
+    refuse_without_room(config, machine, World(), slices=None)
     if machine.device == "cpu":
         keep_freed_memory()
     learner = Learner(config, machine, World(), first_micro_batch(config, machine), compiled)

@@ -26,8 +26,8 @@ from hornbook.shards.format import Shards
 from hornbook.shards.order import Batch, Loader, SampleOrder
 from hornbook.train.checkpoint import differences, good_checkpoints, restore, saved_state
 from hornbook.train.config import RunConfig
+from hornbook.train.distributed_checkpoint import read_moments
 from hornbook.train.learner import Learner
-from hornbook.train.parts import read_moments
 from hornbook.train.proof import because_of, difference_of
 from hornbook.train.start import learner_at
 

@@ -19,7 +19,7 @@ from hornbook.base.background import Background
 from hornbook.base.console import warn
 from hornbook.base.machine import free_memory_bytes, is_out_of_memory
 from hornbook.base.world import World
-from hornbook.train import parts
+from hornbook.train import distributed_checkpoint
 from hornbook.train.checkpoint import (
     CHECKPOINT_BYTES_OF_A_PARAMETER,
     WEIGHT_BYTES_OF_A_PARAMETER,
@@ -53,7 +53,7 @@ class Saver:
         self.saved_step = saved_step
         """Of the newest checkpoint that is safely on the disk."""
         self._learner, self._write, self._world = learner, write, world or World()
-        self._in_parts = self._world.size > 1 and learner.model.config.n_params() >= parts.PARTS_FROM
+        self._in_parts = self._world.size > 1 and learner.model.config.n_params() >= distributed_checkpoint.PARTS_FROM
         self._beside: bool | None = None
         self._thread = Background()
         self._writing: Future[None] | None = None
@@ -101,8 +101,8 @@ class Saver:
             self._best = Best(state.step, state.val_loss, weights)
         return weights is not None
 
-    def look(self) -> None:
-        """Raise what went wrong since the last look."""
+    def raise_errors(self) -> None:
+        """Raise what went wrong since the last call."""
         if self._world.any(self._writing is not None and self._writing.done()):
             self.wait()
 

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from hornbook.train.checkpoint import TrainState
 from hornbook.train.config import STOPS, RunConfig, TrainConfig
-from hornbook.train.schedules import SCHEDULES, Place, ScheduleConfig
+from hornbook.train.schedule_config import SCHEDULES, Place, ScheduleConfig
 
 PLANNED = "planned_since"
 # Of what was added: in a short one, `warmup_steps` would take most of it.
@@ -52,7 +52,7 @@ class Extension:
         )
 
 
-WHOLE = Extension()
+NOT_EXTENDED = Extension()
 
 
 def share_done(knobs: TrainConfig, state: TrainState, samples_per_epoch: int) -> float:
@@ -71,15 +71,19 @@ def share_done(knobs: TrainConfig, state: TrainState, samples_per_epoch: int) ->
     return max(shares)
 
 
-def lr_factor(config: ScheduleConfig, step: int, progress: float, since: Extension = WHOLE) -> float:
+def lr_factor(config: ScheduleConfig, step: int, progress: float, since: Extension = NOT_EXTENDED) -> float:
     """Step 0 is the first; progress is the share of the run that is done before it."""
     progress = min(max(progress, 0.0), 1.0)
     done = min(max((progress - since.progress) / (1 - since.progress), 0.0), 1.0) if since.progress < 1 else 1.0
     if config.warmup_share is not None:
         warm = min(done / config.warmup_share, 1.0)
     else:
-        warm = min((step - since.step + 1) / config.warmup_steps, 1.0) if config.warmup_steps else float(since == WHOLE)
-    rise = warm if since == WHOLE else max(warm, min(done / REWARM_SHARE, 1.0))
+        warm = (
+            min((step - since.step + 1) / config.warmup_steps, 1.0)
+            if config.warmup_steps
+            else float(since == NOT_EXTENDED)
+        )
+    rise = warm if since == NOT_EXTENDED else max(warm, min(done / REWARM_SHARE, 1.0))
     return since.factor + (_height(config, step, progress, done, since) - since.factor) * rise
 
 
@@ -122,6 +126,6 @@ def planned_since(
     if all(getattr(before.train, stop) == getattr(now.train, stop) for stop in STOPS):
         return since
     stood = lr_factor(now.schedule, state.step, share_done(before.train, state, samples_per_epoch), since)
-    if since == WHOLE and lr_factor(now.schedule, state.step, share) <= stood:
-        return WHOLE
+    if since == NOT_EXTENDED and lr_factor(now.schedule, state.step, share) <= stood:
+        return NOT_EXTENDED
     return Extension(state.step, share, stood)

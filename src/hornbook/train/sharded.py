@@ -23,11 +23,11 @@ from hornbook.model.compile import Trunk, compiled_block, use_in_blocks
 from hornbook.model.folder import weights_in_turn
 from hornbook.model.gpt import GPT
 from hornbook.model.init import outline, untrained
-from hornbook.train.company import Attend
 from hornbook.train.config import RunConfig
+from hornbook.train.cuda_graph import Take
+from hornbook.train.exchanges import Attend
 from hornbook.train.learner import Learner
 from hornbook.train.owners import Owners
-from hornbook.train.recorded import Take
 from hornbook.train.slices import ShardedCopy
 from hornbook.train.sums import PairwiseSum, in_pairs, shares
 
@@ -49,7 +49,7 @@ class ShardedLearner(Learner):
         self._compiled_for = (0, 0)
         super().__init__(config, machine, world, *more, **named)
 
-    def _begun(self) -> tuple[GPT, Owners]:
+    def _build_model(self) -> tuple[GPT, Owners]:
         owners = self._owners_in(outline(self._config.model))
         model = untrained(self._config.model, owners.is_mine)
         owners = self._owners_in(model)
@@ -57,11 +57,11 @@ class ShardedLearner(Learner):
             each.data = each.data.to(self._device)
         return model, owners
 
-    def _computing(self) -> ShardedCopy:  # type: ignore[override]
+    def _build_working_copy(self) -> ShardedCopy:  # type: ignore[override]
         dtype = self._machine.torch_dtype
         return ShardedCopy(self._config.model, self._owners, self._world, self._replica, self._device, dtype)
 
-    def _averaged(self) -> dict[str, torch.nn.Parameter]:
+    def _parameters_to_average(self) -> dict[str, torch.nn.Parameter]:
         return self._owners.mine
 
     def prepare(self) -> None:
@@ -70,7 +70,7 @@ class ShardedLearner(Learner):
         if self._average is not None:
             self._average.begin()
         while not self._is_ready():
-            self._take_less_memory()
+            self._reduce_memory()
         while not self._all_can(self._rehearse_evaluation):
             self.tokens_at_once //= 2
             self._renew()
@@ -98,11 +98,11 @@ class ShardedLearner(Learner):
         def go_home() -> None:
             working.to_owners(rows, range(self._replicas))
 
-        before = working.company.rehearsed(working.refresh)
-        round_ = working.company.rehearsed(a_round)
+        before = working.exchanges.rehearsed(working.refresh)
+        round_ = working.exchanges.rehearsed(a_round)
         branches = self._rounds().bit_length() if self._sums_in_pairs else 1
         kept.extend(working.no_gradients() for _ in range(branches))
-        after = working.company.rehearsed(go_home)
+        after = working.exchanges.rehearsed(go_home)
         self._step_exchanges = lambda rounds: [*before, *round_ * rounds, *after]
         self.optimizer.rehearse()
         self._rehearsed = True
@@ -127,12 +127,12 @@ class ShardedLearner(Learner):
         ids = torch.zeros(max(self.tokens_at_once // context, 1), context, dtype=torch.int64, device=self._device)
         model.eval()
         with torch.no_grad():
-            self._working.company.rehearsed(lambda: model.losses(ids, ids))
+            self._working.exchanges.rehearsed(lambda: model.losses(ids, ids))
         self._working.reshard()
         model.train()
 
-    def _take_less_memory(self) -> None:
-        super()._take_less_memory()
+    def _reduce_memory(self) -> None:
+        super()._reduce_memory()
         self._renew()
 
     def _renew(self) -> None:
@@ -140,7 +140,7 @@ class ShardedLearner(Learner):
         checkpoints_activations = self.checkpoints_activations
         del self._working
         free_cache(self._device)
-        self._working = self._computing()
+        self._working = self._build_working_copy()
         self._working.model.checkpoints_activations = checkpoints_activations
 
     def _my_share(self) -> range:
@@ -152,18 +152,18 @@ class ShardedLearner(Learner):
 
     def _gradients_of_my_share(self, take: Take) -> torch.Tensor:
         """Whose memory runs out is not missed by the others, who compute to the end of the step."""
-        company = self._working.company
-        company.begin(self._step_exchanges(self._rounds()))
+        exchanges = self._working.exchanges
+        exchanges.begin(self._step_exchanges(self._rounds()))
         try:
             loss = self._gradients_of_replica(take)
-            company.end()
+            exchanges.end()
             return loss
         except RuntimeError as error:
-            if not is_out_of_memory(error) or not company.is_as_rehearsed:
+            if not is_out_of_memory(error) or not exchanges.is_as_rehearsed:
                 raise
             why = str(error)  # which holds on to nothing
         free_cache(self._device)
-        company.attend_to_the_end()
+        exchanges.attend_to_the_end()
         raise torch.OutOfMemoryError(why)
 
     def _gradients_of_replica(self, take: Take) -> torch.Tensor:
@@ -190,7 +190,7 @@ class ShardedLearner(Learner):
         gradients = self._working.gradients((loss * self.scaler.scale).backward, count)
         losses = loss.detach().repeat(self.slices)
         own = losses[self._replica.rank : self._replica.rank + 1]
-        self._working.company.gather(self._replica, losses, own)
+        self._working.exchanges.gather(self._replica, losses, own)
         return gradients, in_pairs(list(losses[:count]))
 
     def _replicas_with_a_share(self) -> list[int]:
@@ -221,12 +221,16 @@ class ShardedLearner(Learner):
             everything["head.weight"] = everything["embedding.weight"]
         return everything
 
-    def look_at(self, folder: Path) -> None:
+    def load_working_weights(self, folder: Path) -> None:
         self._working.fill(weights_in_turn(self._config.model, folder))
+        self._working.reshard()  # what is whole for an evaluation has the weights of before
+        self._working.unshard_what_is_no_block()
 
     @contextlib.contextmanager
-    def at_rest(self) -> Iterator[GPT]:
-        with super().at_rest() as model:
+    def eval_model(self) -> Iterator[GPT]:
+        with super().eval_model() as model:
             self._working.unshard_what_is_no_block()
-            yield model
-            self._working.reshard()
+            try:
+                yield model
+            finally:
+                self._working.reshard()

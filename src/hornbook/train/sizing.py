@@ -9,6 +9,7 @@ from __future__ import annotations
 from hornbook.base.console import count
 from hornbook.base.errors import UserError
 from hornbook.base.machine import Machine
+from hornbook.base.world import World
 from hornbook.model.init import outline
 from hornbook.shards.format import Shards
 from hornbook.shards.openings import openings
@@ -50,13 +51,17 @@ def fitted_to(shards: Shards, config: RunConfig) -> RunConfig:
     return override(config, {"model": {"vocab_size": asked or shards.vocab_size}, "sample": {"prompts": prompts}})
 
 
-def refuse_without_room(config: RunConfig, machine: Machine) -> None:
-    """Said at once, rather than after minutes of building what cannot be held."""
-    needed = LEAST_BYTES_OF_A_PARAMETER * config.model.n_params()
+def refuse_without_room(config: RunConfig, machine: Machine, world: World, slices: int | None) -> None:
+    """Said at once, rather than after minutes of building what cannot be held. What has the model in slices needs no
+    more of each GPU than its share; processes on a CPU share its memory, too."""
+    share = 1 if slices is None else world.size // (world.size_of_host if machine.device == "cpu" else 1)
+    needed = LEAST_BYTES_OF_A_PARAMETER * config.model.n_params() // share
     if needed > machine.memory_bytes:
+        each = "" if share == 1 else f" on each of {share}"
+        more = "" if slices is None else ", or take more --processes or --hosts"
         raise UserError(
-            f"--model.n-embd: {count(float(config.model.n_params()))} parameters need {needed >> 30:,} GB to train, "
-            f"{machine.name} has {machine.memory_bytes >> 30:,}; lower it, or --model.n-layer"
+            f"--model.n-embd: {count(float(config.model.n_params()))} parameters need {needed >> 30:,} GB to train"
+            f"{each}, {machine.name} has {machine.memory_bytes >> 30:,}; lower it, or --model.n-layer{more}"
         )
 
 

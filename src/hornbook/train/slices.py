@@ -19,7 +19,7 @@ from hornbook.base.world import Ranks, World
 from hornbook.model.config import ModelConfig
 from hornbook.model.gpt import GPT
 from hornbook.model.init import outline
-from hornbook.train.company import Company, Gather, SumInPairs
+from hornbook.train.exchanges import Exchanges, Gather, SumInPairs
 from hornbook.train.owners import NUMBERS_AT_ONCE, Owners
 from hornbook.train.sums import in_pairs
 
@@ -39,17 +39,17 @@ class ShardedCopy:
         if not dist.is_initialized():  # one process alone, to see what it costs
             backend = "nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
-        self.model, self.company = outline(config), Company()
+        self.model, self.exchanges = outline(config), Exchanges()
         group = (replica.group if isinstance(replica, Ranks) else None) or dist.group.WORLD
         assert group is not None
         mesh = DeviceMesh.from_group(group, device.type)
         policy = MixedPrecisionPolicy(None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32)
-        self._sum = SumInPairs(self.company, replica)
+        self._sum = SumInPairs(self.exchanges, replica)
         for module in (*self.model.blocks, self.model):
             fully_shard(module, mesh=mesh, mp_policy=policy)
             assert isinstance(module, FSDPModule)
             module.set_gradient_divide_factor(1.0)
-            module.set_custom_all_gather(Gather(self.company, replica))  # type: ignore[arg-type]
+            module.set_custom_all_gather(Gather(self.exchanges, replica))  # type: ignore[arg-type]
             module.set_custom_reduce_scatter(self._sum)  # type: ignore[arg-type]
         _fetch_backwards(self.model)
         register_fsdp_forward_method(self.model, "losses")
@@ -123,7 +123,7 @@ class ShardedCopy:
         """To each rank what is for it; from each as many numbers as are wanted of it."""
         parts = [torch.cat([each.flatten() for each in of] or [self._nothing()]) for of in sent]
         expected = [sum(each.numel() for each in of) for of in wanted]
-        return self.company.exchange(self._world, parts, expected).split(expected)
+        return self.exchanges.exchange(self._world, parts, expected).split(expected)
 
     def _nothing(self) -> torch.Tensor:
         return _local(next(iter(self._rows_here.values()))).new_empty(0)

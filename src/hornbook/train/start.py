@@ -60,7 +60,6 @@ from hornbook.train.introduction import introduce
 from hornbook.train.learner import Learner
 from hornbook.train.metrics import Metrics
 from hornbook.train.origin import Origin
-from hornbook.train.pauses import Pauses
 from hornbook.train.proof import Proof
 from hornbook.train.saving import Saver
 from hornbook.train.schedule import Extension, planned_since
@@ -73,6 +72,7 @@ from hornbook.train.sizing import (
     refuse_without_room,
     slices_of_model,
 )
+from hornbook.train.timetable import Timetable
 
 # By which torchrun names all processes that it begins, also those that take the place of one that failed.
 LAUNCH, NAMELESS = "TORCHELASTIC_RUN_ID", "none"
@@ -187,8 +187,9 @@ def resume(path: Path, changes: Mapping[str, Any] | None = None, progress: Progr
     shards = together.host_by_host(lambda: _shards_of(record, config, folder, progress))
     if shards.fingerprint != record.fingerprint:
         raise UserError(f"{shards.folder}: not the data that this run began with; train on it into another --out")
-    changes = changes or {}
-    fixed = (set(changes) - {"train"}) | (set(changes.get("train", {})) - MAY_CHANGE)
+    changes = dict(changes or {})
+    train = changes.get("train", {})
+    fixed = (set(changes) - {"train"}) | (set(train) - MAY_CHANGE if isinstance(train, Mapping) else set())
     if fixed:
         may = ", ".join(sorted(MAY_CHANGE))
         raise UserError(f"{min(fixed)}: a run keeps the settings that it began with, except --train. {may}")
@@ -205,9 +206,20 @@ def resume(path: Path, changes: Mapping[str, Any] | None = None, progress: Progr
             return str(newest)
 
         checkpoint = Path(together.by_first(take_place))
+        config = _kept_from_rote(config, before, saved_state(checkpoint).tokens / len(shards.split("train")))
         record = replace(record, config=config.model_dump(), shards=shards.folder)
         record = record.with_(turned=sorted({*record.more.get("turned", ()), *flat(changes)}))
         return _train(config, folder, record, shards, machine, checkpoint, progress, before)
+
+
+def _kept_from_rote(config: RunConfig, before: RunConfig, readings: float) -> RunConfig:
+    """Settings that were chosen for a text bound how often it is read. More minutes alone do not lift that, unless it
+    has come to it already."""
+    ends, most = [stop for stop in STOPS if getattr(config.train, stop) is not None], before.train.epochs
+    fitted = before.recipe == "own-text" and before.train.minutes is not None
+    if not fitted or ends != ["minutes"] or most is None or readings > most - 1:
+        return config
+    return override(config, {"train": {"minutes": config.train.minutes, "epochs": most}})
 
 
 def begun(path: Path) -> RunConfig | None:
@@ -227,6 +239,7 @@ def free_folder(config: RunConfig, parent: Path = runs.USUAL) -> Path:
 def learner_at(state: TrainState, config: RunConfig, machine: Machine, world: World, order: SampleOrder) -> Learner:
     """One that computes as the run did when it was there; its weights are a matter of their own."""
     slices = slices_of_model(config, machine, world.size, world.size_of_host)
+    refuse_without_room(config, machine, world, slices)
     before, ranks = state.checkpoints_activations, world.size
     checkpoints_activations = is_to_checkpoint_activations(config, machine, before, slices, ranks)
     learner = _kind_of_learner(slices)(
@@ -299,15 +312,40 @@ def _train(
     before: RunConfig | None = None,
 ) -> Outcome:
     """Assemble the run, from nothing, another model or a checkpoint, and let the loop have it."""
+    run = _assembled(config, folder, record, shards, machine, begin, progress, before or config)
+    introduce(run, begin)
+    dashboards = config.train.dashboards if run.world.is_first else ()
+    with fast_float_modes(), shown_on(dashboards, folder, run.state.step):
+        reason = loop.train(run)
+    return Outcome(
+        folder=folder.path,
+        reason=reason,
+        step=run.state.step,
+        seconds=run.state.seconds,
+        tokens_per_second=run.metrics.tokens_per_second(),
+        mfu=run.metrics.mfu(),
+        peak_memory_bytes=peak_memory_bytes(machine.device),
+    )
+
+
+def _assembled(
+    config: RunConfig,
+    folder: RunFolder,
+    record: Record,
+    shards: Shards,
+    machine: Machine,
+    begin: Path | Origin | None,
+    progress: Progress,
+    before: RunConfig,
+) -> loop.Run:
     together, goes_on = world(), isinstance(begin, Path)
     if machine.device == "cpu":
         keep_freed_memory()
-    refuse_without_room(config, machine)
+    tokens = shards.split("train")
+    order = SampleOrder(config.order, config.seed, shards.fingerprint, len(tokens), config.window, config.sequences)
     refuse_idle(config, together.size)
     averages = config.train.average is not None
     together.by_first(lambda: check_room(folder, config.model.n_params(), config.train.keep_checkpoints, averages))
-    tokens = shards.split("train")
-    order = SampleOrder(config.order, config.seed, shards.fingerprint, len(tokens), config.window, config.sequences)
     state, proof = TrainState(), None
     if isinstance(begin, Path):
         state, differing = saved_state(begin), differences(begin, machine.facts())
@@ -322,18 +360,18 @@ def _train(
         elif begin is not None:
             begin.restore(learner, config)
         elif config.has_head_start:
-            give_head_start(learner.model, tokens, config.seed)
-    planned = planned_since(before or config, config, state, order.samples_per_epoch, Extension.of(record.more))
+            give_head_start(learner.model, tokens, config.seed, together)
+    extension = planned_since(before, config, state, order.samples_per_epoch, Extension.of(record.more))
 
     def write_down() -> None:
         forget_models_after(folder, state.step)
-        folder.write(record.with_(machine=machine.facts(), **planned.record()))
+        folder.write(record.with_(machine=machine.facts(), **extension.record()))
 
     together.by_first(write_down)
     flops = config.model.flops_per_token(config.window)
     metrics = Metrics(folder, progress, flops, machine.peak_flops, state.logs if goes_on else None, together.is_first)
     write_checkpoint = partial(save_checkpoint, folder, record.run_id, shards.tokenizer, machine.facts(), config)
-    run = loop.Run(
+    return loop.Run(
         config=config,
         folder=folder,
         run_id=record.run_id,
@@ -346,23 +384,10 @@ def _train(
         guard=NonFiniteGuard(state.not_finite_in_a_row, machine.dtype),
         progress=progress,
         state=state,
-        pauses=Pauses(config, order.samples_per_epoch, len(shards.split("val")), machine.torch_device.type),
-        planned=planned,
+        timetable=Timetable(config, order.samples_per_epoch, len(shards.split("val")), machine.torch_device.type),
+        extension=extension,
         proof=proof,
         saver=Saver(learner, write_checkpoint, state.step, together),
         doctor=Doctor(folder.path),
         saved_seconds=state.seconds,
-    )
-    introduce(run, begin)
-    dashboards = config.train.dashboards if together.is_first else ()
-    with fast_float_modes(), shown_on(dashboards, folder, state.step):
-        reason = loop.train(run)
-    return Outcome(
-        folder=folder.path,
-        reason=reason,
-        step=state.step,
-        seconds=state.seconds,
-        tokens_per_second=run.metrics.tokens_per_second(),
-        mfu=run.metrics.mfu(),
-        peak_memory_bytes=peak_memory_bytes(machine.device),
     )

@@ -18,7 +18,8 @@ from hornbook.runs.folder import RunFolder, resolve
 from hornbook.runs.logs import evaluations, read_log
 from hornbook.shards.format import Shards
 from hornbook.train.config import RunConfig, TrainConfig
-from hornbook.train.pauses import (
+from hornbook.train.start import fit, resume
+from hornbook.train.timetable import (
     EVALUATIONS,
     LEAST_TOKENS,
     SHARE_FOR_EVALUATIONS,
@@ -27,7 +28,6 @@ from hornbook.train.pauses import (
     save_every_minutes,
     steps_in_all,
 )
-from hornbook.train.start import fit, resume
 
 
 def of(batch_tokens: int, context: int = 128, **train: Any) -> RunConfig:
@@ -79,7 +79,7 @@ def short(tiny: Callable[..., RunConfig]) -> RunConfig:
 
 @pytest.fixture
 def time_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hornbook.train.pauses.SHARE_FOR_THE_WHOLE", 1000.0)
+    monkeypatch.setattr("hornbook.train.timetable.SHARE_FOR_THE_WHOLE", 1000.0)
 
 
 def test_a_run_of_moments_does_not_end_in_a_long_look(short: RunConfig, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A step that is launched as one.
+"""A step that is launched as one: a CUDA graph.
 
 In: what a small step on CUDA does.  Out: the same, its thousand launches recorded once on the device and from then on
 started by a single call. A small model's step takes longer to launch, operation by operation, than to compute: 5
@@ -16,19 +16,19 @@ from hornbook.base.console import warn
 from hornbook.shards.order import Batch
 
 
-class Numbers(NamedTuple):
-    """Of a step, each a number on the device."""
+class StepTensors(NamedTuple):
+    """The metrics of a step, each a number on the device."""
 
     loss: torch.Tensor
-    gradient_length: torch.Tensor
+    grad_norm: torch.Tensor  # before clipping
     spike: torch.Tensor  # 1 where the step was left out as one
     scale: torch.Tensor  # by which the loss was scaled
-    update: torch.Tensor  # how far the blocks' matrices moved, beside their length; nan where nobody measured
+    update: torch.Tensor  # the update ratio (update_ratio.py); nan where it was not measured
 
 
 # Takes so many samples of the step's batch, from a first on.
 Take = Callable[[int, int], Batch]
-Step = Callable[[Take, "float | torch.Tensor"], Numbers]
+Step = Callable[[Take, "float | torch.Tensor"], StepTensors]
 # Above so much arithmetic the device is the slower one, and a record would only hold memory.
 MOST_FLOPS = 8e12
 # By then everything has its place: moments, compiled kernels, the libraries' own workspaces.
@@ -45,7 +45,7 @@ class StepRecorder:
         self._left = STEPS_BEFORE if flops <= MOST_FLOPS else None  # steps to take before recording
         self._record: _Record | None = None
 
-    def __call__(self, take: Take, factor: float) -> Numbers:
+    def __call__(self, take: Take, factor: float) -> StepTensors:
         """The numbers of a step, its weights changed."""
         if self._left == 0:
             self._left = None
@@ -70,7 +70,7 @@ class _Record:
         self._factor = torch.zeros((), device=device)
         self._replay, self._numbers = _recorded(lambda: step(self._take, self._factor))
 
-    def replay(self, batch: Batch, factor: float) -> Numbers:
+    def replay(self, batch: Batch, factor: float) -> StepTensors:
         self._ids.copy_(batch[0])
         self._targets.copy_(batch[1])
         self._factor.fill_(factor)
@@ -87,7 +87,7 @@ def is_recording(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def _recorded(act: Callable[[], Numbers]) -> tuple[Callable[[], None], Numbers]:
+def _recorded(act: Callable[[], StepTensors]) -> tuple[Callable[[], None], StepTensors]:
     """What starts `act` again, and where its numbers will be. Nothing is computed yet."""
     graph = torch.cuda.CUDAGraph()
     torch.cuda.synchronize()

@@ -60,8 +60,8 @@ OPTIMIZERS: dict[str, Grouping] = {
 RULES = {
     "muon": "hornbook.train.muon:Muon",
     "adamw": "hornbook.train.optim:AdamW",
-    "lion": "hornbook.train.momentum:Lion",
-    "sgd": "hornbook.train.momentum:SGD",
+    "lion": "hornbook.train.sgd_lion:Lion",
+    "sgd": "hornbook.train.sgd_lion:SGD",
 }
 if TYPE_CHECKING:
     OptimizerName = str
@@ -73,7 +73,7 @@ else:
 LEARNS_AT = {
     "lr": ("norm.weight", 1),
     "embedding_lr": ("embedding.weight", 2),
-    "matrix_lr": ("blocks.0.mlp.out.weight", 2),
+    "matrix_lr": ("blocks.0.mlp.down.weight", 2),
 }
 
 
@@ -91,7 +91,7 @@ class OptimConfig(Settings):
     """The learning rate of all that is not Muon's. Lion wants a third of AdamW's or less, SGD ten times as much or
     more."""
     embedding_lr: float | None = Field(None, gt=0)
-    """The same for the embedding; `lr` when not given."""
+    """The same for the embeddings: of tokens, of pairs of them, and of values; `lr` when not given."""
     matrix_lr: float = Field(0.02, gt=0)
     """Muon's learning rate."""
     lr_scale: float = Field(1.0, gt=0)
@@ -103,8 +103,8 @@ class OptimConfig(Settings):
     weight_decay: float = Field(0.1, ge=0)
     """How fast weights shrink, times their learning rate."""
     decay: Literal["matrices", "all"] = "matrices"
-    """What shrinks: matrices, save embeddings under Muon; or norms, biases and embeddings too, as torch's AdamW does by
-    itself."""
+    """Which weights decay: matrices (under Muon those of the blocks alone, so neither embeddings nor the head), or all,
+    norms and biases too, as torch's AdamW does by itself."""
     beta1: float = Field(0.9, ge=0, lt=1)
     """AdamW's memory of past gradients; of Lion, the share that it has in a step."""
     beta2: float = Field(0.95, ge=0, lt=1)
@@ -112,7 +112,7 @@ class OptimConfig(Settings):
     eps: float = Field(1e-10, gt=0)
     """Added to AdamW's root, against division by zero."""
     clip: float | None = Field(1.0, gt=0)
-    """Gradients longer than this are shortened to it."""
+    """All gradients are scaled so that their norm is at most this."""
     spike: float | None = Field(20.0, gt=0)
     """Leave a step out whose loss or gradient lies so many deviations above the last 65 steps; auto: none."""
 

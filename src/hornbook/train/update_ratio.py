@@ -1,7 +1,7 @@
-"""How far a step moves the weights.
+"""The update ratio: how far a step moves the weights.
 
-In: weights, before and after a step.  Out: the length of what changed beside that of what was there, over a part of
-each matrix of the blocks; on the device, so that nobody waits to know. About a thousandth a step is usual of AdamW, a
+In: weights, before and after a step.  Out: the norm of the change divided by the norm of the weights, over a part of
+each matrix of the blocks; on the device, which the host does not wait for. About a thousandth is usual of AdamW, a
 hundredth of Muon.
 """
 
@@ -21,7 +21,7 @@ def is_measured(step: int) -> bool:
     return step % EVERY_STEPS == EVERY_STEPS // 2
 
 
-class Moves:
+class UpdateRatio:
     def __init__(self, weights: Mapping[str, torch.Tensor], device: torch.device) -> None:
         self._parts = [
             each.detach().flatten()[:LOOKED_AT]  # the weights themselves, which change in place
@@ -30,8 +30,8 @@ class Moves:
         ]
         self.unmeasured = torch.full((), math.nan, device=device)
 
-    def look(self) -> torch.Tensor:
+    def snapshot(self) -> torch.Tensor:
         return torch.cat([*self._parts, self.unmeasured.new_empty(0)])
 
     def since(self, before: torch.Tensor) -> torch.Tensor:
-        return (self.look() - before).norm() / before.norm()
+        return (self.snapshot() - before).norm() / before.norm()

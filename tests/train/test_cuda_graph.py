@@ -14,13 +14,13 @@ import torch
 from hornbook.model.gpt import GPT
 from hornbook.runs.logs import read_log
 from hornbook.shards.order import Batch
-from hornbook.train import learner, recorded
+from hornbook.train import cuda_graph, learner
 from hornbook.train.config import RunConfig
 from hornbook.train.start import fit
 
 
-def recording(act: Callable[[], recorded.Numbers]) -> tuple[Callable[[], None], recorded.Numbers]:
-    places = recorded.Numbers(*(torch.zeros(()) for _ in recorded.Numbers._fields))
+def recording(act: Callable[[], cuda_graph.StepTensors]) -> tuple[Callable[[], None], cuda_graph.StepTensors]:
+    places = cuda_graph.StepTensors(*(torch.zeros(()) for _ in cuda_graph.StepTensors._fields))
 
     def replay() -> None:
         for place, number in zip(places, act(), strict=True):
@@ -50,17 +50,17 @@ def test_a_recorded_step_learns_what_a_step_learns(
     until it fits: in micro-batches too, that do not divide the batch."""
     monkeypatch.setattr("hornbook.train.precision.FIRST_SCALE", 2.0**32)
     plain, replayed = trained("plain", micro_batch=3, dtype=dtype), []
-    replay = recorded._Record.replay
+    replay = cuda_graph._Record.replay
 
-    def counted(record: recorded._Record, batch: Batch, factor: float) -> recorded.Numbers:
+    def counted(record: cuda_graph._Record, batch: Batch, factor: float) -> cuda_graph.StepTensors:
         replayed.append(factor)
         return replay(record, batch, factor)
 
     monkeypatch.setattr(learner, "RECORDED_ON", ("cpu",))
-    monkeypatch.setattr(recorded, "_recorded", recording)
-    monkeypatch.setattr(recorded._Record, "replay", counted)
+    monkeypatch.setattr(cuda_graph, "_recorded", recording)
+    monkeypatch.setattr(cuda_graph._Record, "replay", counted)
     assert trained("recorded", micro_batch=3, dtype=dtype) == pytest.approx(plain, rel=1e-5)
-    assert len(replayed) == 12 - recorded.STEPS_BEFORE
+    assert len(replayed) == 12 - cuda_graph.STEPS_BEFORE
 
 
 def test_out_of_memory_while_recording_leaves_the_micro_batch_as_it_is(
@@ -68,9 +68,9 @@ def test_out_of_memory_while_recording_leaves_the_micro_batch_as_it_is(
 ) -> None:
     """There is memory for the step, only not for a second time: and while recording, none can be given back."""
     plain, recording_now = trained("plain"), []
-    embedded = GPT.embedded
+    embedded = GPT.embed
 
-    def fail(act: Callable[[], recorded.Numbers]) -> None:
+    def fail(act: Callable[[], cuda_graph.StepTensors]) -> None:
         recording_now.append(True)
         try:
             act()
@@ -84,8 +84,8 @@ def test_out_of_memory_while_recording_leaves_the_micro_batch_as_it_is(
 
     monkeypatch.setattr(learner, "RECORDED_ON", ("cpu",))
     monkeypatch.setattr(learner, "is_recording", lambda device: bool(recording_now))
-    monkeypatch.setattr(recorded, "_recorded", fail)
-    monkeypatch.setattr(GPT, "embedded", short_of_memory)
+    monkeypatch.setattr(cuda_graph, "_recorded", fail)
+    monkeypatch.setattr(GPT, "embed", short_of_memory)
     assert trained("unrecorded") == pytest.approx(plain, rel=1e-5)
     told = capsys.readouterr().err
     assert told.count("this step cannot be recorded (CUDA out of memory)") == 1
@@ -97,10 +97,10 @@ def test_a_step_that_cannot_be_recorded_goes_on_as_it_is(
 ) -> None:
     plain = trained("plain")
 
-    def fail(act: Callable[[], recorded.Numbers]) -> None:
+    def fail(act: Callable[[], cuda_graph.StepTensors]) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(learner, "RECORDED_ON", ("cpu",))
-    monkeypatch.setattr(recorded, "_recorded", fail)
+    monkeypatch.setattr(cuda_graph, "_recorded", fail)
     assert trained("unrecorded") == pytest.approx(plain, rel=1e-5)
     assert capsys.readouterr().err.count("this step cannot be recorded (CUDA out of memory)") == 1

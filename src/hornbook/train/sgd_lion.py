@@ -12,7 +12,7 @@ import torch
 from torch.optim.sgd import sgd
 
 from hornbook.train.optim import Memory, Named, fill, gradient_of
-from hornbook.train.optimizers import Group, OptimConfig
+from hornbook.train.optim_config import Group, OptimConfig
 
 
 class _WithMomentum:

@@ -21,7 +21,7 @@ from hornbook.train.sums import in_pairs
 Attend = Callable[[], object]
 
 
-class Company:
+class Exchanges:
     def __init__(self) -> None:
         self.is_as_rehearsed = True  # so far: or there is no way to attend
         self._left: list[Attend] | None = None  # of this step, the next one last
@@ -92,8 +92,8 @@ def _attend_exchange(world: Ranks, lengths: list[int], expected: list[int], like
 class Gather:
     """In the place of FSDP2's all-gather."""
 
-    def __init__(self, company: Company, world: World) -> None:
-        self._company, self._world = company, world
+    def __init__(self, exchanges: Exchanges, world: World) -> None:
+        self._exchanges, self._world = exchanges, world
 
     def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         return torch.empty(*size, dtype=dtype, device=device)
@@ -101,7 +101,7 @@ class Gather:
     def __call__(
         self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, async_op: bool = False
     ) -> None:
-        self._company.gather(self._world, output_tensor, input_tensor)
+        self._exchanges.gather(self._world, output_tensor, input_tensor)
 
 
 class SumInPairs(Gather):
@@ -114,5 +114,5 @@ class SumInPairs(Gather):
         self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, op: Any, async_op: bool = False
     ) -> None:
         ranks = self._world.size
-        heard = self._company.exchange(self._world, input_tensor.view(ranks, -1), [len(output_tensor)] * ranks)
+        heard = self._exchanges.exchange(self._world, input_tensor.view(ranks, -1), [len(output_tensor)] * ranks)
         output_tensor.copy_(in_pairs(list(heard.view(ranks, -1)[: self.count])))

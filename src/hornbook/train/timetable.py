@@ -1,4 +1,4 @@
-"""How often a run pauses to look at itself, and how long.
+"""When a run evaluates, samples and saves, and on how much text it evaluates.
 
 In: a run's settings, and how many steps it will take.  Out: how many evaluations there are of it, on how much of the
 validation text, and how many samples.
@@ -56,8 +56,8 @@ class Due:
         return self.evaluate or self.sample or self.save or self.snapshot
 
 
-class Pauses:
-    """Those of one run."""
+class Timetable:
+    """Of one run."""
 
     def __init__(self, config: RunConfig, samples_per_epoch: int, val_tokens: int, device: str) -> None:
         self._config, self._samples_per_epoch = config, samples_per_epoch
