@@ -25,7 +25,6 @@ from hornbook.train.config import RunConfig
 from hornbook.train.optim import grouped, rule_named
 
 FP32 = 4
-WORKING_COPY, GRADIENTS, OF_WORKING_COPY = "working copy", "gradients", "the working copy's"
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -36,6 +35,8 @@ class Share:
     what: str
     arithmetic: str
     bytes: int
+    in_slices: bool = False
+    """Whether of processes that have the model together each holds a slice of it."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,12 @@ def training_memory(
     held = [Share("weights, fp32", f"{count:,} x {FP32}", FP32 * count)]
     if working:
         name = NAMES[dtype]
-        held.append(Share(f"{WORKING_COPY}, {name}", f"{count:,} x {dtype.itemsize}", dtype.itemsize * count))
+        copy = f"{count:,} x {dtype.itemsize}"
+        held.append(Share(f"working copy, {name}", copy, dtype.itemsize * count, in_slices=True))
     held += optimizer_parts(config, model)
     if config.train.average:
         held.append(Share("averaged weights, fp32", f"{count:,} x {FP32}", FP32 * count))
-    gradients = Share(f"{GRADIENTS}, fp32", f"{count:,} x {FP32}", FP32 * count)
+    gradients = Share("gradients, fp32", f"{count:,} x {FP32}", FP32 * count, in_slices=True)
     several = at_once < config.sequences
     before = [gradients] if several else []
     tokens = at_once * config.window
@@ -102,7 +104,7 @@ def training_memory(
         kept = activations(config.model, tokens, config.window, dtype, device)
         moments = [Moment("forwards and backwards", (*before, kept, head))]
     if working and several:
-        fresh = Share(f"{OF_WORKING_COPY}, {name}", f"{count:,} x {dtype.itemsize}", dtype.itemsize * count)
+        fresh = Share(f"the working copy's, {name}", copy, dtype.itemsize * count, in_slices=True)
         moments.append(Moment("gradients added up", (gradients, fresh)))
     moments.append(Moment("weights changed", (gradients, *workspace(config, model, dtype))))
     moments.append(Moment("evaluation", (evaluation_logits(config, dtype, device),)))
@@ -115,11 +117,8 @@ def bytes_in_slices(whole: TrainingMemory, model: GPT, dtype: torch.dtype, slice
     count = sum(parameter.numel() for parameter in model.parameters())
     of_blocks = sum(parameter.numel() for parameter in model.blocks.parameters())
     at_a_time = count - of_blocks + 2 * of_blocks // len(model.blocks)
-    owned = sum(part.bytes for part in whole.held if not part.what.startswith(WORKING_COPY)) // ranks
-    beside = max(
-        sum(part.bytes for part in moment.parts if not part.what.startswith((GRADIENTS, OF_WORKING_COPY)))
-        for moment in whole.moments
-    )
+    owned = sum(part.bytes for part in whole.held if not part.in_slices) // ranks
+    beside = max(sum(part.bytes for part in moment.parts if not part.in_slices) for moment in whole.moments)
     return owned + 3 * FP32 * count // slices + (dtype.itemsize + FP32) * at_a_time + beside
 
 
