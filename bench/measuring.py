@@ -232,10 +232,12 @@ def in_a_child(view: str) -> dict[str, Any]:
 
 
 def environment(view: str) -> dict[str, str]:
-    """Of a child, which finds hornbook where this process does, and lets threads wait as the commands do."""
+    """Of a child, which finds hornbook where this process does, keeps what is compiled of Python, as everybody's does
+    and a start would else take twice as long, and lets threads wait as the commands do."""
     paths = [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
     there = {name: value for name, value in os.environ.items() if name not in VIEWS["plain"]}
     more = {"PYTHONPATH": os.pathsep.join(paths), "GOMP_SPINCOUNT": "20000", "PYTHONUNBUFFERED": "1"}
+    more["PYTHONDONTWRITEBYTECODE"] = ""
     return there | more | VIEWS[view]
 
 
