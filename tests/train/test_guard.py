@@ -146,7 +146,7 @@ def test_in_fp16_the_count_begins_when_the_scale_can_fall_no_further(
 def test_a_finite_step_begins_the_count_anew(capsys: pytest.CaptureFixture[str]) -> None:
     guard = NonFiniteGuard()
     for step in range(100):
-        guard.saw(step, 0, 1, finite=step % NON_FINITE_IN_A_ROW == 0)
+        guard.count(step, 0, 1, finite=step % NON_FINITE_IN_A_ROW == 0)
     assert guard.in_a_row == NON_FINITE_IN_A_ROW - 1
 
 

@@ -50,8 +50,8 @@ def metrics(tmp_path: Path, shown: io.StringIO) -> Metrics:
 
 def test_a_step_is_a_line_with_these_numbers(metrics: Metrics, tmp_path: Path) -> None:
     third = reading(3, rates={"lr": 0.002})
-    metrics.launched(third, numbers(2.5, 0.75)._replace(update=torch.tensor(0.125)))
-    assert metrics.arrived() == [(third, StepNumbers(2.5, 0.75, spike=0, scale=1, update=0.125))]
+    metrics.queue(third, numbers(2.5, 0.75)._replace(update=torch.tensor(0.125)))
+    assert metrics.collect() == [(third, StepNumbers(2.5, 0.75, spike=0, scale=1, update=0.125))]
     metrics.evaluated(3, 3000, 0.3, 0.8, Score(loss=2.0, perplexity=7.389, bits_per_byte=2.885, tokens=100), whole=True)
     metrics.sampled(3, "a", "b")
     metrics.sync()
@@ -72,8 +72,8 @@ def test_rate_and_share_of_the_peak_follow_from_the_last_steps(metrics: Metrics)
     """4,000 tokens a second of 6,000 operations each are 24 million: a quarter of 96 million."""
     assert metrics.tokens_per_second() == 0.0
     for step in range(1, RATE_OVER_STEPS + 20):
-        metrics.launched(reading(step), numbers(1.0, 1.0))
-        metrics.arrived()
+        metrics.queue(reading(step), numbers(1.0, 1.0))
+        metrics.collect()
     assert metrics.tokens_per_second() == pytest.approx(4000)
     assert metrics.mfu() == pytest.approx(0.25)
 
@@ -87,8 +87,8 @@ def test_where_the_peak_is_not_known_there_is_no_share_of_it(tmp_path: Path) -> 
 
 def last_line(metrics: Metrics, shown: io.StringIO, losses: list[float], **more: Any) -> list[str]:
     for step, loss in enumerate(losses, 1):
-        metrics.launched(reading(step, **more), numbers(loss, 1.0))
-        metrics.arrived()
+        metrics.queue(reading(step, **more), numbers(loss, 1.0))
+        metrics.collect()
     return shown.getvalue().rsplit("\r", 1)[1].strip().split("  ")
 
 
@@ -149,15 +149,15 @@ def test_the_end_of_an_epoch_and_the_drop_of_the_rate_are_told() -> None:
 
 def test_resuming_cuts_the_logs_back_to_the_lengths_that_were_kept(metrics: Metrics, tmp_path: Path) -> None:
     for step in (1, 2):
-        metrics.launched(reading(step), numbers(1.0, 1.0))
-    metrics.arrived()
+        metrics.queue(reading(step), numbers(1.0, 1.0))
+    metrics.collect()
     kept = metrics.sync()
-    metrics.launched(reading(3), numbers(1.0, 1.0))
-    metrics.arrived()
+    metrics.queue(reading(3), numbers(1.0, 1.0))
+    metrics.collect()
     metrics.close()
     again = Metrics(RunFolder(tmp_path), Progress(io.StringIO(), live=False), 1, None, kept)
-    again.launched(reading(4), numbers(1.0, 1.0))
-    again.arrived()
+    again.queue(reading(4), numbers(1.0, 1.0))
+    again.collect()
     again.close()
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 4]

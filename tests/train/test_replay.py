@@ -156,8 +156,8 @@ def test_a_step_after_another_rate_is_not_compared() -> None:
         {"step": step, "loss": 2.0, "grad_norm": 1.0, "lr_factor": 0.5} for step in (3, 4, 5)
     ]
     proof = Proof(entries, 2, ())
-    told = proof.saw(3, 2.0, 1.0, 0.25)
+    told = proof.compare(3, 2.0, 1.0, 0.25)
     assert told == "continues exactly: step 3 has the loss and the gradients of before"
-    assert proof.saw(4, 9.0, 9.0, 0.25) is None
+    assert proof.compare(4, 9.0, 9.0, 0.25) is None
     proof = Proof(entries, 2, ())
-    assert [proof.saw(step, 2.0, 1.0, 0.5) is None for step in (3, 4, 5)] == [True, False, True]
+    assert [proof.compare(step, 2.0, 1.0, 0.5) is None for step in (3, 4, 5)] == [True, False, True]

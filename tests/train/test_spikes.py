@@ -41,7 +41,7 @@ def by_numpy(series: Series, window: int = WINDOW) -> list[bool]:
 
 def by_us(series: Series, guard: Spikes | None = None) -> list[bool]:
     guard = guard or Spikes(DEVIATIONS, CPU)
-    return [bool(guard.saw(torch.tensor(loss), torch.tensor(length))) for loss, length in series]
+    return [bool(guard.check(torch.tensor(loss), torch.tensor(length))) for loss, length in series]
 
 
 def a_run_with_wild_steps(seed: int) -> Series:

@@ -61,7 +61,7 @@ class NonFiniteGuard:
         self.in_a_row = in_a_row
         self._or = ", or --train.dtype float32, which holds larger numbers" if dtype == "float16" else ""
 
-    def heard(self, reading: StepReading, told: StepNumbers, sequences: int, note: Callable[[str], None]) -> None:
+    def check(self, reading: StepReading, told: StepNumbers, sequences: int, note: Callable[[str], None]) -> None:
         """Tell of a step that was left out: for its scale, which then falls, for numbers that are not finite, or for a
         spike (spikes.py)."""
         if told.overflowed:
@@ -70,14 +70,15 @@ class NonFiniteGuard:
                 f"{told.scale / 2:,.0f} from here on"
             )
         else:
-            self.saw(reading.step, reading.first_sample, sequences, told.finite)
+            self.count(reading.step, reading.first_sample, sequences, told.finite)
         if told.spike:
             warn(
                 f"step {reading.step}: loss {told.loss:.3f}, gradient {told.grad_norm:,.2f}, far beyond the "
                 f"steps before; left out ({_samples(reading.first_sample, sequences)}), the weights stay as they were"
             )
 
-    def saw(self, step: int, first_sample: int, sequences: int, finite: bool) -> None:
+    def count(self, step: int, first_sample: int, sequences: int, finite: bool) -> None:
+        """Steps in a row that are not finite; too many are an error."""
         if finite:
             self.in_a_row = 0
             return

@@ -123,7 +123,7 @@ class Learner:
         loss = self.gradients(take)
         grad_norm = self._clip()
         # Decided on the device, which the host does not wait for: what is not finite never reaches the weights.
-        overflowed, spike = 1 - (loss + grad_norm).isfinite().float(), self._spikes.saw(loss, grad_norm)
+        overflowed, spike = 1 - (loss + grad_norm).isfinite().float(), self._spikes.check(loss, grad_norm)
         skip = torch.maximum(overflowed, spike)
         self.weights_are_whole = is_recording(self._device)
         self.optimizer.step(factor, skip)

@@ -104,7 +104,7 @@ def update(run: Run, share: float) -> None:
         return run.loader.take(first_sample + first, count)
 
     factor = lr_factor(config.schedule, state.step, share, run.extension)
-    numbers = run.learner.learn(take, state.step, factor)
+    measured = run.learner.learn(take, state.step, factor)
 
     state.step += 1
     state.sample += config.sequences
@@ -122,7 +122,7 @@ def update(run: Run, share: float) -> None:
         rates=learning_rates(config.optim, factor),
         memory=memory_in_use(run.machine.device) if state.step % MEMORY_EVERY_STEPS == 1 else None,
     )
-    run.metrics.launched(reading, numbers)
+    run.metrics.queue(reading, measured)
 
 
 def after_step(run: Run, before: float, asked_to_stop: bool) -> str:
@@ -170,13 +170,13 @@ def reason_to_end(after: float, target_reached: float | None, asked_to_stop: boo
 def read_metrics(run: Run, everything: bool) -> float | None:
     """Write down the metrics that have arrived from the device; the loss that reached the target, if one did."""
     target = run.config.train.target_loss
-    for reading, told in run.metrics.arrived(everything):
+    for reading, told in run.metrics.collect(everything):
         for line in passed(run.config, reading, run.loader.order.samples_per_epoch):
             run.progress.note(line)
         numbers = (told.loss, told.grad_norm, reading.lr_factor)
-        if run.proof is not None and (verdict := run.proof.saw(reading.step, *numbers)):
+        if run.proof is not None and (verdict := run.proof.compare(reading.step, *numbers)):
             run.progress.note(verdict)
-        run.guard.heard(reading, told, run.config.sequences, run.progress.note)
+        run.guard.check(reading, told, run.config.sequences, run.progress.note)
         if target is not None and told.loss <= target:
             run.state.reached_loss = told.loss
             return told.loss
@@ -323,7 +323,7 @@ def save_what_is_whole(run: Run) -> None:
         run.saver.wait()
     if run.learner.weights_are_whole and run.state.step > run.saver.saved_step:
         with contextlib.suppress(Exception):
-            run.metrics.arrived(everything=True)
+            run.metrics.collect(everything=True)
             logs = None
             if (pause := run.recovery_point) is not None:
                 logs = pause.logs or run.metrics.lengths()

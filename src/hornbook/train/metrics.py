@@ -96,9 +96,9 @@ class Metrics:
         self._memory: tuple[int, int] | None = None
         self._val_loss: float | None = None
 
-    def launched(self, reading: StepReading, there: StepTensors) -> None:
-        """A step is under way; its numbers start towards the host."""
-        numbers = torch.stack([each.float() for each in there])
+    def queue(self, reading: StepReading, measured: StepTensors) -> None:
+        """A step is under way; its metrics start towards the host."""
+        numbers = torch.stack([each.float() for each in measured])
         event = None
         if numbers.is_cuda:
             numbers = torch.empty(len(numbers), pin_memory=True).copy_(numbers, non_blocking=True)
@@ -108,8 +108,8 @@ class Metrics:
             numbers = numbers.cpu()
         self._waiting.append((reading, numbers, event))
 
-    def arrived(self, everything: bool = False) -> list[tuple[StepReading, StepNumbers]]:
-        """Steps whose numbers are here, now written down; on an accelerator the newest is left for the next call,
+    def collect(self, everything: bool = False) -> list[tuple[StepReading, StepNumbers]]:
+        """Steps whose metrics have arrived, now written down; on an accelerator the newest is left for the next call,
         unless `everything` is wanted."""
         done = []
         while self._waiting:

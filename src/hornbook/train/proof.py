@@ -34,7 +34,7 @@ class Proof:
         """Before the log is cut back to where the checkpoint was."""
         return cls(entries_from(log, kept_bytes, BYTES_LOOKED_AT), step, machine)
 
-    def saw(self, step: int, loss: float, length: float, factor: float) -> str | None:
+    def compare(self, step: int, loss: float, length: float, factor: float) -> str | None:
         """The verdict, once all is seen that can be compared: a rate that follows the clock, or another end, is another
         rate, and what it leads to another step."""
         if not self._expected:

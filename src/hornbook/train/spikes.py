@@ -30,7 +30,7 @@ MOST_IN_A_ROW = 3
 class Spikes:
     def __init__(self, deviations: float | None, device: torch.device) -> None:
         self._deviations = math.inf if deviations is None else deviations
-        self._window = torch.zeros(2, WINDOW, device=device)  # losses, lengths of gradients
+        self._window = torch.zeros(2, WINDOW, device=device)  # losses, gradient norms
         self._steps = torch.zeros((), dtype=torch.int64, device=device)  # finite ones, so far
         self._in_a_row = torch.zeros((), dtype=torch.int64, device=device)
         self._places = torch.arange(WINDOW, device=device)
@@ -38,9 +38,9 @@ class Spikes:
         self._part = torch.tensor([0.0, LEAST_PART], device=device)
 
     @torch.no_grad()
-    def saw(self, loss: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+    def check(self, loss: torch.Tensor, grad_norm: torch.Tensor) -> torch.Tensor:
         """Whether this step is one, as 1 or 0."""
-        now = torch.stack([loss.float(), length.float()])
+        now = torch.stack([loss.float(), grad_norm.float()])
         finite = now.isfinite().all()
         usual = _median(self._window)
         deviation = NORMAL * _median((self._window - usual[:, None]).abs())
