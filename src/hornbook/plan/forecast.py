@@ -33,10 +33,10 @@ SAMPLE_BYTES, PIECE_BYTES, MOST_READ_BYTES = 1_000_000, 32_768, 64_000_000
 YARDSTICK = "gzip -9"
 # bits per byte = (A + B x gzip's) x (megabytes read) ^ -C x (millions of parameters in blocks) ^ -D. What is read again
 # hardly counts: of a text, no more than 1 + AGAIN times its megabytes, however often it is read. Fitted on 32 runs of
-# two seconds to twenty minutes (records/2026-11-28-zen4-1-core-dial), and A, B and C on nine more, since heads begin by
-# looking back: off by 3.7 % at most of these (records/2026-11-28-zen3-1-core-dial), by more of a text that it has not
+# two seconds to twenty minutes (records/2026-11-28-zen4-1-core-dial), A, B and C on twelve more, since heads begin by
+# looking back: off by 3.4 % at most of these (records/2026-11-28-zen3-1-core-dial), by more of a text that it has not
 # seen, for gzip does not know how much there is to learn.
-A, B, C, D, AGAIN, SPREAD = 0.906, 0.411, 0.135, 0.034, 0.336, 0.1
+A, B, C, D, AGAIN, SPREAD = 0.92, 0.40, 0.145, 0.034, 0.336, 0.1
 # Of a text that is learned in bytes the law knows little; there, it seems, every reading counts.
 SPREAD_OF_LITTLE = 0.2
 MORE = 3.0
