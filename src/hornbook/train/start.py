@@ -239,7 +239,6 @@ def free_folder(config: RunConfig, parent: Path = runs.USUAL) -> Path:
 def learner_at(state: TrainState, config: RunConfig, machine: Machine, world: World, order: SampleOrder) -> Learner:
     """One that computes as the run did when it was there; its weights are a matter of their own."""
     slices = slices_of_model(config, machine, world.size, world.size_of_host)
-    refuse_without_room(config, machine, world, slices)
     before, ranks = state.checkpoints_activations, world.size
     checkpoints_activations = is_to_checkpoint_activations(config, machine, before, slices, ranks)
     learner = _kind_of_learner(slices)(
@@ -341,11 +340,13 @@ def _assembled(
     together, goes_on = world(), isinstance(begin, Path)
     if machine.device == "cpu":
         keep_freed_memory()
-    tokens = shards.split("train")
-    order = SampleOrder(config.order, config.seed, shards.fingerprint, len(tokens), config.window, config.sequences)
+    slices = slices_of_model(config, machine, together.size, together.size_of_host)
+    refuse_without_room(config, machine, together, slices)
     refuse_idle(config, together.size)
     averages = config.train.average is not None
     together.by_first(lambda: check_room(folder, config.model.n_params(), config.train.keep_checkpoints, averages))
+    tokens = shards.split("train")
+    order = SampleOrder(config.order, config.seed, shards.fingerprint, len(tokens), config.window, config.sequences)
     state, proof = TrainState(), None
     if isinstance(begin, Path):
         state, differing = saved_state(begin), differences(begin, machine.facts())
