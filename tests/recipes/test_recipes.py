@@ -263,6 +263,8 @@ def test_heads_and_mlp_follow_another_width(minutes: float, heads: int, mlp: int
     assert (wider.n_embd, wider.n_head, wider.mlp_width) == (512, heads, mlp)
     assert compose("demo", {"model": {"n_embd": 512, "n_head": 2, "mlp_width": 99}} | stops).model.mlp_width == 99
     assert compose("demo", {"model": {"n_embd": 100}} | stops).model.n_embd == 100
+    with pytest.raises(UserError, match=r"n.embd: should be"):
+        compose("demo", {"model": {"n_embd": 10**12}} | stops)
 
 
 def test_a_stop_on_the_command_line_replaces_the_file_s(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ INDEX = "model.safetensors.index.json"
 WIDTH_MULTIPLE = 64
 MOST_SPARE_IDS = 128
 MOST_HEADS = 4096  # among which a better number is looked for
+WIDEST = 1_000_000
 
 
 Bias = Literal["norm", "qkv", "out", "mlp", "head"]
@@ -44,7 +45,7 @@ class ModelConfig(Settings):
     """Attention heads in each block."""
     n_kv_head: int | None = Field(None, ge=1, le=1_000_000)
     """Heads of keys and values, shared among the attention heads; as many as these when not given."""
-    n_embd: int = Field(256, ge=2, le=1_000_000)
+    n_embd: int = Field(256, ge=2, le=WIDEST)
     """Width of the residual stream."""
     head_width: int | None = Field(None, ge=2, le=1_000_000)
     """Width of a head; n_embd / n_head when not given."""

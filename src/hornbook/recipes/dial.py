@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hornbook.model.config import ModelConfig, modern
+from hornbook.model.config import WIDEST, ModelConfig, modern
 from hornbook.text.encodings import ENCODINGS
 from hornbook.text.tokenizer import WORDPIECE_ENTRIES, TokenizerConfig, vocab_size_for
 from hornbook.train.config import STOPS, OptimConfig, RunConfig, ScheduleConfig, TrainConfig, override
@@ -46,8 +46,8 @@ def of_another_width(chosen: RunConfig, knobs: Mapping[str, Any]) -> dict[str, A
     """What goes with the width that somebody gives in place of the chosen one."""
     model = knobs.get("model")
     n_embd = model.get("n_embd") if isinstance(model, Mapping) else None
-    if chosen.recipe not in MADE_BY_IT or not isinstance(n_embd, int) or n_embd < 1:
-        return {}
+    if chosen.recipe not in MADE_BY_IT or not isinstance(n_embd, int) or not 1 <= n_embd <= WIDEST:
+        return {}  # what is wrong with it is told by its knob
     return {"model": inside_of(n_embd, narrow=chosen.model.mlp_width is not None)}
 
 
