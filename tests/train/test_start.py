@@ -483,7 +483,7 @@ def test_more_minutes_alone_do_not_learn_a_text_by_heart(read: int, bound: float
     before = RunConfig.model_validate({"recipe": "own-text", "train": {"epochs": 40, "minutes": 10}})
     longer = override(before, {"train": {"minutes": 20}})
     assert longer.train.epochs is None
-    kept = start._kept_from_rote(longer, before, read).train
+    kept = start._bounded_as_before(longer, before, read).train
     assert (kept.minutes, kept.epochs) == (20, bound)
     other = override(before, {"train": {"steps": 9}})
-    assert start._kept_from_rote(other, before, read) == other
+    assert start._bounded_as_before(other, before, read) == other

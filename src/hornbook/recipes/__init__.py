@@ -20,7 +20,7 @@ from hornbook.shards.prepare import PrepareConfig
 from hornbook.text.corpora import find_corpus, find_source, is_corpus
 from hornbook.text.documents import AS_IT_COMES, TextConfig
 from hornbook.text.tokenizer import KINDS
-from hornbook.train.config import STOPS, RunConfig, TrainConfig, override
+from hornbook.train.config import STOPS, RunConfig, TrainConfig, kept_from_rote, override
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     "demo": modern.demo,
@@ -117,7 +117,7 @@ def _compose(named: RunConfig | str | None, knobs: Mapping[str, Any], measured: 
     if measured and not isinstance(named, RunConfig) and base.recipe in dial.MADE_BY_IT and _ends_by_minutes(train):
         base = _base(based_on, data, text, kind, train.get("minutes"), _pace(train))
         config = _on_threads_that_pay(_overridden(base, tree, knobs, origins))
-    return dial.kept_from_rote(config, base)
+    return kept_from_rote(config, base)
 
 
 def _overridden(

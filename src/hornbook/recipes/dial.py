@@ -13,7 +13,7 @@ from typing import Any
 from hornbook.model.config import WIDEST, ModelConfig, modern
 from hornbook.text.encodings import ENCODINGS
 from hornbook.text.tokenizer import WORDPIECE_ENTRIES, TokenizerConfig, vocab_size_for
-from hornbook.train.config import STOPS, OptimConfig, RunConfig, ScheduleConfig, TrainConfig, override
+from hornbook.train.config import STOPS, OptimConfig, RunConfig, ScheduleConfig, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -138,14 +138,6 @@ def own_text(
         schedule=ScheduleConfig(warmup_steps=10),
         train=TrainConfig(minutes=seconds / 60, epochs=MOST_READINGS, batch_tokens=batch),
     )
-
-
-def kept_from_rote(config: RunConfig, chosen: RunConfig) -> RunConfig:
-    """Whoever says for how many minutes has not said to learn a short text by heart."""
-    ends = [stop for stop in STOPS if getattr(config.train, stop) is not None]
-    if chosen.recipe != "own-text" or ends != ["minutes"]:
-        return config
-    return override(config, {"train": {"minutes": config.train.minutes, "epochs": chosen.train.epochs}})
 
 
 def bytes_of_a_token(kind: str) -> float:

@@ -211,6 +211,15 @@ class RunConfig(Settings):
         return max(self.train.batch_tokens // self.window, 1)
 
 
+def kept_from_rote(config: RunConfig, chosen: RunConfig) -> RunConfig:
+    """Settings that were chosen for a text bound how often it is read; whoever gives minutes has not said to learn it
+    by heart."""
+    ends, most = [stop for stop in STOPS if getattr(config.train, stop) is not None], chosen.train.epochs
+    if chosen.recipe != "own-text" or ends != ["minutes"] or most is None:
+        return config
+    return override(config, {"train": {"minutes": config.train.minutes, "epochs": most}})
+
+
 def learned_by(config: RunConfig) -> dict[str, Any]:
     """By dotted names, what the weights of a run depend on besides its text and its end."""
     tree = config.model_dump(mode="json")

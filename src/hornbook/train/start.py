@@ -53,7 +53,7 @@ from hornbook.train.checkpoint import (
     save_checkpoint,
     saved_state,
 )
-from hornbook.train.config import STOPS, RunConfig, override
+from hornbook.train.config import STOPS, RunConfig, kept_from_rote, override
 from hornbook.train.guard import NonFiniteGuard, memory_for_a_model
 from hornbook.train.head_start import give_head_start
 from hornbook.train.introduction import introduce
@@ -139,7 +139,7 @@ def fit(
             clear_leftovers(folder)
 
         together.by_first(take_place)
-        return _train(config, folder, record, shards, machine, origin, progress)
+        return _train(_assembled(config, folder, record, shards, machine, origin, progress), origin)
 
 
 def was_begun_by_this_launch(folder: RunFolder) -> bool:
@@ -206,20 +206,19 @@ def resume(path: Path, changes: Mapping[str, Any] | None = None, progress: Progr
             return str(newest)
 
         checkpoint = Path(together.by_first(take_place))
-        config = _kept_from_rote(config, before, saved_state(checkpoint).tokens / len(shards.split("train")))
+        config = _bounded_as_before(config, before, saved_state(checkpoint).tokens / len(shards.split("train")))
         record = replace(record, config=config.model_dump(), shards=shards.folder)
         record = record.with_(turned=sorted({*record.more.get("turned", ()), *flat(changes)}))
-        return _train(config, folder, record, shards, machine, checkpoint, progress, before)
+        run = _assembled(config, folder, record, shards, machine, checkpoint, progress, before)
+        return _train(run, checkpoint)
 
 
-def _kept_from_rote(config: RunConfig, before: RunConfig, readings: float) -> RunConfig:
-    """Settings that were chosen for a text bound how often it is read. More minutes alone do not lift that, unless it
-    has come to it already."""
-    ends, most = [stop for stop in STOPS if getattr(config.train, stop) is not None], before.train.epochs
-    fitted = before.recipe == "own-text" and before.train.minutes is not None
-    if not fitted or ends != ["minutes"] or most is None or readings > most - 1:
+def _bounded_as_before(config: RunConfig, before: RunConfig, readings: float) -> RunConfig:
+    """More minutes alone do not lift the bound on readings, unless the run has come to it already."""
+    most = before.train.epochs
+    if before.train.minutes is None or most is None or readings > most - 1:
         return config
-    return override(config, {"train": {"minutes": config.train.minutes, "epochs": most}})
+    return kept_from_rote(config, before)
 
 
 def begun(path: Path) -> RunConfig | None:
@@ -300,30 +299,19 @@ def _tokenizer_at_hand(config: RunConfig, folder: RunFolder) -> TokenizerConfig:
     return config.tokenizer.with_(file=str(folder.first_good(folder.checkpoints(), damage_of_model)))
 
 
-def _train(
-    config: RunConfig,
-    folder: RunFolder,
-    record: Record,
-    shards: Shards,
-    machine: Machine,
-    begin: Path | Origin | None,
-    progress: Progress,
-    before: RunConfig | None = None,
-) -> Outcome:
-    """Assemble the run, from nothing, another model or a checkpoint, and let the loop have it."""
-    run = _assembled(config, folder, record, shards, machine, begin, progress, before or config)
+def _train(run: loop.Run, begin: Path | Origin | None) -> Outcome:
     introduce(run, begin)
-    dashboards = config.train.dashboards if run.world.is_first else ()
-    with fast_float_modes(), shown_on(dashboards, folder, run.state.step):
+    dashboards = run.config.train.dashboards if run.world.is_first else ()
+    with fast_float_modes(), shown_on(dashboards, run.folder, run.state.step):
         reason = loop.train(run)
     return Outcome(
-        folder=folder.path,
+        folder=run.folder.path,
         reason=reason,
         step=run.state.step,
         seconds=run.state.seconds,
         tokens_per_second=run.metrics.tokens_per_second(),
         mfu=run.metrics.mfu(),
-        peak_memory_bytes=peak_memory_bytes(machine.device),
+        peak_memory_bytes=peak_memory_bytes(run.machine.device),
     )
 
 
@@ -335,8 +323,9 @@ def _assembled(
     machine: Machine,
     begin: Path | Origin | None,
     progress: Progress,
-    before: RunConfig,
+    before: RunConfig | None = None,
 ) -> loop.Run:
+    """From nothing, another model or a checkpoint; `before` is what it was to be, where it goes on."""
     together, goes_on = world(), isinstance(begin, Path)
     if machine.device == "cpu":
         keep_freed_memory()
@@ -362,7 +351,7 @@ def _assembled(
             begin.restore(learner, config)
         elif config.has_head_start:
             give_head_start(learner.model, tokens, config.seed, together)
-    extension = planned_since(before, config, state, order.samples_per_epoch, Extension.of(record.more))
+    extension = planned_since(before or config, config, state, order.samples_per_epoch, Extension.of(record.more))
 
     def write_down() -> None:
         forget_models_after(folder, state.step)
